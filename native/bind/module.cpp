@@ -1,0 +1,9 @@
+#include "bind/bind.h"
+
+NB_MODULE(_native, m) {
+    m.doc() = "Kernels, disk reader and slot memory: bytes, pointers and shapes; no models, no policy.";
+    flashmoe::bind_core(m);
+    flashmoe::bind_linear(m);
+    flashmoe::bind_layers(m);
+    flashmoe::bind_stream(m);
+}

@@ -1,0 +1,61 @@
+#include <algorithm>
+#include <stdexcept>
+
+#include "flashmoe/kernels.h"
+
+namespace flashmoe {
+namespace {
+
+Kernels build(const std::string& isa) {
+    Kernels table;
+    table.isa = isa;
+    register_linear_scalar(table.linear);
+    register_norm_scalar(table.norm);
+    register_rope_scalar(table.rope);
+    register_attention_scalar(table.attention);
+    register_delta_scalar(table.delta);
+    register_routing_scalar(table.routing);
+    register_elementwise_scalar(table.elementwise);
+#if defined(__x86_64__)
+    if (isa == "avx2") {
+        register_linear_avx2(table.linear);
+        register_norm_avx2(table.norm);
+        register_rope_avx2(table.rope);
+        register_attention_avx2(table.attention);
+        register_delta_avx2(table.delta);
+        register_routing_avx2(table.routing);
+        register_elementwise_avx2(table.elementwise);
+    }
+#endif
+    return table;
+}
+
+Kernels& current() {
+    static Kernels table = build(available_isas().back());
+    return table;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+    std::vector<std::string> isas{"scalar"};
+#if defined(__x86_64__)
+    // The builtin reads XCR0 too: it is true only where the system saves the wide registers.
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
+        isas.push_back("avx2");
+#endif
+    return isas;
+}
+
+const Kernels& kernels() { return current(); }
+
+void select_isa(const std::string& name) {
+    const auto isas = available_isas();
+    const std::string wanted = name == "auto" ? isas.back() : name;
+    if (std::find(isas.begin(), isas.end(), wanted) == isas.end())
+        throw std::invalid_argument("[select_isa] this machine cannot run '" + name + "'");
+    current() = build(wanted);
+}
+
+}  // namespace flashmoe

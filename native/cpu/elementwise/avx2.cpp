@@ -1,0 +1,7 @@
+#include "cpu/elementwise/elementwise.h"
+
+namespace flashmoe {
+
+void register_elementwise_avx2(ElementwiseKernels&) {}
+
+}  // namespace flashmoe

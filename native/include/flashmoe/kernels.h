@@ -1,0 +1,38 @@
+// One table of kernels per instruction set: a complete scalar baseline that each faster set overwrites.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/attention/attention.h"
+#include "cpu/delta/delta.h"
+#include "cpu/elementwise/elementwise.h"
+#include "cpu/linear/linear.h"
+#include "cpu/norm/norm.h"
+#include "cpu/rope/rope.h"
+#include "cpu/routing/routing.h"
+
+namespace flashmoe {
+
+struct Kernels {
+    std::string isa;
+    LinearKernels linear;
+    NormKernels norm;
+    RopeKernels rope;
+    AttentionKernels attention;
+    DeltaKernels delta;
+    RoutingKernels routing;
+    ElementwiseKernels elementwise;
+};
+
+// The table in use. Chosen once, by CPUID, on first use; select_isa replaces it.
+const Kernels& kernels();
+
+// The instruction sets that this machine can run, slowest first ("scalar", "avx2").
+std::vector<std::string> available_isas();
+
+// name: "auto" or one of available_isas(); throws std::invalid_argument otherwise.
+// Not to be called while kernels run.
+void select_isa(const std::string& name);
+
+}  // namespace flashmoe

@@ -1,0 +1,62 @@
+"""What a family says about its weights: the contract between model files, pack and store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class MatrixSpec:
+    """A resident matrix [rows, cols], stored in a weight format.
+
+    sources: canonical checkpoint names whose rows are stacked in order ("model.layers.0...").
+    role: "dense" follows --dense; "exact" is always bf16 (routers and tiny projections).
+    interleave: two sources (gate, up) of equal shape whose rows alternate in blocks of 8.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    rows: int
+    cols: int
+    role: Literal["dense", "exact"] = "dense"
+    interleave: bool = False
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """A small resident float32 tensor. offset is added to every element (1 for 1 + w norms)."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class ExpertsSpec:
+    """The routed experts of one layer: SwiGLU with gate and up [I, H] and down [H, I].
+
+    gate, up, down: checkpoint names with "{expert}" for per-expert checkpoints.
+    fused_gate_up [E, 2 I, H] (gate rows first), fused_down [E, H, I]: names for fused ones.
+    """
+
+    layer: int
+    num_experts: int
+    hidden_size: int
+    intermediate_size: int
+    gate: str
+    up: str
+    down: str
+    fused_gate_up: str
+    fused_down: str
+
+
+@dataclass(frozen=True)
+class WeightSpecs:
+    """All weights of a model. ignored: prefixes of checkpoint tensors that are left out on purpose."""
+
+    matrices: tuple[MatrixSpec, ...]
+    vectors: tuple[VectorSpec, ...]
+    experts: tuple[ExpertsSpec, ...]
+    ignored: tuple[str, ...] = ()
