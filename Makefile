@@ -1,0 +1,46 @@
+# Two commands from a bare clone: `make demo` and `make check`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PROMPT ?= What is the capital of Italy?
+# `make check ORACLE=` leaves torch and transformers out; the tests that need them are then skipped.
+ORACLE ?= ,oracle
+SOURCES := $(shell find native src -name '*.cpp' -o -name '*.h' -o -name '*.py') CMakeLists.txt
+
+.PHONY: demo check test lint format clean
+
+demo: .stamp/demo
+	$(BIN)/flashmoe run "$(PROMPT)"
+
+check: lint test
+
+test: .stamp/dev
+	$(BIN)/python -m pytest -q
+
+lint: .stamp/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find native -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: .stamp/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find native -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+.stamp/venv:
+	@$(PYTHON) -c 'import sys; sys.exit("flashmoe needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@mkdir -p .stamp && touch $@
+
+.stamp/demo: .stamp/venv pyproject.toml $(SOURCES)
+	$(BIN)/python -m pip install --quiet .
+	@rm -f .stamp/dev && touch $@
+
+.stamp/dev: .stamp/venv pyproject.toml $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable '.[dev$(ORACLE)]'
+	@rm -f .stamp/demo && touch $@
+
+clean:
+	rm -rf $(VENV) .stamp build

@@ -1,0 +1,233 @@
+"""The public surface: load a packed model, generate, score. Our own commands use only this."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashmoe.demo import demo_model_path
+from flashmoe.errors import UsageError
+from flashmoe.generate.engine import Engine, PhaseTimes, Session
+from flashmoe.generate.loop import Piece, Progress
+from flashmoe.generate.loop import generate as run_loop
+from flashmoe.generate.prompt import prompt_ids
+from flashmoe.generate.sampling import SamplingOptions
+from flashmoe.loading import LoadedModel, load_model
+from flashmoe.settings import EngineSettings, environment
+from flashmoe.stats import Stats
+from flashmoe.text.chat_template import ChatTemplate
+from flashmoe.text.messages import Message
+from flashmoe.text.tokenizer import Tokenizer
+
+
+def load(path: str | Path | None = None, **settings: Any) -> Model:
+    """Open a packed model; no path: the demo model that comes with the package.
+
+    Args:
+        path: directory that `flashmoe pack` wrote.
+        settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
+            context_length, experts_per_token, isa, verify. What is not given comes from the
+            environment (FLASHMOE_RAM, ...), else is chosen for the machine.
+
+    Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
+    (the limit is below the floor; the message shows the sum), StorageError (the system).
+    """
+    unknown = settings.keys() - EngineSettings.__dataclass_fields__.keys()
+    if unknown:
+        raise UsageError(
+            "unknown setting",
+            where="load",
+            expected=", ".join(EngineSettings.__dataclass_fields__),
+            got=", ".join(sorted(unknown)),
+        )
+    given = {name: value for name, value in settings.items() if value is not None}
+    chosen = EngineSettings(**{**environment(), **given})
+    return Model(load_model(Path(path) if path is not None else demo_model_path(), chosen))
+
+
+class Model:
+    """A loaded model. Use it in a `with`, or call `close`; one thread at a time.
+
+    Several models can be open; each has its own threads, memory and statistics.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._engine: Engine | None = loaded.engine
+        self._first_token_seconds = 0.0
+        self._cache_before = loaded.cache_counts()
+
+    # What the model is.
+
+    @property
+    def path(self) -> Path:
+        """The directory it was loaded from."""
+        return self._loaded.path
+
+    @property
+    def family(self) -> str:
+        """Name of the family, e.g. "qwen3_moe"."""
+        return self._loaded.family
+
+    @property
+    def config(self) -> Any:
+        """The family's Config: hidden_size, num_hidden_layers and so on, as in the checkpoint."""
+        return self._loaded.config
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self._loaded.engine.context_length
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back."""
+        return self._loaded.tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """Messages to text."""
+        return self._loaded.chat_template
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        return self._loaded.stop_ids
+
+    # What it does.
+
+    def session(self) -> Session:
+        """A new empty sequence: feed it token ids, get logits; feed it again to go on."""
+        return Session(self._open())
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        enable_thinking: bool | None = None,
+        on_progress: Progress | None = None,
+        **sampling: Any,
+    ) -> Iterator[Piece]:
+        """Answer a prompt, token by token.
+
+        Args:
+            prompt: text taken as it stands (no chat template), or token ids.
+            messages: instead of a prompt: a chat, rendered by the model's template with `tools`.
+            enable_thinking: passed to the template where given.
+            on_progress: called with (prompt tokens done, prompt tokens) during prefill.
+            sampling: fields of flashmoe.generate.sampling.SamplingOptions: max_tokens,
+                temperature, top_p, top_k, min_p, repeat_penalty, seed, stop.
+
+        Yields Piece(text, token_id, logprob, finish_reason). Raises UsageError (an option, an
+        empty prompt), ContextLengthError (the prompt does not fit) before any work; while
+        iterating StorageError, ChecksumError or NumericError.
+        """
+        start = perf_counter()
+        engine = self._open()
+        options = _sampling_options(sampling)
+        ids = prompt_ids(
+            self.tokenizer,
+            self.chat_template,
+            prompt,
+            messages=messages,
+            tools=tools,
+            enable_thinking=enable_thinking,
+        )
+        pieces = run_loop(
+            Session(engine),
+            ids,
+            options,
+            self.tokenizer,
+            self.stop_ids,
+            on_progress,
+            chunk=engine.prefill_chunk,
+            phase=engine.between_steps,
+        )
+        self._start_figures()
+        return self._timed(pieces, start)
+
+    def logits(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Token ids [T] -> logits float32 [T, vocab_size]: row t follows ids[0..t].
+
+        Raises UsageError for no ids or an id outside the vocabulary, ContextLengthError for more
+        than context_length.
+        """
+        self._start_figures()
+        return self.session().feed_all([int(id) for id in ids])
+
+    @property
+    def stats(self) -> Stats:
+        """Figures of the latest generate or logits call, up to now while it runs."""
+        engine, loaded = self._loaded.engine, self._loaded
+        hits, misses, read = np.subtract(loaded.cache_counts(), self._cache_before).tolist()
+        return Stats(
+            prompt_tokens=engine.prefill.tokens,
+            decode_tokens=engine.decode.tokens,
+            prefill_seconds=engine.prefill.seconds,
+            decode_seconds=engine.decode.seconds,
+            time_to_first_token=self._first_token_seconds,
+            phase_seconds=dict(engine.decode.phases),
+            prefill_phase_seconds=dict(engine.prefill.phases),
+            cache_hits=hits,
+            cache_misses=misses,
+            bytes_read=read,
+            peak_rss=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            **loaded.fixed_figures,
+        )
+
+    # Its life.
+
+    def close(self) -> None:
+        """Give back memory, threads and files. A closed model refuses to work."""
+        if self._engine is not None:
+            self._engine = None
+            self._loaded.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self) -> Engine:
+        if self._engine is None:
+            raise UsageError("the model is closed", where=self.path)
+        return self._engine
+
+    def _start_figures(self) -> None:
+        engine = self._open()
+        engine.prefill, engine.decode = PhaseTimes(), PhaseTimes()
+        self._first_token_seconds = 0.0
+        self._cache_before = self._loaded.cache_counts()
+
+    def _timed(self, pieces: Iterator[Piece], start: float) -> Iterator[Piece]:
+        for piece in pieces:
+            if not self._first_token_seconds:
+                self._first_token_seconds = perf_counter() - start
+            yield piece
+
+
+def _sampling_options(given: Mapping[str, Any]) -> SamplingOptions:
+    unknown = given.keys() - SamplingOptions.__dataclass_fields__.keys()
+    if unknown:
+        raise UsageError(
+            "unknown sampling option",
+            where="generate",
+            expected=", ".join(SamplingOptions.__dataclass_fields__),
+            got=", ".join(sorted(unknown)),
+        )
+    return SamplingOptions(**given)

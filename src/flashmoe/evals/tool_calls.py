@@ -1,0 +1,85 @@
+"""Tool calls: does the model answer with a valid call, and with exactly the expected one?
+
+Cases are JSON lines: {"messages", "tools", "expected": {"name", "arguments"}}.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashmoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from flashmoe.api import Model
+
+_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+_MAX_TOKENS = 128
+
+
+@dataclass
+class ToolCallScore:
+    """valid_json: replies whose first call parses; exact: calls equal to the expected ones."""
+
+    cases: int = 0
+    valid_json: int = 0
+    exact: int = 0
+    output_ids: list[list[int]] = field(default_factory=list, repr=False)
+
+
+def read_cases(path: Path) -> list[dict[str, Any]]:
+    """The cases of a JSON-lines file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        cases = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read tool-call cases: {error}", where=path) from error
+    for number, case in enumerate(cases, 1):
+        if not isinstance(case, dict) or not {"messages", "tools", "expected"} <= case.keys():
+            raise UsageError(
+                "not a tool-call case",
+                where=f"{path}, case {number}",
+                expected='{"messages", "tools", "expected"}',
+            )
+    return cases
+
+
+def score_tool_calls(
+    model: Model,
+    cases: Sequence[dict[str, Any]],
+    on_case: Callable[[int, int], None] | None = None,
+) -> ToolCallScore:
+    """Answer every case greedily and compare the call."""
+    score = ToolCallScore(cases=len(cases))
+    for number, case in enumerate(cases, 1):
+        pieces = list(
+            model.generate(
+                messages=case["messages"],
+                tools=case["tools"],
+                max_tokens=_MAX_TOKENS,
+                temperature=0.0,
+            )
+        )
+        score.output_ids.append([p.token_id for p in pieces if p.token_id is not None])
+        call = first_call("".join(piece.text for piece in pieces))
+        score.valid_json += call is not None
+        score.exact += call == case["expected"]
+        if on_case is not None:
+            on_case(number, len(cases))
+    return score
+
+
+def first_call(reply: str) -> dict[str, Any] | None:
+    """The first tool call of a reply, or None if there is none or it is not valid JSON."""
+    found = _CALL.search(reply)
+    if found is None:
+        return None
+    try:
+        call = json.loads(found.group(1))
+    except json.JSONDecodeError:
+        return None
+    return call if isinstance(call, dict) and "name" in call else None

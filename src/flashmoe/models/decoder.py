@@ -1,0 +1,82 @@
+"""The pre-norm decoder that families assemble: token mixer, then routed experts, in each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from numpy.typing import DTypeLike
+
+from flashmoe.layers.moe import RoutedExperts, SparseMoe
+from flashmoe.layers.rope import RotaryTable
+from flashmoe.layers.state import Batch, DeltaState, KvCache, SequenceState, Step
+from flashmoe.ops.base import Floats, Matrix, Ops
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The resident weights of a model by pack name, as handles and arrays of one backend."""
+
+    matrices: Mapping[str, Matrix]
+    vectors: Mapping[str, Floats]
+
+
+class Mixer(Protocol):
+    """What mixes tokens: attention or a recurrence."""
+
+    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> KvCache | DeltaState:
+        """The state of one empty sequence."""
+
+    def add_to(self, h: Floats, x: Floats, step: Step, ops: Ops) -> None:
+        """h [T, H] += mixer of the normed input x [T, H]."""
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """h += mixer(norm(h)); h += moe(norm(h))."""
+
+    input_layernorm: Floats
+    mixer: Mixer
+    post_attention_layernorm: Floats
+    moe: SparseMoe
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Embedding, layers, final norm and head of a model; holds no state of any sequence."""
+
+    embed_tokens: Matrix
+    layers: tuple[DecoderLayer, ...]
+    norm: Floats
+    lm_head: Matrix
+    rope: RotaryTable
+    eps: float
+
+    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> SequenceState:
+        """An empty sequence of up to context_length tokens."""
+        states = [layer.mixer.new_state(context_length, kv_dtype) for layer in self.layers]
+        return SequenceState(context_length, states)
+
+    def forward(self, batch: Batch, experts: RoutedExperts, ops: Ops) -> Floats:
+        """Run the tokens of the batch through all layers -> [T, H], before the final norm."""
+        ops.clock.phase = "other"
+        h = ops.embed(self.embed_tokens, batch.ids)
+        step = Step(batch.segments, self.rope.at(batch.positions()))
+        for layer in self.layers:
+            ops.begin_layer()
+            ops.clock.phase = "other"
+            x = ops.rms_norm(h, layer.input_layernorm, self.eps)
+            layer.mixer.add_to(h, x, step, ops)
+            ops.clock.phase = "other"
+            x = ops.rms_norm(h, layer.post_attention_layernorm, self.eps)
+            layer.moe.add_to(h, x, experts, ops)
+        batch.advance()
+        return h
+
+    def logits(self, h: Floats, ops: Ops) -> Floats:
+        """h [T, H] from `forward` -> float32 [T, vocab_size], scratch."""
+        ops.begin_layer()
+        ops.clock.phase = "head"
+        (logits,) = ops.linear(ops.rms_norm(h, self.norm, self.eps), self.lm_head)
+        return logits

@@ -1,0 +1,61 @@
+"""Settings of an engine, and every environment variable that flashmoe reads."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from flashmoe.errors import UsageError
+
+# One reader per read in flight: 4-8 reads of an expert's size saturate an SSD.
+DEFAULT_READERS = 8
+# Tokens per prefill chunk where memory allows. A multiple of the delta rule's block of 64, so that
+# where a prompt is cut does not change its result.
+PREFILL_CHUNKS = (512, 256, 128, 64)
+DEFAULT_CONTEXT = 4096
+
+Verify = Literal["first", "always", "never"]
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What a user can choose about an engine; None or "auto" leaves it to flashmoe.
+
+    ram: hard limit in bytes or as text ("3G", "25%"). cache: experts kept in memory: "auto",
+    "all", 0, bytes, or text. threads: kernel threads. context_length: tokens per sequence.
+    experts_per_token: fewer than the model's own (lossy). isa: kernels to use. verify: when the
+    checksum of an expert is compared with what was read.
+    """
+
+    ram: int | str | None = None
+    cache: int | str = "auto"
+    threads: int | None = None
+    context_length: int | None = None
+    experts_per_token: int | None = None
+    isa: str = "auto"
+    verify: Verify = "first"
+    readers: int = DEFAULT_READERS
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "context_length", "experts_per_token", "readers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError("must be at least 1", where=name, got=value)
+        if self.verify not in ("first", "always", "never"):
+            raise UsageError(
+                "unknown choice", where="verify", expected="first | always | never", got=self.verify
+            )
+
+
+def environment() -> dict[str, object]:
+    """Defaults from FLASHMOE_ISA, FLASHMOE_RAM, FLASHMOE_CACHE, FLASHMOE_THREADS."""
+    found: dict[str, object] = {}
+    for name in ("isa", "ram", "cache"):
+        if value := os.environ.get(f"FLASHMOE_{name.upper()}"):
+            found[name] = value
+    if threads := os.environ.get("FLASHMOE_THREADS"):
+        if not threads.isdigit():
+            raise UsageError("not a number", where="FLASHMOE_THREADS", got=repr(threads))
+        found["threads"] = int(threads)
+    return found

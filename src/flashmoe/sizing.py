@@ -1,0 +1,53 @@
+"""How much memory a model needs before any of it is taken. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from flashmoe.models.specs import WeightSpecs
+
+# Copies of [T, H] alive in a layer: residual, two normed inputs, mixer and expert results, and the
+# int8 form of the inputs with its scales.
+_HIDDEN_COPIES = 6
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the parts of a running model that do not depend on the cache."""
+
+    resident: int
+    state: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.resident + self.state + self.scratch
+
+
+def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
+    """Memory for the temporaries of a forward pass over `chunk` tokens.
+
+    Every matrix of a layer gives its result, and at most one copy of it (rotated or convolved)
+    lives beside it; each routed expert of a token gives a row of hidden_size and works on
+    moe_intermediate_size values. The head runs on one row.
+    """
+    widths: Counter[str] = Counter()
+    for matrix in specs.matrices:
+        if matrix.name.startswith("layers."):
+            widths[matrix.name.split(".")[1]] += matrix.rows
+    k = config.num_experts_per_tok
+    per_token = (
+        2 * max(widths.values())
+        + (k + _HIDDEN_COPIES) * config.hidden_size
+        + 2 * k * config.moe_intermediate_size
+    )
+    return 4 * (chunk * per_token + 2 * config.vocab_size)
+
+
+def floor_slots(num_experts_per_tok: int, readers: int) -> int:
+    """Fewest expert slots that keep the engine moving: one token's experts of a layer, and a read
+    under way for each reader."""
+    return num_experts_per_tok + readers

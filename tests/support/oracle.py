@@ -1,0 +1,100 @@
+"""Tiny random models made, saved and run by transformers: the oracle of the family tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+_COMMON = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "moe_intermediate_size": 64,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+}
+_TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {
+            **_COMMON,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "norm_topk_prob": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+    ),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeTextConfig",
+        "Qwen3_5MoeForCausalLM",
+        {
+            **_COMMON,
+            "num_hidden_layers": 4,
+            "shared_expert_intermediate_size": 64,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 64,
+            "linear_value_head_dim": 64,
+            "linear_conv_kernel_dim": 4,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e7,
+                "partial_rotary_factor": 0.25,
+                "mrope_section": [3, 3, 2],
+                "mrope_interleaved": True,
+            },
+        },
+    ),
+}
+FAMILIES = tuple(_TINY)
+
+
+def torch() -> Any:
+    """The torch module; skips the test where it is not installed."""
+    return pytest.importorskip("torch", reason="the oracle extra is not installed")
+
+
+def transformers() -> Any:
+    """The transformers module; skips the test where it is not installed."""
+    pytest.importorskip("torch", reason="the oracle extra is not installed")
+    return pytest.importorskip("transformers", reason="the oracle extra is not installed")
+
+
+def tiny_model(family: str, **overrides: Any) -> Any:
+    """A random float32 model whose weights are exact in bf16 and whose norms are not trivial."""
+    t, hf = torch(), transformers()
+    config_name, model_name, arguments = _TINY[family]
+    config = getattr(hf, config_name)(**{**arguments, **overrides})
+    t.manual_seed(0)
+    model = getattr(hf, model_name)(config).eval().float()
+    noisy = ("norm", "bias", "A_log")
+    with t.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in noisy):
+                parameter.add_(t.randn_like(parameter) * 0.1)
+            parameter.copy_(parameter.bfloat16().float())
+    return model
+
+
+def save(model: Any, path: Path, *, fused: bool) -> Path:
+    """Write the model as a bf16 checkpoint, experts fused or one by one."""
+    t = torch()
+    model.to(t.bfloat16).save_pretrained(path, save_original_format=not fused)
+    model.float()
+    return path
+
+
+def logits(model: Any, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    """float32 logits [T, vocab] of the oracle."""
+    t = torch()
+    with t.no_grad():
+        out = model(input_ids=t.from_numpy(ids.astype(np.int64))[None]).logits[0]
+    result: NDArray[np.float32] = out.float().numpy()
+    return result
