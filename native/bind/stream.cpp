@@ -1,7 +1,94 @@
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cerrno>
+#include <system_error>
+#include <tuple>
+
 #include "bind/bind.h"
+#include "stream/arena.h"
+#include "stream/crc32c.h"
+#include "stream/reader.h"
 
 namespace flashmoe {
+namespace {
 
-void bind_stream(nb::module_&) {}
+using Released = nb::call_guard<nb::gil_scoped_release>;
+using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+
+Bytes view(nb::pointer_and_handle<Arena> arena, size_t offset, size_t nbytes) {
+    const size_t limit = arena.p->bytes();
+    expect(offset <= limit && nbytes <= limit - offset, "Arena.view",
+           "offset + nbytes: expected at most " + std::to_string(limit) + ", got " +
+               std::to_string(offset) + " + " + std::to_string(nbytes));
+    return Bytes(arena.p->data() + offset, {nbytes}, arena.h);
+}
+
+int open_file(Reader& reader, const std::string& path) {
+    try {
+        const nb::gil_scoped_release released;
+        return reader.open(path);
+    } catch (const std::system_error& error) {
+        errno = error.code().value();
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, path.c_str());
+    }
+    throw nb::python_error();
+}
+
+std::vector<std::tuple<int64_t, int, int64_t>> wait(Reader& reader, double timeout_s) {
+    std::vector<std::tuple<int64_t, int, int64_t>> results;
+    for (const Landed& landed : reader.wait(timeout_s))
+        results.emplace_back(landed.tag, landed.status, landed.detail);
+    return results;
+}
+
+nb::dict stats(const Reader& reader) {
+    const ReaderStats stats = reader.stats();
+    nb::dict result;
+    result["bytes"] = stats.bytes;
+    result["reads"] = stats.reads;
+    result["busy_s"] = stats.busy_s;
+    return result;
+}
+
+uint32_t checksum(const Array<const uint8_t, 1>& buffer, uint32_t crc, bool portable) {
+    const nb::gil_scoped_release released;
+    return (portable ? crc32c_portable : crc32c)(buffer.data(), buffer.size(), crc);
+}
+
+}  // namespace
+
+void bind_stream(nb::module_& m) {
+    nb::class_<Arena>(m, "Arena", "Pre-faulted memory for expert slots, 2 MiB aligned.")
+        .def(nb::init<size_t, bool, int>(), nb::arg("nbytes"), nb::arg("huge_pages") = true,
+             nb::arg("threads") = 1, Released())
+        .def_prop_ro("address",
+                     [](const Arena& arena) { return reinterpret_cast<uintptr_t>(arena.data()); })
+        .def_prop_ro("nbytes", &Arena::bytes)
+        .def_prop_ro("huge", &Arena::huge, "Whether the kernel took the advice to use huge pages.")
+        .def("huge_bytes", &Arena::huge_bytes, "Bytes that are in huge pages now.")
+        .def("view", &view, nb::arg("offset"), nb::arg("nbytes"),
+             "uint8 [nbytes] of the arena, without a copy; keeps the arena alive.");
+
+    nb::class_<Reader>(m, "Reader", "Threads that read blocks of files into given memory.")
+        .def(nb::init<int, bool>(), nb::arg("threads"), nb::arg("verify") = true)
+        .def("open", &open_file, nb::arg("path"), "Returns a handle; raises OSError.")
+        .def("direct", &Reader::direct, nb::arg("handle"), "False: O_DIRECT was refused.")
+        .def("close_file", &Reader::close_file, nb::arg("handle"))
+        .def("submit", &Reader::submit, nb::arg("tag"), nb::arg("handle"), nb::arg("offset"),
+             nb::arg("nbytes"), nb::arg("address"), nb::arg("crc").none() = nb::none(),
+             "Queue a read; the memory must stay until it has landed.")
+        .def("wait", &wait, nb::arg("timeout_s"), Released(),
+             "[(tag, status, detail)] of what has landed. Status: 0 good, > 0 errno, -1 short "
+             "(detail: "
+             "bytes got), -2 bad checksum (detail: the one found), -3 cancelled.")
+        .def("cancel", &Reader::cancel, Released(), "Drop what has not started, wait for the rest.")
+        .def("stats", &stats, "bytes, reads, busy_s (summed over threads).");
+
+    m.def("crc32c", &checksum, nb::arg("buffer"), nb::arg("crc") = 0, nb::arg("portable") = false,
+          "CRC-32C of a uint8 array, continuing crc; portable: without SSE4.2.");
+}
 
 }  // namespace flashmoe

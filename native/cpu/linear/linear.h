@@ -1,10 +1,60 @@
+// Matrix products of stored weights and activations: kernels per instruction set, and the drivers
+// that split a product over the pool. A result row is bit-identical whatever other rows are in the
+// call and whatever the thread count: each output element has one fixed order of arithmetic.
 #pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/codec/matrix.h"
+#include "flashmoe/pool.h"
 
 namespace flashmoe {
 
-struct LinearKernels {};
+// Activation rows as the kernels read them. bf16 weights use x; q8 and q4 the int8 codes, with one
+// scale and one scale * sum(codes) per group of the matrix's group size.
+struct Rows {
+    int64_t cols = 0;
+    int64_t group = 0;  // 0: x only
+    const float* x = nullptr;
+    const int8_t* codes = nullptr;
+    const float* scales = nullptr;
+    const float* sums = nullptr;
+    const int32_t* index = nullptr;  // row i of a call is stored row index[i]; null: row i
+
+    int64_t at(int64_t i) const { return index ? index[i] : i; }
+};
+
+struct LinearKernels {
+    // y[i * 8 + r] = row r of the block . activation row first + i, for i in [0, count).
+    // bytes: one 8-row block of a matrix with rows.cols columns.
+    using Dot = void (*)(const uint8_t* bytes, int64_t group, const Rows& rows, int64_t first,
+                         int64_t count, float* y);
+    Dot dot_bf16;
+    Dot dot_q8;
+    Dot dot_q4;
+    // One group to int8: scale = max|x| / 127, sum = scale * sum(codes). A group so small that
+    // 127 / max|x| overflows counts as zero; NaN or infinity in x makes scale NaN or infinite.
+    void (*quantize)(const float* x, int64_t group, int8_t* codes, float* scale, float* sum);
+    // out[i] = silu(gate[i]) * up[i]; n is a multiple of 8. out may be gate or up.
+    void (*silu_mul)(const float* gate, const float* up, float* out, int64_t n);
+
+    Dot dot(Format format) const {
+        return format == Format::bf16 ? dot_bf16 : format == Format::q8 ? dot_q8 : dot_q4;
+    }
+};
 
 void register_linear_scalar(LinearKernels& table);
 void register_linear_avx2(LinearKernels& table);
+
+// A token chunk keeps its activations in the L2 cache while the weight blocks pass by.
+constexpr int64_t kTokenChunk = 64;
+
+// Items per turn of a worker: about 64 KiB of weights, but at least 4 turns for each thread.
+int64_t weight_grain(int64_t items, int64_t item_bytes, int threads);
+
+// outs[i][t] (+)= matrices[i] . row t of rows, for t in [0, count); outs[i] is [count, rows_i].
+void linear(Pool& pool, const Rows& rows, int64_t count, const std::vector<MatrixView>& matrices,
+            const std::vector<float*>& outs, bool accumulate);
 
 }  // namespace flashmoe

@@ -27,7 +27,7 @@ def encode(w: Floats, group: int) -> Bytes:
     w = layout.pad_rows(w)
     grouped = w.reshape(w.shape[0], -1, group)
     low, high = grouped.min(axis=2), grouped.max(axis=2)
-    bias_bits = layout.to_bf16(low)
+    bias_bits = layout.to_bf16(low + np.float32(0))  # of +0 and -0, min may give either: store +0
     scale_bits = layout.to_bf16((high - low) / np.float32(15))
     scale, bias = layout.from_bf16(scale_bits), layout.from_bf16(bias_bits)
     divisor = np.where(scale == 0, np.float32(1), scale)

@@ -1,7 +1,8 @@
 """q8: symmetric 8-bit groups, w = scale * code with code in [-127, 127] and a float32 scale.
 
 A group of G columns of a block: G / 4 units (8 rows x 4 codes), then 8 scales: 8 * G + 32 bytes.
-scale = max|w| / 127, code = round-half-even(w / scale); a group of zeros has scale 0.
+scale = max|w| / 127, code = clip(round-half-even(w / scale)); a group of zeros has scale 0. The clip
+acts only on groups so small that the scale is denormal.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def encode(w: Floats, group: int) -> Bytes:
     grouped = w.reshape(w.shape[0], -1, group)
     scale = np.abs(grouped).max(axis=2) / np.float32(127)
     divisor = np.where(scale == 0, np.float32(1), scale)
-    code = np.rint(grouped / divisor[..., None]).astype(np.int8)
+    code = np.clip(np.rint(grouped / divisor[..., None]), -127, 127).astype(np.int8)
     return _join(code, scale)
 
 

@@ -1,0 +1,57 @@
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <functional>
+
+#include "cpu/codec/codec.h"
+
+namespace flashmoe {
+namespace {
+
+float load_bf16(const uint8_t* bytes) {
+    uint16_t bits;
+    std::memcpy(&bits, bytes, 2);
+    return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
+
+void decode_bf16(const uint8_t* unit, int64_t cols, float* out) {
+    for (int64_t c = 0; c < cols; ++c) out[c] = load_bf16(unit + c / 2 * 32 + c % 2 * 2);
+}
+
+// unit: the row's first unit of the group; tail: its scales.
+void decode_q8(const uint8_t* unit, const uint8_t* tail, int64_t row, int64_t group, float* out) {
+    float scale;
+    std::memcpy(&scale, tail + 4 * row, 4);
+    for (int64_t c = 0; c < group; ++c)
+        out[c] = static_cast<float>(static_cast<int8_t>(unit[c / 4 * 32 + c % 4])) * scale;
+}
+
+void decode_q4(const uint8_t* unit, const uint8_t* tail, int64_t row, int64_t group, float* out) {
+    const float scale = load_bf16(tail + 2 * row), bias = load_bf16(tail + 16 + 2 * row);
+    for (int64_t c = 0; c < group; ++c) {
+        const int shift = c % 8 < 4 ? 0 : 4;
+        const int code = (unit[c / 8 * 32 + c % 4] >> shift) & 15;
+        out[c] = static_cast<float>(code) * scale + bias;
+    }
+}
+
+}  // namespace
+
+void decode_row(const MatrixView& w, int64_t row, float* out) {
+    const int64_t lane = row % kBlockRows;
+    const uint8_t* bytes = w.block(row / kBlockRows) + 4 * lane;
+    if (w.format == Format::bf16) return decode_bf16(bytes, w.cols, out);
+    const auto decode = w.format == Format::q8 ? decode_q8 : decode_q4;
+    const int64_t groups = w.cols / w.group, group_bytes = w.block_bytes() / groups;
+    for (int64_t g = 0; g < groups; ++g, bytes += group_bytes)
+        decode(bytes, bytes - 4 * lane + group_bytes - 32, lane, w.group, out + g * w.group);
+}
+
+void decode_rows(Pool& pool, const MatrixView& w, const int32_t* ids, int64_t count, float* out) {
+    const auto body = [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) decode_row(w, ids ? ids[i] : i, out + i * w.cols);
+    };
+    pool.parallel_for(count, std::max<int64_t>(1, 16384 / w.cols), std::cref(body));
+}
+
+}  // namespace flashmoe

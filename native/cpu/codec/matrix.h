@@ -1,0 +1,33 @@
+// A weight matrix as it is stored: blocks of 8 rows, interleaved in units of 4 bytes, back to back.
+// The byte layout of each format is defined by its NumPy twin in src/flashmoe/quant.
+#pragma once
+
+#include <cstdint>
+
+namespace flashmoe {
+
+constexpr int64_t kBlockRows = 8;
+constexpr int64_t kMaxGroup = 128;
+
+enum class Format { bf16, q8, q4 };
+
+struct MatrixView {
+    Format format;
+    int64_t group;  // columns per scale; 0 for bf16
+    int64_t rows;
+    int64_t cols;
+    const uint8_t* data;
+
+    int64_t blocks() const { return (rows + kBlockRows - 1) / kBlockRows; }
+    // Stored bytes of n columns of one row; n is a multiple of group.
+    int64_t row_bytes(int64_t n) const {
+        if (format == Format::bf16) return 2 * n;
+        const int64_t codes = format == Format::q8 ? group : group / 2;
+        return n / group * (codes + 4);
+    }
+    int64_t block_bytes() const { return kBlockRows * row_bytes(cols); }
+    int64_t nbytes() const { return blocks() * block_bytes(); }
+    const uint8_t* block(int64_t index) const { return data + index * block_bytes(); }
+};
+
+}  // namespace flashmoe

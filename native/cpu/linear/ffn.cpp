@@ -1,0 +1,97 @@
+#include "cpu/linear/ffn.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "flashmoe/kernels.h"
+
+namespace flashmoe {
+namespace {
+
+constexpr int64_t kBf16Piece = 64;
+
+}  // namespace
+
+void Ffn::configure(const MatrixView& gate_up, const MatrixView& down) {
+    gate_up_ = gate_up;
+    down_ = down;
+    piece_ = down.group ? down.group : kBf16Piece;
+}
+
+void Ffn::split(size_t experts, const int32_t* offsets) {
+    spans_.clear();
+    for (size_t e = 0; e < experts; ++e)
+        for (int64_t begin = offsets[e]; begin < offsets[e + 1]; begin += kTokenChunk)
+            spans_.push_back({static_cast<int64_t>(e), begin,
+                              std::min<int64_t>(begin + kTokenChunk, offsets[e + 1])});
+}
+
+void Ffn::run(Pool& pool, const Rows& rows, const std::vector<Expert>& experts,
+              const int32_t* offsets, const FfnOutput& output) {
+    rows_ = rows;
+    experts_ = experts.data();
+    split(experts.size(), offsets);
+    const int64_t entries = offsets[experts.size()], spans = static_cast<int64_t>(spans_.size());
+    hidden_.reserve(entries, down_.cols, down_.group);
+    if (!down_.group) grow(hidden_floats_, entries * down_.cols);
+
+    const int64_t pieces = (down_.cols + piece_ - 1) / piece_;
+    const auto first = [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) gate_up_piece(spans_[i / pieces], i % pieces);
+    };
+    const int64_t piece_bytes = gate_up_.nbytes() / pieces;
+    pool.parallel_for(spans * pieces, weight_grain(spans * pieces, piece_bytes, pool.threads()),
+                      std::cref(first));
+
+    const int64_t blocks = down_.blocks();
+    const auto second = [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) down_block(spans_[i / blocks], i % blocks, output);
+    };
+    pool.parallel_for(spans * blocks,
+                      weight_grain(spans * blocks, down_.block_bytes(), pool.threads()),
+                      std::cref(second));
+}
+
+void Ffn::gate_up_piece(const Span& span, int64_t piece) {
+    const auto& table = kernels().linear;
+    const auto dot = table.dot(gate_up_.format);
+    const int64_t first = piece * piece_, width = std::min(piece_, down_.cols - first);
+    const int64_t count = span.end - span.begin, block_bytes = gate_up_.block_bytes();
+    const uint8_t* bytes = experts_[span.expert].gate_up + 2 * first / kBlockRows * block_bytes;
+    float gate[kTokenChunk * kBlockRows], up[kTokenChunk * kBlockRows];
+    float hidden[kTokenChunk * kMaxGroup];
+    for (int64_t column = 0; column < width; column += kBlockRows, bytes += 2 * block_bytes) {
+        dot(bytes, gate_up_.group, rows_, span.begin, count, gate);
+        dot(bytes + block_bytes, gate_up_.group, rows_, span.begin, count, up);
+        table.silu_mul(gate, up, gate, count * kBlockRows);
+        for (int64_t t = 0; t < count; ++t)
+            std::copy_n(gate + t * kBlockRows, kBlockRows, hidden + t * width + column);
+    }
+    store_hidden(span, piece, hidden, width);
+}
+
+void Ffn::store_hidden(const Span& span, int64_t piece, const float* hidden, int64_t width) {
+    for (int64_t entry = span.begin; entry < span.end; ++entry, hidden += width) {
+        if (down_.group)
+            hidden_.quantize_group(entry, piece, hidden);
+        else
+            std::copy_n(hidden, width, &hidden_floats_[entry * down_.cols + piece * piece_]);
+    }
+}
+
+void Ffn::down_block(const Span& span, int64_t block, const FfnOutput& output) const {
+    float y[kTokenChunk * kBlockRows];
+    const uint8_t* bytes = experts_[span.expert].down + block * down_.block_bytes();
+    kernels().linear.dot(down_.format)(bytes, down_.group, hidden_.view(hidden_floats_.data()),
+                                       span.begin, span.end - span.begin, y);
+    const int64_t row = block * kBlockRows, height = std::min(kBlockRows, down_.rows - row);
+    for (int64_t j = span.begin; j < span.end; ++j) {
+        const float* from = y + (j - span.begin) * kBlockRows;
+        float* to = output.out + (output.dests ? output.dests[j] : j) * down_.rows + row;
+        const float scale = output.scale ? output.scale[j] : 1.0f;
+        for (int64_t r = 0; r < height; ++r)
+            to[r] = output.accumulate ? to[r] + scale * from[r] : from[r];
+    }
+}
+
+}  // namespace flashmoe

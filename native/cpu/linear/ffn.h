@@ -1,0 +1,57 @@
+// SwiGLU feed-forward networks: out = down(silu(gate . x) * (up . x)), for one network or for many
+// experts at once. Two passes over the pool; between them the hidden rows, int8 if down is q8 or
+// q4.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/linear/activations.h"
+
+namespace flashmoe {
+
+// Weights of one expert; shapes and formats are common to all.
+struct Expert {
+    const uint8_t* gate_up;  // [2 * intermediate, hidden], 8 gate rows and 8 up rows in turn
+    const uint8_t* down;     // [hidden, intermediate]
+};
+
+// Where the result of entry j goes: out row dests[j] (null: row j) is set, or, with accumulate,
+// out += scale[j] * result (null scale: 1).
+struct FfnOutput {
+    float* out;
+    const int32_t* dests;
+    const float* scale;
+    bool accumulate;
+};
+
+// A run of at most kTokenChunk entries of one expert.
+struct Span {
+    int64_t expert, begin, end;
+};
+
+class Ffn {
+  public:
+    // gate_up and down give formats and shapes; their data is not used.
+    void configure(const MatrixView& gate_up, const MatrixView& down);
+
+    // Expert i is applied to entries [offsets[i], offsets[i + 1]); entry j reads rows.at(j).
+    void run(Pool& pool, const Rows& rows, const std::vector<Expert>& experts,
+             const int32_t* offsets, const FfnOutput& output);
+
+  private:
+    void split(size_t experts, const int32_t* offsets);
+    void gate_up_piece(const Span& span, int64_t piece);
+    void store_hidden(const Span& span, int64_t piece, const float* hidden, int64_t width);
+    void down_block(const Span& span, int64_t block, const FfnOutput& output) const;
+
+    MatrixView gate_up_{}, down_{};
+    int64_t piece_ = 0;  // hidden columns per item of the first pass: one group of down
+    Rows rows_{};
+    const Expert* experts_ = nullptr;
+    std::vector<Span> spans_;
+    QuantizedRows hidden_;
+    std::vector<float> hidden_floats_;  // only if down is bf16
+};
+
+}  // namespace flashmoe

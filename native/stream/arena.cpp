@@ -1,0 +1,109 @@
+#include "stream/arena.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <fstream>
+#include <limits>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // Linux 5.14; older headers lack the name
+#endif
+
+namespace flashmoe {
+namespace {
+
+constexpr size_t kPage = 4096;
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kPiece = size_t{64} << 20;  // what a thread pre-faults at a time
+
+uint8_t* map_aligned(size_t bytes) {
+    if (bytes > std::numeric_limits<size_t>::max() - kHugePage) throw std::bad_alloc();
+    const size_t mapped = bytes + kHugePage;
+    void* const start =
+        mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) throw std::bad_alloc();
+    const auto address = reinterpret_cast<uintptr_t>(start);
+    const size_t head = (kHugePage - address % kHugePage) % kHugePage;
+    auto* const data = static_cast<uint8_t*>(start) + head;
+    if (head > 0) munmap(start, head);
+    munmap(data + bytes, kHugePage - head);
+    return data;
+}
+
+void touch(uint8_t* data, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += kPage) *const_cast<volatile uint8_t*>(data + i) = 0;
+}
+
+// False when the memory cannot be had.
+bool populate(uint8_t* data, size_t bytes) {
+    while (madvise(data, bytes, MADV_POPULATE_WRITE) != 0) {
+        if (errno == EINTR || errno == EAGAIN) continue;
+        if (errno != EINVAL) return false;
+        touch(data, bytes);  // a kernel older than MADV_POPULATE_WRITE
+        return true;
+    }
+    return true;
+}
+
+}  // namespace
+
+Arena::Arena(size_t bytes, bool huge_pages, int threads) {
+    if (bytes == 0) throw std::invalid_argument("[Arena] nbytes: expected at least 1");
+    if (threads < 1) throw std::invalid_argument("[Arena] threads: expected at least 1");
+    if (bytes > std::numeric_limits<size_t>::max() - kPage) throw std::bad_alloc();
+    bytes_ = (bytes + kPage - 1) / kPage * kPage;
+    data_ = map_aligned(bytes_);
+    huge_ = huge_pages && madvise(data_, bytes_, MADV_HUGEPAGE) == 0;
+    // Where the system default is "always", plain pages must be asked for.
+    if (!huge_pages) madvise(data_, bytes_, MADV_NOHUGEPAGE);
+    try {
+        prefault(threads);
+    } catch (...) {
+        munmap(data_, bytes_);
+        throw;
+    }
+}
+
+Arena::~Arena() { munmap(data_, bytes_); }
+
+void Arena::prefault(int threads) {
+    const size_t pieces = (bytes_ + kPiece - 1) / kPiece;
+    std::atomic<size_t> next{0};
+    std::atomic<bool> failed{false};
+    const auto work = [&] {
+        for (size_t i = next++; i < pieces && !failed; i = next++)
+            if (!populate(data_ + i * kPiece, std::min(kPiece, bytes_ - i * kPiece))) failed = true;
+    };
+    std::vector<std::jthread> helpers;
+    for (int i = 1; i < std::min<int64_t>(threads, pieces); ++i) helpers.emplace_back(work);
+    work();
+    helpers.clear();
+    if (failed) throw std::bad_alloc();
+}
+
+size_t Arena::huge_bytes() const {
+    std::ifstream smaps("/proc/self/smaps");
+    const auto start = reinterpret_cast<uintptr_t>(data_);
+    size_t kilobytes = 0;
+    bool ours = false;
+    for (std::string line; std::getline(smaps, line);) {
+        unsigned long from = 0, to = 0, amount = 0;
+        if (std::sscanf(line.c_str(), "%lx-%lx ", &from, &to) == 2)
+            ours = from < start + bytes_ && start < to;
+        else if (ours && std::sscanf(line.c_str(), "AnonHugePages: %lu kB", &amount) == 1)
+            kilobytes += amount;
+    }
+    // The kernel may have merged the mapping with a neighbour of the same kind.
+    return std::min(kilobytes * 1024, bytes_);
+}
+
+}  // namespace flashmoe

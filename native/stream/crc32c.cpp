@@ -1,0 +1,124 @@
+#include "stream/crc32c.h"
+
+#include <array>
+#include <bit>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace flashmoe {
+namespace {
+
+static_assert(std::endian::native == std::endian::little);
+
+constexpr uint32_t kPolynomial = 0x82F63B78;  // reflected
+
+using Table = std::array<uint32_t, 256>;
+
+constexpr Table make_byte_table() {
+    Table table{};
+    for (uint32_t byte = 0; byte < 256; ++byte) {
+        uint32_t crc = byte;
+        for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ (crc & 1 ? kPolynomial : 0);
+        table[byte] = crc;
+    }
+    return table;
+}
+
+constexpr Table kByteTable = make_byte_table();
+
+constexpr uint32_t append_zero_byte(uint32_t crc) { return (crc >> 8) ^ kByteTable[crc & 255]; }
+
+// slices[i][b]: the effect of byte b followed by i zero bytes.
+constexpr std::array<Table, 8> make_slices() {
+    std::array<Table, 8> slices{kByteTable};
+    for (int i = 1; i < 8; ++i)
+        for (int byte = 0; byte < 256; ++byte)
+            slices[i][byte] = append_zero_byte(slices[i - 1][byte]);
+    return slices;
+}
+
+constexpr std::array<Table, 8> kSlices = make_slices();
+
+inline uint64_t load_u64(const uint8_t* data) {
+    uint64_t word;
+    std::memcpy(&word, data, sizeof word);
+    return word;
+}
+
+#if defined(__x86_64__)
+
+// One crc32 instruction takes 3 cycles but one may start in each: three lanes run side by side.
+constexpr size_t kLaneBytes = 2048;
+
+// shift[i][b]: the effect of byte i of a checksum, of value b, followed by kLaneBytes zero bytes.
+constexpr std::array<Table, 4> make_lane_shift() {
+    std::array<uint32_t, 32> of_bit{};
+    for (int bit = 0; bit < 32; ++bit) {
+        of_bit[bit] = uint32_t{1} << bit;
+        for (size_t i = 0; i < kLaneBytes; ++i) of_bit[bit] = append_zero_byte(of_bit[bit]);
+    }
+    std::array<Table, 4> shift{};
+    for (int i = 0; i < 4; ++i)
+        for (int byte = 0; byte < 256; ++byte)
+            for (int bit = 0; bit < 8; ++bit)
+                if (byte >> bit & 1) shift[i][byte] ^= of_bit[8 * i + bit];
+    return shift;
+}
+
+constexpr std::array<Table, 4> kLaneShift = make_lane_shift();
+
+inline uint32_t shift_lane(uint32_t crc) {
+    return kLaneShift[0][crc & 255] ^ kLaneShift[1][crc >> 8 & 255] ^
+           kLaneShift[2][crc >> 16 & 255] ^ kLaneShift[3][crc >> 24];
+}
+
+__attribute__((target("sse4.2"))) uint32_t three_lanes(const uint8_t* data, uint32_t crc) {
+    uint64_t first = crc, second = 0, third = 0;
+    for (size_t i = 0; i < kLaneBytes; i += 8) {
+        first = _mm_crc32_u64(first, load_u64(data + i));
+        second = _mm_crc32_u64(second, load_u64(data + kLaneBytes + i));
+        third = _mm_crc32_u64(third, load_u64(data + 2 * kLaneBytes + i));
+    }
+    const uint32_t both = shift_lane(static_cast<uint32_t>(first)) ^ static_cast<uint32_t>(second);
+    return shift_lane(both) ^ static_cast<uint32_t>(third);
+}
+
+__attribute__((target("sse4.2"))) uint32_t crc32c_sse42(const uint8_t* data, size_t bytes,
+                                                        uint32_t crc) {
+    crc = ~crc;
+    for (; bytes >= 3 * kLaneBytes; data += 3 * kLaneBytes, bytes -= 3 * kLaneBytes)
+        crc = three_lanes(data, crc);
+    for (; bytes >= 8; data += 8, bytes -= 8)
+        crc = static_cast<uint32_t>(_mm_crc32_u64(crc, load_u64(data)));
+    for (; bytes > 0; ++data, --bytes) crc = _mm_crc32_u8(crc, *data);
+    return ~crc;
+}
+
+#endif
+
+}  // namespace
+
+uint32_t crc32c_portable(const void* data, size_t bytes, uint32_t crc) {
+    const auto* next = static_cast<const uint8_t*>(data);
+    crc = ~crc;
+    for (; bytes >= 8; next += 8, bytes -= 8) {
+        const uint64_t word = load_u64(next) ^ crc;
+        crc = 0;
+        for (int i = 0; i < 8; ++i) crc ^= kSlices[7 - i][word >> (8 * i) & 255];
+    }
+    for (; bytes > 0; ++next, --bytes) crc = append_zero_byte(crc ^ *next);
+    return ~crc;
+}
+
+uint32_t crc32c(const void* data, size_t bytes, uint32_t crc) {
+#if defined(__x86_64__)
+    static const bool has_sse42 = __builtin_cpu_supports("sse4.2");
+    if (has_sse42) return crc32c_sse42(static_cast<const uint8_t*>(data), bytes, crc);
+#endif
+    return crc32c_portable(data, bytes, crc);
+}
+
+}  // namespace flashmoe

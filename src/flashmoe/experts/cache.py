@@ -1,0 +1,183 @@
+"""The expert cache: slots in one arena, filled by reads that run while hits are computed.
+
+`begin` plans and starts the reads of one layer; its ticket hands the experts out as they become
+available. For one engine thread: at most one ticket is open, and the next `begin` closes it.
+The order in which experts arrive varies; which are resident afterwards does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from flashmoe.errors import MemoryBudgetError
+from flashmoe.experts.fetch import Fetcher, Verify
+from flashmoe.experts.plan import plan
+from flashmoe.experts.policy import Key, Lru, Policy
+from flashmoe.experts.residency import Residency
+from flashmoe.experts.source import READ_ALIGNMENT, ExpertSource, Reader
+from flashmoe.experts.stats import CacheStats
+from flashmoe.experts.ticket import Ticket
+
+_log = logging.getLogger(__name__)
+
+
+class SlotMemory(Protocol):
+    """Memory that does not move (flashmoe._native.Arena). Sizes in bytes."""
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class ExpertCache:
+    """Expert records in memory, read on demand.
+
+    Args:
+        source: where the records are.
+        memory: starts at a multiple of 4096; holds as many slots as fit, at least one.
+        reader: used by this cache alone.
+        slot_bytes: size of the largest record, a multiple of 4096.
+        policy: order of eviction; default least recently used over all layers.
+        keep: False drops everything at `end_step`.
+        verify: when the checksum of a record is checked.
+
+    Addresses that tickets hand out are good only as long as the cache lives. Raises StorageError
+    if a file of the source cannot be opened.
+    """
+
+    def __init__(
+        self,
+        source: ExpertSource,
+        memory: SlotMemory,
+        reader: Reader,
+        *,
+        slot_bytes: int,
+        policy: Policy | None = None,
+        keep: bool = True,
+        verify: Verify = "first",
+    ) -> None:
+        assert slot_bytes > 0, "slots must have a size"
+        assert (slot_bytes | memory.address) % READ_ALIGNMENT == 0, "slots must be aligned"
+        self.stats, self.keep = CacheStats(), keep
+        self._residency = Residency(memory.nbytes // slot_bytes, policy or Lru())
+        # Attributes are freed in this order: the reader before the memory that it writes into.
+        self._fetcher = Fetcher(source, reader, memory.address, slot_bytes, verify)
+        self._memory = memory
+        self._open: Ticket | None = None
+        self._warn_of_buffered_files()
+
+    @property
+    def slots(self) -> int:
+        return self._residency.slots
+
+    @property
+    def buffered_files(self) -> tuple[Path, ...]:
+        """Files read through the page cache because their file system refuses O_DIRECT."""
+        return self._fetcher.buffered_files
+
+    def resident(self) -> frozenset[Key]:
+        """The (layer, expert) pairs that a `begin` would find now."""
+        return self._residency.resident()
+
+    def begin(self, layer: int, ids: Sequence[int]) -> Ticket:
+        """Start the reads of the experts that are missing.
+
+        Args:
+            layer: index of the layer, as the source counts.
+            ids: distinct experts in the order in which they are best computed. Where they are more
+                than the slots, some are read only after others have been computed.
+        """
+        self._close_ticket()
+        wanted = [(layer, expert) for expert in ids]
+        decided = plan(wanted, self._residency)
+        self.stats.hits += len(decided.hits)
+        self.stats.misses += len(decided.loads)
+        ticket = Ticket(wanted, decided, self._residency, self._fetcher, self.stats)
+        self._open = ticket
+        ticket.start()
+        return ticket
+
+    def end_step(self) -> None:
+        """All layers of a step are done: without `keep`, drop every expert."""
+        self._close_ticket()
+        if not self.keep:
+            self.clear()
+
+    def clear(self) -> None:
+        """Drop every expert."""
+        self._close_ticket()
+        for key in sorted(self._residency.resident()):
+            slot = self._residency.slot_of(key)
+            assert slot is not None
+            self._residency.drop(slot)
+
+    def close(self) -> None:
+        """Stop the reads and close the files. The cache is of no use after that."""
+        self._close_ticket()
+        self._fetcher.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _close_ticket(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _warn_of_buffered_files(self) -> None:
+        if self.buffered_files:
+            names = ", ".join(map(str, self.buffered_files))
+            _log.warning("O_DIRECT is refused, reads go through the page cache: %s", names)
+
+
+def open_cache(
+    source: ExpertSource,
+    *,
+    slots: int,
+    slot_bytes: int,
+    reader_threads: int | None = None,
+    prefault_threads: int = 1,
+    policy: Policy | None = None,
+    keep: bool = True,
+    verify: Verify = "first",
+) -> ExpertCache:
+    """A cache with an arena and a reader of its own; arguments as for ExpertCache.
+
+    reader_threads: reads in flight; default `default_reader_threads()`. Raises MemoryBudgetError if
+    the system does not give the memory, StorageError if a file of the source cannot be opened.
+    """
+    from flashmoe import _native  # the only part of experts/ that needs compiled code
+
+    try:
+        memory = _native.Arena(slots * slot_bytes, huge_pages=True, threads=prefault_threads)
+    except MemoryError as error:
+        raise MemoryBudgetError(
+            "the system refuses the memory for the expert cache",
+            where="cache",
+            got=f"{slots} slots of {slot_bytes} bytes",
+            hint="Ask for a smaller --cache or --ram",
+        ) from error
+    reader = _native.Reader(reader_threads or default_reader_threads())
+    return ExpertCache(
+        source, memory, reader, slot_bytes=slot_bytes, policy=policy, keep=keep, verify=verify
+    )
+
+
+def default_reader_threads() -> int:
+    """4 to 8: fewer leave an SSD idle, more gain nothing."""
+    return min(8, max(4, os.cpu_count() or 4))

@@ -1,0 +1,99 @@
+"""Which expert is in which slot, and what may be done with the slot."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from enum import Enum
+
+from flashmoe.experts.plan import Load
+from flashmoe.experts.policy import Key, Policy
+
+
+class SlotState(Enum):
+    """EMPTY -> LOADING -> READY <-> HELD; READY -> LOADING when another expert takes the slot."""
+
+    EMPTY = "empty"
+    LOADING = "loading"  # a read may write into it at any moment
+    READY = "ready"  # holds a good record, may be evicted
+    HELD = "held"  # holds a good record that is being computed
+
+
+class Residency:
+    """The slots of a cache. Every change is one of the transitions of SlotState."""
+
+    def __init__(self, slots: int, policy: Policy) -> None:
+        assert slots >= 1, "a cache needs a slot"
+        self._policy = policy
+        self._states = [SlotState.EMPTY] * slots
+        self._keys: list[Key | None] = [None] * slots
+        self._slots: dict[Key, int] = {}
+        self._empty: OrderedDict[int, None] = OrderedDict.fromkeys(range(slots))
+
+    @property
+    def slots(self) -> int:
+        return len(self._states)
+
+    def state(self, slot: int) -> SlotState:
+        return self._states[slot]
+
+    def slot_of(self, key: Key) -> int | None:
+        """The slot with the expert's good record, None if there is none (yet)."""
+        slot = self._slots.get(key)
+        return None if slot is None or self._states[slot] is SlotState.LOADING else slot
+
+    def empty(self) -> Iterator[int]:
+        return iter(self._empty)
+
+    def coldest(self) -> Iterator[Key]:
+        return self._policy.coldest()
+
+    def resident(self) -> frozenset[Key]:
+        """Every expert with a good record."""
+        return frozenset(key for key in self._slots if self.slot_of(key) is not None)
+
+    def start(self, load: Load) -> None:
+        """EMPTY or READY -> LOADING: the slot's expert, if any, is gone."""
+        if load.evicts is None:
+            assert self._states[load.slot] is SlotState.EMPTY
+            del self._empty[load.slot]
+        else:
+            assert self._states[load.slot] is SlotState.READY
+            assert self._keys[load.slot] == load.evicts
+            del self._slots[load.evicts]
+            self._policy.forget(load.evicts)
+        self._states[load.slot] = SlotState.LOADING
+        self._keys[load.slot] = load.key
+        self._slots[load.key] = load.slot
+
+    def landed(self, slot: int) -> None:
+        """LOADING -> READY."""
+        self._move(slot, SlotState.LOADING, SlotState.READY)
+
+    def hold(self, slot: int) -> None:
+        """READY -> HELD."""
+        self._move(slot, SlotState.READY, SlotState.HELD)
+
+    def release(self, slot: int) -> None:
+        """HELD -> READY."""
+        self._move(slot, SlotState.HELD, SlotState.READY)
+
+    def drop(self, slot: int) -> None:
+        """LOADING or READY -> EMPTY."""
+        assert self._states[slot] in (SlotState.LOADING, SlotState.READY)
+        key = self._keys[slot]
+        assert key is not None
+        del self._slots[key]
+        self._policy.forget(key)
+        self._states[slot], self._keys[slot] = SlotState.EMPTY, None
+        self._empty[slot] = None
+
+    def used(self, keys: Iterable[Key]) -> None:
+        """Tell the policy what a step has computed, in that order."""
+        for key in keys:
+            if self.slot_of(key) is not None:
+                self._policy.used(key)
+
+    def _move(self, slot: int, old: SlotState, new: SlotState) -> None:
+        assert self._states[slot] is old, f"slot {slot}: {self._states[slot]}, expected {old}"
+        self._states[slot] = new
