@@ -3,22 +3,250 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import numpy as np
-
+from flashmoe import _native
 from flashmoe.errors import MemoryBudgetError, UsageError
-from flashmoe.experts.budget import Budget, Part, plan_cache
-from flashmoe.experts.memory import MemoryLimit, memory_limit, resident_set_size
+from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_limit, parse_cache
 from flashmoe.experts.cache import ExpertCache, open_cache
+from flashmoe.experts.memory import read_system_memory
+from flashmoe.experts.packed_source import PackedSource
 from flashmoe.experts.streamed import StreamedExperts
 from flashmoe.generate.engine import Engine
-from flashmoe.models.decoder import Weights
+from flashmoe.models.decoder import Decoder, Weights
 from flashmoe.models.registry import load_family
-from flashmoe.models.specs import WeightSpecs
-from flashmoe.ops.base import Ops
+from flashmoe.ops.cpu import CpuOps
+from flashmoe.ops.threads import default_threads
 from flashmoe.settings import DEFAULT_CONTEXT, PREFILL_CHUNKS, EngineSettings
-from flashmoe.store.packed import PackedModel
+from flashmoe.sizes import parse_size
+from flashmoe.sizing import floor_slots, scratch_bytes
+from flashmoe.store.packed import LoadedMatrix, PackedModel
+from flashmoe.text.chat_template import ChatTemplate
+from flashmoe.text.stop_tokens import stop_ids
+from flashmoe.text.tokenizer import Tokenizer
+
+# What the process takes beyond the named parts: allocator slack, thread stacks, kernel memory.
+_RESERVE = 48 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be built: decided before memory is taken."""
+
+    config: Any
+    native_experts_per_token: int
+    context_length: int
+    kv_itemsize: int
+    prefill_chunk: int
+    threads: int
+    state_bytes: int
+    budget: Budget
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Everything that one open model owns."""
+
+    path: Path
+    family: str
+    config: Any
+    engine: Engine
+    cache: ExpertCache
+    arena: _native.Arena
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+    stop_ids: frozenset[int]
+    fixed_figures: dict[str, Any]
+
+    def cache_counts(self) -> tuple[int, int, int]:
+        """Hits, misses and bytes read since the model was opened."""
+        stats = self.cache.stats
+        return stats.hits, stats.misses, stats.bytes_read
+
+    def close(self) -> None:
+        """Stop the reads and close the files; memory goes with the last reference."""
+        self.cache.close()
+
+
+def load_model(path: Path, settings: EngineSettings) -> LoadedModel:
+    """Open a pack and build its engine; errors as for flashmoe.load."""
+    pack = PackedModel.open(path)
+    family = load_family(pack.manifest.family)
+    tokenizer, template = Tokenizer(path), ChatTemplate(path)
+    _select_isa(settings.isa)
+    plan = make_plan(pack, family, settings)
+    ops = CpuOps(plan.threads)
+    arena, weights = _load_weights(pack, ops)
+    cache = open_cache(
+        PackedSource(pack),
+        slots=plan.budget.slots,
+        slot_bytes=pack.manifest.experts.record_bytes,
+        reader_threads=settings.readers,
+        prefault_threads=plan.threads,
+        keep=plan.budget.keep,
+        verify=settings.verify,
+    )
+    engine = _engine(pack, plan, family.build(plan.config, weights), cache, ops)
+    return LoadedModel(
+        path=path,
+        family=pack.manifest.family,
+        config=plan.config,
+        engine=engine,
+        cache=cache,
+        arena=arena,
+        tokenizer=tokenizer,
+        chat_template=template,
+        stop_ids=stop_ids(path, tokenizer, template),
+        fixed_figures=_fixed_figures(pack, plan, cache),
+    )
+
+
+def _select_isa(name: str) -> None:
+    try:
+        _native.select_isa(name)
+    except ValueError as error:
+        raise UsageError(
+            "this machine cannot run these kernels",
+            where="isa",
+            expected=" | ".join(["auto", *_native.available_isas()]),
+            got=name,
+        ) from error
+
+
+def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> Plan:
+    """Decide sizes; raises MemoryBudgetError with the sum if the floor is above the limit."""
+    config, native_k = family.read_config(pack.config), 0
+    native_k = config.num_experts_per_tok
+    config = _with_experts_per_token(config, settings.experts_per_token)
+    context = _context_length(config, settings.context_length)
+    # A bf16 pack is there to be exact: rounding keys and values would be its largest error.
+    kv_itemsize = 4 if pack.manifest.dense_format.name == "bf16" else 2
+    state = family.state_bytes(config, context, kv_itemsize)
+    specs = family.weights(config)
+
+    def budget(chunk: int) -> Budget:
+        parts = {
+            "resident weights": pack.resident_bytes,
+            f"state of {context} tokens": state,
+            f"scratch of {chunk}-token chunks": scratch_bytes(config, specs, chunk),
+        }
+        return _budget(pack, native_k, parts, settings)
+
+    chunk, fitting = _largest_chunk(budget)
+    return Plan(
+        config=config,
+        native_experts_per_token=native_k,
+        context_length=context,
+        kv_itemsize=kv_itemsize,
+        prefill_chunk=chunk,
+        threads=settings.threads or default_threads(),
+        state_bytes=state,
+        budget=fitting,
+    )
+
+
+def _largest_chunk(budget: Callable[[int], Budget]) -> tuple[int, Budget]:
+    for chunk in PREFILL_CHUNKS[:-1]:
+        try:
+            return chunk, budget(chunk)
+        except MemoryBudgetError:
+            continue  # a smaller chunk needs less scratch
+    return PREFILL_CHUNKS[-1], budget(PREFILL_CHUNKS[-1])
+
+
+def _budget(
+    pack: PackedModel, num_experts_per_tok: int, parts: dict[str, int], settings: EngineSettings
+) -> Budget:
+    layout = pack.manifest.experts
+    sizes = ExpertSizes(
+        slot_bytes=layout.record_bytes,
+        total=len(pack.manifest.layers) * layout.num_experts,
+        floor=floor_slots(num_experts_per_tok, settings.readers),
+    )
+    system = read_system_memory()
+    ram = settings.ram
+    if isinstance(ram, str):
+        ram = parse_size(ram, option="--ram", whole=system.physical)
+    cache = settings.cache
+    wanted = parse_cache(cache, sizes) if isinstance(cache, str) else cache
+    parts = {**parts, "interpreter and tokenizer": system.process + _RESERVE}
+    return make_budget(memory_limit(system, ram), parts, sizes, wanted)
+
+
+def _with_experts_per_token(config: Any, wanted: int | None) -> Any:
+    own = config.num_experts_per_tok
+    if wanted is None or wanted == own:
+        return config
+    if wanted > own:
+        raise UsageError(
+            "more experts than the model was trained for",
+            where="experts_per_token",
+            expected=f"1 to {own}",
+            got=wanted,
+        )
+    return dataclasses.replace(config, num_experts_per_tok=wanted)
+
+
+def _context_length(config: Any, wanted: int | None) -> int:
+    longest = config.max_position_embeddings
+    if wanted is not None and wanted > longest:
+        raise UsageError(
+            "longer than the model's context",
+            where="context_length",
+            expected=f"at most {longest}",
+            got=wanted,
+        )
+    return wanted or min(longest, DEFAULT_CONTEXT)
+
+
+def _load_weights(pack: PackedModel, ops: CpuOps) -> tuple[_native.Arena, Weights]:
+    """Read the resident part into huge pages -> the arena that owns it, and handles into it."""
+    try:
+        arena = _native.Arena(pack.resident_bytes, huge_pages=True, threads=ops.pool.threads)
+    except MemoryError as error:
+        raise MemoryBudgetError(
+            "the system refuses the memory for the resident weights",
+            got=f"{pack.resident_bytes} bytes",
+        ) from error
+    loaded = pack.load_resident(arena.view(0, pack.resident_bytes))
+    matrices, vectors = {}, {}
+    for name, tensor in loaded.items():
+        if isinstance(tensor, LoadedMatrix):
+            matrices[name] = ops.matrix(tensor.format, tensor.rows, tensor.cols, tensor.data)
+        else:
+            vectors[name] = tensor
+    return arena, Weights(matrices, vectors)
+
+
+def _engine(
+    pack: PackedModel, plan: Plan, decoder: Decoder, cache: ExpertCache, ops: CpuOps
+) -> Engine:
+    return Engine(
+        decoder=decoder,
+        experts=StreamedExperts(cache, pack.manifest.experts, ops),
+        ops=ops,
+        context_length=plan.context_length,
+        prefill_chunk=plan.prefill_chunk,
+        vocab_size=plan.config.vocab_size,
+        kv_dtype=f"f{plan.kv_itemsize}",
+    )
+
+
+def _fixed_figures(pack: PackedModel, plan: Plan, cache: ExpertCache) -> dict[str, Any]:
+    """The fields of Stats that do not change while the model is open."""
+    return {
+        "cache_slots": cache.slots,
+        "cache_bytes": cache.slots * pack.manifest.experts.record_bytes,
+        "resident_bytes": pack.resident_bytes,
+        "kv_bytes": plan.state_bytes,
+        "num_layers": plan.config.num_hidden_layers,
+        "direct_io": not cache.buffered_files,
+        "experts_per_token": plan.config.num_experts_per_tok,
+        "native_experts_per_token": plan.native_experts_per_token,
+        "isa": _native.isa(),
+        "threads": plan.threads,
+    }

@@ -1,9 +1,8 @@
-"""How much memory a model needs before any of it is taken. Pure arithmetic."""
+"""How much memory a model needs before any of it is taken. Pure arithmetic, in bytes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 from flashmoe.models.specs import WeightSpecs
@@ -11,20 +10,6 @@ from flashmoe.models.specs import WeightSpecs
 # Copies of [T, H] alive in a layer: residual, two normed inputs, mixer and expert results, and the
 # int8 form of the inputs with its scales.
 _HIDDEN_COPIES = 6
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes of the parts of a running model that do not depend on the cache."""
-
-    resident: int
-    state: int
-    scratch: int
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.resident + self.state + self.scratch
 
 
 def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
