@@ -1,0 +1,203 @@
+"""Strict reading of config.json: typed, no silent default for a shape, the unsupported refused."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from flashmoe.errors import ConfigError
+
+T = TypeVar("T")
+_REQUIRED: Any = object()
+
+# Keys that say nothing about the forward pass of a text model, or that are read elsewhere.
+HARMLESS = frozenset(
+    (
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "image_token_id",
+        "initializer_range",
+        "label2id",
+        "language_model_only",
+        "mamba_ssm_dtype",
+        "max_window_layers",
+        "model_type",
+        "mtp_num_hidden_layers",
+        "mtp_use_dedicated_embeddings",
+        "output_router_logits",
+        "pad_token_id",
+        "router_aux_loss_coef",
+        "sliding_window",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "video_token_id",
+        "vision_config",
+        "vision_end_token_id",
+        "vision_start_token_id",
+    )
+)
+# How positions of image tokens are laid out; text tokens see plain RoPE.
+ROPE_HARMLESS = frozenset(("mrope_section", "mrope_interleaved"))
+
+
+@dataclass(frozen=True)
+class Rope:
+    """RoPE of the default type: base, and the share of each head's dimensions that is rotated."""
+
+    theta: float
+    partial_rotary_factor: float
+
+
+class ConfigReader:
+    """Typed reads of one JSON object; `finish` reports the keys that nobody read.
+
+    Each read takes one or more names of the same key (old and new), the first of which is used in
+    messages. Without a default, a missing key is a ConfigError, as is a wrong type.
+    """
+
+    def __init__(self, raw: dict[str, Any], where: str = "config.json") -> None:
+        self._raw, self._where = raw, where
+        self._seen: set[str] = set()
+
+    def integer(self, *names: str, default: int = _REQUIRED, high: int = 2**31 - 1) -> int:
+        """An integer in [1, high]."""
+        value = self._get(names, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
+            self.fail(names[0], f"an integer in [1, {high}]", value)
+        return value
+
+    def divisor(self, name: str, of: int) -> int:
+        """An integer that divides `of`."""
+        value = self.integer(name)
+        if of % value:
+            self.fail(name, f"a divisor of {of}", value)
+        return value
+
+    def even(self, name: str, default: int = _REQUIRED) -> int:
+        """An even integer."""
+        value = self.integer(name, default=default)
+        if value % 2:
+            self.fail(name, "an even integer", value)
+        return value
+
+    def number(self, *names: str, default: float = _REQUIRED) -> float:
+        """A positive finite number."""
+        value = self._get(names, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
+            self.fail(names[0], "a positive number", value)
+        return float(value)
+
+    def flag(self, *names: str, default: bool = _REQUIRED) -> bool:
+        """true or false."""
+        value = self._get(names, default)
+        if not isinstance(value, bool):
+            self.fail(names[0], "true or false", value)
+        return value
+
+    def choices(self, name: str, allowed: tuple[str, ...], length: int) -> tuple[str, ...] | None:
+        """A list of `length` strings out of `allowed`; None if the key is absent or null."""
+        value = self._get((name,), None)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != length:
+            self.fail(name, f"a list of {length}", value)
+        for item in value:
+            if item not in allowed:
+                self.fail(name, " | ".join(allowed), item)
+        return tuple(value)
+
+    def require(self, name: str, *supported: object, default: object = _REQUIRED) -> None:
+        """Refuses every value but the supported ones."""
+        value = self._get((name,), default)
+        # JSON true and 1 are equal in Python; the type keeps them apart.
+        if not any(type(value) is type(item) and value == item for item in supported):
+            self.fail(name, " | ".join(map(repr, supported)), value, "unsupported value")
+
+    def section(self, name: str) -> ConfigReader | None:
+        """A nested object; None if the key is absent or null."""
+        value = self._get((name,), None)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            self.fail(name, "an object", value)
+        return ConfigReader(value, f"{self._where}: {name}")
+
+    def text_model(self) -> ConfigReader:
+        """The text part of a multimodal config, which inherits `tie_word_embeddings`."""
+        text = self.section("text_config")
+        if text is None:
+            return self
+        self._refuse_quantised()
+        if self.has("tie_word_embeddings"):
+            text._raw = {"tie_word_embeddings": self.flag("tie_word_embeddings"), **text._raw}
+        self.finish()
+        return text
+
+    def rope(self, default_partial: float) -> Rope:
+        """`rope_parameters`, or the older `rope_theta` with `rope_scaling`."""
+        new, old = self.section("rope_parameters"), self.section("rope_scaling")
+        reader = new or old or ConfigReader({}, self._where)
+        reader.require(_first(reader, "rope_type", "type"), "default", default="default")
+        theta = self._agreed(reader, "rope_theta", None)
+        partial = self._agreed(reader, "partial_rotary_factor", default_partial)
+        reader._seen.update(ROPE_HARMLESS)
+        unknown = reader.unknown()
+        if unknown:
+            reader.fail(unknown[0], "default RoPE keys", reader._raw[unknown[0]])
+        if partial > 1:
+            self.fail("partial_rotary_factor", "a number in (0, 1]", partial)
+        return Rope(theta, partial)
+
+    def has(self, name: str) -> bool:
+        """Whether the key is there and not null."""
+        return self._raw.get(name) is not None
+
+    def unknown(self) -> tuple[str, ...]:
+        """The keys that nobody read, sorted."""
+        return tuple(sorted(self._raw.keys() - self._seen - HARMLESS))
+
+    def finish(self) -> None:
+        """Refuses quantised checkpoints and warns once of keys that were not understood."""
+        self._refuse_quantised()
+        if self.unknown():
+            names = ", ".join(self.unknown())
+            logging.getLogger(__name__).warning("%s: ignored unknown keys: %s", self._where, names)
+
+    def fail(self, name: str, expected: object, got: object, what: str = "bad value") -> NoReturn:
+        """Refuses the value of a key."""
+        raise ConfigError(what, where=f"{self._where}: {name}", expected=expected, got=repr(got))
+
+    def _get(self, names: tuple[str, ...], default: T) -> Any | T:
+        self._seen.update(names)
+        for name in names:
+            if self._raw.get(name) is not None:
+                return self._raw[name]
+        if default is _REQUIRED:
+            raise ConfigError("key is missing", where=f"{self._where}: {names[0]}")
+        return default
+
+    def _agreed(self, nested: ConfigReader, name: str, default: float | None) -> float:
+        """A number that may stand here, in the nested object, or, if equal, in both."""
+        here = self.number(name) if self.has(name) else None
+        there = nested.number(name) if nested.has(name) else None
+        if here is not None and there is not None and here != there:
+            self.fail(name, f"{there} as in the RoPE parameters", here)
+        value = there if there is not None else here if here is not None else default
+        return value if value is not None else self.number(name)
+
+    def _refuse_quantised(self) -> None:
+        for name in ("quantization_config", "quantization"):
+            self.require(name, None, default=None)
+
+
+def _first(reader: ConfigReader, *names: str) -> str:
+    """The first of the names that is there, else the first."""
+    return next((name for name in names if reader.has(name)), names[0])

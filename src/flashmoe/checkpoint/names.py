@@ -1,0 +1,60 @@
+"""Canonical weight names ("model.layers.0...", "lm_head.weight") under the prefixes in use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flashmoe.checkpoint.safetensors import Tensor
+from flashmoe.errors import CheckpointError
+
+CANONICAL = "model."
+# Text models; multimodal models of transformers; multimodal models with the text model outermost.
+PREFIXES = ("model.", "model.language_model.", "language_model.model.")
+OUTER_PREFIXES = ("", "model.language_model.", "language_model.")
+PROBE = "embed_tokens.weight"
+
+
+class Names:
+    """Looks canonical names up and remembers which tensors were used."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], where: object) -> None:
+        self._tensors, self._where = tensors, where
+        self._used: set[str] = set()
+        found = [prefix for prefix in PREFIXES if prefix + PROBE in tensors]
+        if not found:
+            expected = " | ".join(prefix + PROBE for prefix in PREFIXES)
+            raise CheckpointError("tensor is missing", where=where, expected=expected)
+        self._prefix = found[0]
+
+    def find(self, name: str) -> Tensor | None:
+        """The tensor of a canonical name, marked as used, or None."""
+        for candidate in self._candidates(name):
+            if candidate in self._tensors:
+                self._used.add(candidate)
+                return self._tensors[candidate]
+        return None
+
+    def take(self, name: str) -> Tensor:
+        """The tensor of a canonical name, marked as used."""
+        tensor = self.find(name)
+        if tensor is None:
+            raise CheckpointError(
+                "tensor is missing", where=self._where, expected=self._candidates(name)[0]
+            )
+        return tensor
+
+    def finish(self, ignored: tuple[str, ...]) -> None:
+        """Every tensor was used or has an ignored prefix."""
+        rest = [n for n in self._tensors if n not in self._used and not n.startswith(ignored)]
+        if rest:
+            more = f" and {len(rest) - 3} more" if len(rest) > 3 else ""
+            raise CheckpointError(
+                "tensors that this model family does not have",
+                where=self._where,
+                got=", ".join(sorted(rest)[:3]) + more,
+            )
+
+    def _candidates(self, name: str) -> list[str]:
+        if name.startswith(CANONICAL):
+            return [self._prefix + name.removeprefix(CANONICAL)]
+        return [prefix + name for prefix in OUTER_PREFIXES]

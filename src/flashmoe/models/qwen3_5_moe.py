@@ -1,0 +1,157 @@
+"""Qwen3.5-MoE, text: Gated DeltaNet layers with gated full attention in between; shared expert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flashmoe.checkpoint.config import ConfigReader
+from flashmoe.models.spec_list import SpecList
+from flashmoe.models.specs import WeightSpecs
+
+LINEAR, FULL = "linear_attention", "full_attention"
+# Vision towers and multi-token-prediction heads of multimodal checkpoints.
+IGNORED = ("model.visual.", "visual.", "mtp.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of config.json that the forward pass needs, under their Hugging Face names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    layer_types: tuple[str, ...]
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    linear_num_key_heads: int
+    linear_num_value_heads: int
+    linear_key_head_dim: int
+    linear_value_head_dim: int
+    linear_conv_kernel_dim: int
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    shared_expert_intermediate_size: int
+    norm_topk_prob: bool
+    rms_norm_eps: float
+    rope_theta: float
+    rotary_dim: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+
+    @property
+    def key_dim(self) -> int:
+        """Channels of all key (and query) heads of a linear attention layer."""
+        return self.linear_num_key_heads * self.linear_key_head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Channels of all value heads of a linear attention layer."""
+        return self.linear_num_value_heads * self.linear_value_head_dim
+
+
+def read_config(raw: dict[str, Any]) -> Config:
+    """config.json as parsed, multimodal or text -> Config; unsupported values are a ConfigError."""
+    reader = ConfigReader(raw).text_model()
+    reader.require("hidden_act", "silu", default="silu")
+    reader.require("attention_bias", False, default=False)
+    reader.require("attn_output_gate", True, default=True)
+    reader.require("norm_topk_prob", True, default=True)
+    reader.require("mlp_only_layers", [], default=[])
+    config = _read_fields(reader)
+    reader.finish()
+    return config
+
+
+def _read_fields(reader: ConfigReader) -> Config:
+    layers, heads = reader.integer("num_hidden_layers"), reader.integer("num_attention_heads")
+    head_dim, rope = reader.integer("head_dim"), reader.rope(default_partial=0.25)
+    rotary_dim = int(head_dim * rope.partial_rotary_factor)
+    if rotary_dim % 2 or not rotary_dim:
+        reader.fail("partial_rotary_factor", "an even number of rotated dimensions", rotary_dim)
+    value_heads = reader.integer("linear_num_value_heads")
+    num_experts = reader.integer("num_experts", "num_local_experts", "n_routed_experts")
+    return Config(
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=reader.integer("hidden_size"),
+        num_hidden_layers=layers,
+        layer_types=_layer_types(reader, layers),
+        num_attention_heads=heads,
+        num_key_value_heads=reader.divisor("num_key_value_heads", of=heads),
+        head_dim=head_dim,
+        linear_num_key_heads=reader.divisor("linear_num_key_heads", of=value_heads),
+        linear_num_value_heads=value_heads,
+        linear_key_head_dim=reader.integer("linear_key_head_dim"),
+        linear_value_head_dim=reader.integer("linear_value_head_dim"),
+        linear_conv_kernel_dim=reader.integer("linear_conv_kernel_dim"),
+        num_experts=num_experts,
+        num_experts_per_tok=reader.integer("num_experts_per_tok", high=num_experts),
+        moe_intermediate_size=reader.integer("moe_intermediate_size"),
+        shared_expert_intermediate_size=reader.integer("shared_expert_intermediate_size"),
+        norm_topk_prob=True,
+        rms_norm_eps=reader.number("rms_norm_eps"),
+        rope_theta=rope.theta,
+        rotary_dim=rotary_dim,
+        max_position_embeddings=reader.integer("max_position_embeddings"),
+        tie_word_embeddings=reader.flag("tie_word_embeddings", default=False),
+    )
+
+
+def _layer_types(reader: ConfigReader, layers: int) -> tuple[str, ...]:
+    given = reader.choices("layer_types", (LINEAR, FULL), layers)
+    interval = reader.integer("full_attention_interval", default=4)
+    return given or tuple(LINEAR if (i + 1) % interval else FULL for i in range(layers))
+
+
+def weights(config: Config) -> WeightSpecs:
+    """Every weight of the model: where it comes from and how it is stored. Norms are 1 + w."""
+    specs, hidden = SpecList(), config.hidden_size
+    specs.matrix("embed_tokens", config.vocab_size, hidden)
+    for layer, layer_type in enumerate(config.layer_types):
+        stem = f"layers.{layer}"
+        specs.vector(f"{stem}.input_layernorm", hidden, offset=1.0)
+        if layer_type == LINEAR:
+            _linear_attention(specs, f"{stem}.linear_attn", config)
+        else:
+            _full_attention(specs, f"{stem}.self_attn", config)
+        specs.vector(f"{stem}.post_attention_layernorm", hidden, offset=1.0)
+        _moe(specs, f"{stem}.mlp", config)
+        specs.experts(layer, config.num_experts, hidden, config.moe_intermediate_size)
+    specs.vector("norm", hidden, offset=1.0)
+    return specs.finish(config.tie_word_embeddings, IGNORED)
+
+
+def _full_attention(specs: SpecList, stem: str, config: Config) -> None:
+    hidden, head_dim = config.hidden_size, config.head_dim
+    q_rows = config.num_attention_heads * head_dim
+    kv_rows = config.num_key_value_heads * head_dim
+    specs.matrix(f"{stem}.q_proj", 2 * q_rows, hidden)  # per head: query, then output gate
+    specs.matrix(f"{stem}.k_proj", kv_rows, hidden)
+    specs.matrix(f"{stem}.v_proj", kv_rows, hidden)
+    specs.matrix(f"{stem}.o_proj", hidden, q_rows)
+    specs.vector(f"{stem}.q_norm", head_dim, offset=1.0)
+    specs.vector(f"{stem}.k_norm", head_dim, offset=1.0)
+
+
+def _linear_attention(specs: SpecList, stem: str, config: Config) -> None:
+    hidden, heads = config.hidden_size, config.linear_num_value_heads
+    channels = 2 * config.key_dim + config.value_dim
+    specs.matrix(f"{stem}.in_proj_qkv", channels, hidden)
+    specs.matrix(f"{stem}.in_proj_z", config.value_dim, hidden)
+    specs.matrix(f"{stem}.in_proj_b", heads, hidden, role="exact")
+    specs.matrix(f"{stem}.in_proj_a", heads, hidden, role="exact")
+    specs.matrix(f"{stem}.out_proj", hidden, config.value_dim)
+    specs.vector(f"{stem}.conv1d", channels, config.linear_conv_kernel_dim)
+    specs.vector(f"{stem}.A_log", heads, suffix="")
+    specs.vector(f"{stem}.dt_bias", heads, suffix="")
+    specs.vector(f"{stem}.norm", config.linear_value_head_dim)
+
+
+def _moe(specs: SpecList, stem: str, config: Config) -> None:
+    hidden, shared = config.hidden_size, config.shared_expert_intermediate_size
+    specs.matrix(f"{stem}.gate", config.num_experts, hidden, role="exact")
+    specs.gate_up(f"{stem}.shared_expert", shared, hidden)
+    specs.matrix(f"{stem}.shared_expert.down_proj", hidden, shared)
+    specs.matrix(f"{stem}.shared_expert_gate", 1, hidden, role="exact")

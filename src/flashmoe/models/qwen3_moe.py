@@ -1,0 +1,96 @@
+"""Qwen3-MoE: grouped-query attention with per-head QK norms; softmax router; no shared expert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flashmoe.checkpoint.config import ConfigReader
+from flashmoe.models.spec_list import SpecList
+from flashmoe.models.specs import WeightSpecs
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of config.json that the forward pass needs, under their Hugging Face names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    norm_topk_prob: bool
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+
+    @property
+    def rotary_dim(self) -> int:
+        """Dimensions of a head that RoPE rotates: all of them."""
+        return self.head_dim
+
+
+def read_config(raw: dict[str, Any]) -> Config:
+    """config.json as parsed -> Config; a missing or unsupported value is a ConfigError."""
+    reader = ConfigReader(raw)
+    reader.require("hidden_act", "silu", default="silu")
+    reader.require("attention_bias", False, default=False)
+    reader.require("use_sliding_window", False, default=False)
+    reader.require("decoder_sparse_step", 1, default=1)
+    reader.require("mlp_only_layers", [], default=[])
+    rope = reader.rope(default_partial=1.0)
+    if rope.partial_rotary_factor != 1.0:
+        reader.fail("partial_rotary_factor", 1.0, rope.partial_rotary_factor)
+    config = _read_fields(reader, rope.theta)
+    reader.integer("intermediate_size", default=1)  # of dense layers, which were refused above
+    reader.finish()
+    return config
+
+
+def _read_fields(reader: ConfigReader, rope_theta: float) -> Config:
+    hidden_size = reader.integer("hidden_size")
+    heads = reader.integer("num_attention_heads")
+    num_experts = reader.integer("num_experts", "num_local_experts", "n_routed_experts")
+    return Config(
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=hidden_size,
+        num_hidden_layers=reader.integer("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=reader.divisor("num_key_value_heads", of=heads),
+        head_dim=reader.even("head_dim", default=hidden_size // heads),
+        num_experts=num_experts,
+        num_experts_per_tok=reader.integer("num_experts_per_tok", high=num_experts),
+        moe_intermediate_size=reader.integer("moe_intermediate_size"),
+        norm_topk_prob=reader.flag("norm_topk_prob", default=False),
+        rms_norm_eps=reader.number("rms_norm_eps"),
+        rope_theta=rope_theta,
+        max_position_embeddings=reader.integer("max_position_embeddings"),
+        tie_word_embeddings=reader.flag("tie_word_embeddings", default=False),
+    )
+
+
+def weights(config: Config) -> WeightSpecs:
+    """Every weight of the model: where it comes from and how it is stored."""
+    specs, hidden = SpecList(), config.hidden_size
+    q_rows = config.num_attention_heads * config.head_dim
+    kv_rows = config.num_key_value_heads * config.head_dim
+    specs.matrix("embed_tokens", config.vocab_size, hidden)
+    for layer in range(config.num_hidden_layers):
+        stem = f"layers.{layer}"
+        specs.vector(f"{stem}.input_layernorm", hidden)
+        specs.matrix(f"{stem}.self_attn.q_proj", q_rows, hidden)
+        specs.matrix(f"{stem}.self_attn.k_proj", kv_rows, hidden)
+        specs.matrix(f"{stem}.self_attn.v_proj", kv_rows, hidden)
+        specs.matrix(f"{stem}.self_attn.o_proj", hidden, q_rows)
+        specs.vector(f"{stem}.self_attn.q_norm", config.head_dim)
+        specs.vector(f"{stem}.self_attn.k_norm", config.head_dim)
+        specs.vector(f"{stem}.post_attention_layernorm", hidden)
+        specs.matrix(f"{stem}.mlp.gate", config.num_experts, hidden, role="exact")
+        specs.experts(layer, config.num_experts, hidden, config.moe_intermediate_size)
+    specs.vector("norm", hidden)
+    return specs.finish(tied=config.tie_word_embeddings)

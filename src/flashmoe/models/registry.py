@@ -1,0 +1,37 @@
+"""From a config's model_type to the module of its family, imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from flashmoe.errors import ConfigError
+
+FAMILIES = {
+    "qwen3_moe": "qwen3_moe",
+    "qwen3_5_moe": "qwen3_5_moe",
+    "qwen3_5_moe_text": "qwen3_5_moe",
+}
+
+
+def family_name(config: Mapping[str, Any]) -> str:
+    """The family of a raw config; an unsupported model_type is a ConfigError."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ConfigError(
+            "model_type is not supported",
+            where="config.json: model_type",
+            expected=" | ".join(FAMILIES),
+            got=repr(model_type),
+        )
+    return FAMILIES[model_type]
+
+
+def load_family(name: str) -> ModuleType:
+    """The module of a family: Config, read_config(raw), weights(config) and its forward pass."""
+    if name not in FAMILIES.values():
+        expected = " | ".join(sorted(set(FAMILIES.values())))
+        raise ConfigError("unknown model family", expected=expected, got=repr(name))
+    return importlib.import_module(f"flashmoe.models.{name}")

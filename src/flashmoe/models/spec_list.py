@@ -1,0 +1,69 @@
+"""Builds WeightSpecs with little typing: checkpoint names follow from the names in the pack."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from flashmoe.models.specs import ExpertsSpec, MatrixSpec, VectorSpec, WeightSpecs
+
+
+class SpecList:
+    """Collects specs; "layers.0.x" comes from the checkpoint tensor "model.layers.0.x.weight"."""
+
+    def __init__(self) -> None:
+        self._matrices: list[MatrixSpec] = []
+        self._vectors: list[VectorSpec] = []
+        self._experts: list[ExpertsSpec] = []
+
+    def matrix(
+        self, name: str, rows: int, cols: int, role: Literal["dense", "exact"] = "dense"
+    ) -> None:
+        """A matrix [rows, cols] of one source."""
+        self._matrices.append(MatrixSpec(name, (f"model.{name}.weight",), rows, cols, role))
+
+    def gate_up(self, stem: str, intermediate_size: int, hidden_size: int) -> None:
+        """`stem`.gate_up [2 I, H]: gate_proj and up_proj, interleaved."""
+        sources = tuple(f"model.{stem}.{part}_proj.weight" for part in ("gate", "up"))
+        spec = MatrixSpec(
+            f"{stem}.gate_up", sources, 2 * intermediate_size, hidden_size, interleave=True
+        )
+        self._matrices.append(spec)
+
+    def vector(self, name: str, *shape: int, offset: float = 0.0, suffix: str = ".weight") -> None:
+        """A float32 vector; suffix "" for parameters that are not `.weight` of a module."""
+        self._vectors.append(VectorSpec(name, f"model.{name}{suffix}", shape, offset))
+
+    def experts(
+        self, layer: int, num_experts: int, hidden_size: int, intermediate_size: int
+    ) -> None:
+        """Routed experts under layers.N.mlp.experts, one tensor per projection or fused."""
+        stem = f"model.layers.{layer}.mlp.experts"
+        gate, up, down = (
+            f"{stem}.{{expert}}.{part}_proj.weight" for part in ("gate", "up", "down")
+        )
+        self._experts.append(
+            ExpertsSpec(
+                layer,
+                num_experts,
+                hidden_size,
+                intermediate_size,
+                gate=gate,
+                up=up,
+                down=down,
+                fused_gate_up=f"{stem}.gate_up_proj",
+                fused_down=f"{stem}.down_proj",
+            )
+        )
+
+    def finish(self, tied: bool, ignored: tuple[str, ...] = ()) -> WeightSpecs:
+        """All specs, with the head: its own matrix, or, if tied, the embedding."""
+        if tied:
+            ignored = (*ignored, "lm_head.", "language_model.lm_head.")
+        else:
+            embed = self._matrices[0]
+            assert embed.name == "embed_tokens"
+            head = MatrixSpec("lm_head", ("lm_head.weight",), embed.rows, embed.cols)
+            self._matrices.append(head)
+        return WeightSpecs(
+            tuple(self._matrices), tuple(self._vectors), tuple(self._experts), ignored
+        )

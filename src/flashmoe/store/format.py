@@ -1,0 +1,200 @@
+"""What a packed model consists of: dataclasses and layout arithmetic, no I/O; see docs/format.md.
+
+The headers of its safetensors files follow from the manifest, byte for byte: a reader compares
+them with the expected bytes instead of parsing them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flashmoe.quant import Format
+
+NAME = "flashmoe"
+VERSION = 1
+MANIFEST = "flashmoe.json"
+RESIDENT = "resident.safetensors"
+EXPERTS_TENSOR = "experts"
+BLOB_ALIGN = 64
+PAGE = 4096
+# gate and up alternate in blocks of as many rows as the kernels interleave.
+INTERLEAVE = 8
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+
+def align(n: int, multiple: int) -> int:
+    """n rounded up."""
+    return -(-n // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A resident matrix [rows, cols] in a weight format; the CRC covers its stored bytes."""
+
+    format: Format
+    rows: int
+    cols: int
+    crc32c: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the kernels read."""
+        return self.format.nbytes(self.rows, self.cols)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the file: nbytes and zero padding."""
+        return align(self.nbytes, BLOB_ALIGN)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A resident float32 tensor; the CRC covers its bytes."""
+
+    shape: tuple[int, ...]
+    crc32c: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file and in memory."""
+        return 4 * math.prod(self.shape)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Same as nbytes."""
+        return self.nbytes
+
+
+Tensor = Matrix | Vector
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    """A record: gate_up [2 I, H] at 0, down [H, I] at down_offset, zeros up to record_bytes."""
+
+    num_experts: int
+    hidden_size: int
+    intermediate_size: int
+    gate_up: Format
+    down: Format
+
+    @property
+    def gate_up_bytes(self) -> int:
+        """Bytes of the gate_up blob."""
+        return self.gate_up.nbytes(2 * self.intermediate_size, self.hidden_size)
+
+    @property
+    def down_bytes(self) -> int:
+        """Bytes of the down blob."""
+        return self.down.nbytes(self.hidden_size, self.intermediate_size)
+
+    @property
+    def down_offset(self) -> int:
+        """Where the down blob starts in a record."""
+        return align(self.gate_up_bytes, BLOB_ALIGN)
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes from one record to the next, a multiple of PAGE."""
+        return align(self.down_offset + self.down_bytes, PAGE)
+
+
+@dataclass(frozen=True)
+class ExpertLayer:
+    """The experts file of one layer and the CRC of each of its records, padding included."""
+
+    layer: int
+    crc32c: tuple[int, ...]
+
+    @property
+    def file(self) -> str:
+        """The name of the file."""
+        return experts_file(self.layer)
+
+
+@dataclass(frozen=True)
+class SmallFile:
+    """A text file copied from the checkpoint."""
+
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """flashmoe.json. `tensors` is in file order, matrices before vectors."""
+
+    family: str
+    source_name: str
+    experts_format: Format
+    dense_format: Format
+    tensors: Mapping[str, Tensor]
+    experts: ExpertLayout
+    layers: tuple[ExpertLayer, ...]
+    files: Mapping[str, SmallFile]
+
+    def resident_header(self) -> bytes:
+        """The head of resident.safetensors, up to its data."""
+        return file_header([(n, *_stored_as(t)) for n, t in self.tensors.items()])
+
+    def experts_header(self) -> bytes:
+        """The head of every experts file, up to its data."""
+        shape = (self.experts.num_experts, self.experts.record_bytes)
+        return file_header([(EXPERTS_TENSOR, "U8", shape)])
+
+    def tensor_offsets(self) -> dict[str, int]:
+        """Where each resident tensor starts in the data of resident.safetensors."""
+        offsets, position = {}, 0
+        for name, tensor in self.tensors.items():
+            offsets[name] = position
+            position += tensor.stored_bytes
+        return offsets
+
+    @property
+    def resident_bytes(self) -> int:
+        """Size of the data of resident.safetensors."""
+        return sum(tensor.stored_bytes for tensor in self.tensors.values())
+
+    def data_files(self) -> dict[str, tuple[bytes, int]]:
+        """Name -> (header, total size) of every safetensors file of the pack."""
+        resident, experts = self.resident_header(), self.experts_header()
+        size = len(experts) + self.experts.num_experts * self.experts.record_bytes
+        files = {RESIDENT: (resident, len(resident) + self.resident_bytes)}
+        return files | {layer.file: (experts, size) for layer in self.layers}
+
+
+def experts_file(layer: int) -> str:
+    """The name of the experts file of a layer."""
+    return f"experts-{layer:03d}.safetensors"
+
+
+def file_header(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """The head of a safetensors file of (name, "U8" | "F32", shape), tensors back to back.
+
+    Padded with spaces so that the data starts at a multiple of PAGE.
+    """
+    entries: dict[str, object] = {"__metadata__": {"format": NAME}}
+    position = 0
+    for name, dtype, shape in tensors:
+        end = position + math.prod(shape) * (4 if dtype == "F32" else 1)
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(entries, separators=(",", ":")).encode("ascii")
+    length = align(8 + len(text), PAGE) - 8
+    return struct.pack("<Q", length) + text.ljust(length)
+
+
+def _stored_as(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
+    if isinstance(tensor, Vector):
+        return "F32", tensor.shape
+    return "U8", (tensor.stored_bytes,)

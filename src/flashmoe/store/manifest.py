@@ -1,0 +1,224 @@
+"""flashmoe.json <-> Manifest, strictly: every field typed, bounded and consistent. No I/O."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+from flashmoe.errors import PackError
+from flashmoe.quant import FORMATS, GROUPS, Format
+from flashmoe.store.format import (
+    MANIFEST,
+    NAME,
+    SMALL_FILES,
+    VERSION,
+    ExpertLayer,
+    ExpertLayout,
+    Manifest,
+    Matrix,
+    SmallFile,
+    Tensor,
+    Vector,
+)
+from flashmoe.strict_json import Fields, parse
+
+MAX_BYTES = 64 << 20
+MAX_DIM = 2**31 - 1
+MAX_TENSOR_BYTES = 2**44
+MAX_EXPERTS = 2**16
+MAX_LAYERS = 2**12
+MAX_CRC = 2**32 - 1
+
+
+def to_json(manifest: Manifest) -> str:
+    """The text of flashmoe.json: ASCII, one line, no time or path in it."""
+    return json.dumps(_to_raw(manifest), separators=(",", ":")) + "\n"
+
+
+def from_json(data: bytes) -> Manifest:
+    """The bytes of flashmoe.json -> Manifest.
+
+    Raises:
+        PackError: not JSON, another version, or a field that is missing, unknown, out of bounds
+            or contradicts the others.
+    """
+    fields = Fields(parse(data, MANIFEST, PackError), MANIFEST, PackError)
+    _check_version(fields)
+    quantization = fields.fields("quantization")
+    experts = fields.fields("experts")
+    layout = _layout(experts)
+    manifest = Manifest(
+        family=fields.text("family"),
+        source_name=_source_name(fields.fields("source")),
+        experts_format=_format(quantization.fields("experts"), done=True),
+        dense_format=_format(quantization.fields("dense"), done=True),
+        tensors=_tensors(fields.fields("tensors")),
+        experts=layout,
+        layers=_layers(experts, layout.num_experts),
+        files=_files(fields.fields("files")),
+    )
+    for part in (fields, quantization, experts):
+        part.end()
+    return manifest
+
+
+def _check_version(fields: Fields) -> None:
+    fields.choice("format", NAME)
+    version = fields.integer("version")
+    if version != VERSION:
+        hint = "Pack the model again with this version of flashmoe"
+        raise PackError(
+            "unknown format version", where=MANIFEST, expected=VERSION, got=version, hint=hint
+        )
+
+
+def _source_name(fields: Fields) -> str:
+    name = fields.text("name")
+    fields.end()
+    return name
+
+
+def _format(fields: Fields, done: bool = False) -> Format:
+    name = fields.choice("format", *FORMATS)
+    group = fields.integer("group")
+    if group not in (GROUPS if FORMATS[name].GROUPED else (0,)):
+        fields.fail("group", GROUPS if FORMATS[name].GROUPED else 0, group)
+    if done:
+        fields.end()
+    return Format(name, group)
+
+
+def _tensors(fields: Fields) -> dict[str, Tensor]:
+    tensors = {name: _tensor(member) for name, member in fields.members().items()}
+    kinds = [isinstance(tensor, Vector) for tensor in tensors.values()]
+    if kinds != sorted(kinds):
+        raise PackError("a matrix follows a vector", where=fields.where)
+    if not tensors:
+        raise PackError("no tensors", where=fields.where)
+    return tensors
+
+
+def _tensor(fields: Fields) -> Tensor:
+    shape = fields.integers("shape", low=1, high=MAX_DIM)
+    crc = fields.integer("crc32c", high=MAX_CRC)
+    if fields.choice("format", "f32", *FORMATS) == "f32":
+        tensor: Tensor = Vector(shape, crc)
+    else:
+        tensor = _matrix(fields, shape, crc)
+    if not 1 <= len(shape) <= 4 or tensor.nbytes > MAX_TENSOR_BYTES:
+        fields.fail("shape", "1 to 4 dimensions of a reasonable size", shape)
+    fields.end()
+    return tensor
+
+
+def _matrix(fields: Fields, shape: tuple[int, ...], crc: int) -> Matrix:
+    format_ = _format(fields)
+    if len(shape) != 2 or not format_.fits(shape[1]):
+        fields.fail("shape", f"[rows, cols] that {format_.name} can store", shape)
+    matrix = Matrix(format_, shape[0], shape[1], crc)
+    nbytes = fields.integer("nbytes")
+    if nbytes != matrix.nbytes:
+        fields.fail("nbytes", matrix.nbytes, nbytes)
+    return matrix
+
+
+def _layout(fields: Fields) -> ExpertLayout:
+    layout = ExpertLayout(
+        num_experts=fields.integer("num_experts", low=1, high=MAX_EXPERTS),
+        hidden_size=fields.integer("hidden_size", low=1, high=MAX_DIM),
+        intermediate_size=fields.integer("intermediate_size", low=1, high=MAX_DIM),
+        gate_up=_format(fields.fields("gate_up"), done=True),
+        down=_format(fields.fields("down"), done=True),
+    )
+    if not layout.gate_up.fits(layout.hidden_size) or not layout.down.fits(
+        layout.intermediate_size
+    ):
+        fields.fail("hidden_size", "sizes that the formats can store", layout)
+    for key in ("down_offset", "record_bytes"):
+        if fields.integer(key, high=MAX_TENSOR_BYTES) != getattr(layout, key):
+            fields.fail(key, getattr(layout, key), "another value")
+    return layout
+
+
+def _layers(fields: Fields, num_experts: int) -> tuple[ExpertLayer, ...]:
+    items = [Fields(raw, f"{fields.where}: layers", PackError) for raw in fields.items("layers")]
+    layers = tuple(_layer(item, num_experts) for item in items)
+    numbers = [layer.layer for layer in layers]
+    if not numbers or any(a >= b for a, b in pairwise(numbers)):
+        fields.fail("layers", "ascending layer numbers", numbers)
+    return layers
+
+
+def _layer(fields: Fields, num_experts: int) -> ExpertLayer:
+    layer = ExpertLayer(
+        fields.integer("layer", high=MAX_LAYERS), fields.integers("crc32c", high=MAX_CRC)
+    )
+    fields.choice("file", layer.file)
+    if len(layer.crc32c) != num_experts:
+        fields.fail("crc32c", f"{num_experts} checksums", len(layer.crc32c))
+    fields.end()
+    return layer
+
+
+def _files(fields: Fields) -> dict[str, SmallFile]:
+    files = {}
+    for name, member in fields.members().items():
+        if name not in SMALL_FILES:
+            raise PackError("unknown file", where=fields.where, got=repr(name))
+        files[name] = SmallFile(member.integer("bytes"), member.text("sha256"))
+        member.end()
+    if "config.json" not in files:
+        raise PackError("config.json is not listed", where=fields.where)
+    return files
+
+
+def _to_raw(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "format": NAME,
+        "version": VERSION,
+        "family": manifest.family,
+        "source": {"name": manifest.source_name},
+        "quantization": {
+            "experts": _raw_format(manifest.experts_format),
+            "dense": _raw_format(manifest.dense_format),
+        },
+        "tensors": {name: _raw_tensor(tensor) for name, tensor in manifest.tensors.items()},
+        "experts": _raw_experts(manifest),
+        "files": {
+            name: {"bytes": file.nbytes, "sha256": file.sha256}
+            for name, file in manifest.files.items()
+        },
+    }
+
+
+def _raw_format(format_: Format) -> dict[str, Any]:
+    return {"format": format_.name, "group": format_.group}
+
+
+def _raw_tensor(tensor: Tensor) -> dict[str, Any]:
+    if isinstance(tensor, Vector):
+        return {"format": "f32", "shape": list(tensor.shape), "crc32c": tensor.crc32c}
+    return {
+        **_raw_format(tensor.format),
+        "shape": [tensor.rows, tensor.cols],
+        "nbytes": tensor.nbytes,
+        "crc32c": tensor.crc32c,
+    }
+
+
+def _raw_experts(manifest: Manifest) -> dict[str, Any]:
+    layout = manifest.experts
+    return {
+        "num_experts": layout.num_experts,
+        "hidden_size": layout.hidden_size,
+        "intermediate_size": layout.intermediate_size,
+        "gate_up": _raw_format(layout.gate_up),
+        "down": _raw_format(layout.down),
+        "down_offset": layout.down_offset,
+        "record_bytes": layout.record_bytes,
+        "layers": [
+            {"layer": layer.layer, "file": layer.file, "crc32c": list(layer.crc32c)}
+            for layer in manifest.layers
+        ],
+    }

@@ -1,0 +1,227 @@
+"""Executes a pack plan: streams from the checkpoint to DST.partial, resumes, appears atomically.
+
+DST.partial holds `journal` and the growing `pack`, which is renamed to DST when it is complete. The
+result depends on checkpoint and options only, not on how often the work was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from flashmoe.checkpoint.directory import Checkpoint
+from flashmoe.errors import CheckpointError, StorageError, UsageError
+from flashmoe.files import read_small, storage_errors, sync, sync_directory, write_exactly
+from flashmoe.models.registry import family_name, load_family
+from flashmoe.store import format as fmt
+from flashmoe.store.crc import crc32c
+from flashmoe.store.journal import Journal
+from flashmoe.store.manifest import to_json
+from flashmoe.store.plan import Item, PackOptions, PackPlan, expert_key, fingerprint, make_plan
+from flashmoe.store.stream import item_pieces
+
+Progress = Callable[[int, int], None]
+MAX_SMALL_FILE = 256 << 20
+# Work lost at most when a pack is killed; syncing more often costs throughput.
+SYNC_BYTES = 128 << 20
+
+
+def pack_checkpoint(
+    source: Path,
+    destination: Path,
+    options: PackOptions,
+    progress: Progress | None = None,
+    sync_bytes: int = SYNC_BYTES,
+) -> fmt.Manifest:
+    """Packs the checkpoint directory `source` as the new directory `destination`.
+
+    Args:
+        progress: called with (data bytes written, data bytes in all), resumed ones included.
+        sync_bytes: data written between two entries of the journal.
+
+    Raises:
+        UsageError: the destination exists, is being written, or the options do not fit.
+        CheckpointError: the checkpoint is damaged, unsupported or contradicts its config.
+        StorageError: reading or writing failed; the same call resumes.
+    """
+    if destination.exists():
+        raise UsageError("destination already exists", where=destination)
+    with Checkpoint(source) as checkpoint:
+        plan = _plan(checkpoint, options)
+        work = destination.with_name(destination.name + ".partial")
+        manifest = _Packer(checkpoint, plan, work, progress, sync_bytes).run()
+    _publish(work, destination)
+    return manifest
+
+
+def _plan(checkpoint: Checkpoint, options: PackOptions) -> PackPlan:
+    family = family_name(checkpoint.config)
+    module = load_family(family)
+    specs = module.weights(module.read_config(checkpoint.config))
+    files = {name: _small_file(data) for name, data in _small_files(checkpoint.path).items()}
+    name = checkpoint.path.resolve().name
+    return make_plan(family, name, specs, checkpoint.tensors, files, options)
+
+
+def _small_files(path: Path) -> dict[str, bytes]:
+    return {
+        name: read_small(path / name, MAX_SMALL_FILE, CheckpointError)
+        for name in fmt.SMALL_FILES
+        if (path / name).exists()
+    }
+
+
+def _small_file(data: bytes) -> fmt.SmallFile:
+    return fmt.SmallFile(len(data), hashlib.sha256(data).hexdigest())
+
+
+class _Packer:
+    """One run over the plan's items, from where the journal says that the last one stopped."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: PackPlan,
+        work: Path,
+        progress: Progress | None,
+        sync_bytes: int,
+    ) -> None:
+        self._checkpoint, self._plan, self._work = checkpoint, plan, work
+        self._pack = work / "pack"
+        self._progress, self._sync_bytes = progress, sync_bytes
+        self._fds: dict[str, int] = {}
+        self._pending: dict[str, int] = {}
+        self._dirty: set[str] = set()
+        self._pending_bytes = self._done_bytes = 0
+
+    def run(self) -> fmt.Manifest:
+        """Writes what is missing -> the complete manifest."""
+        with storage_errors("cannot create", self._work):
+            self._pack.mkdir(parents=True, exist_ok=True)
+        sources = {
+            path.name: (file.size, file.mtime_ns) for path, file in self._checkpoint.files.items()
+        }
+        with ExitStack() as stack:
+            journal = Journal(self._work / "journal", fingerprint(self._plan, sources))
+            stack.callback(journal.close)
+            done = self._open_files(journal.done, stack)
+            self._check_space(done)
+            self._write_items(journal, done)
+            return self._finish(done)
+
+    def _open_files(self, journalled: Mapping[str, int], stack: ExitStack) -> dict[str, int]:
+        """Opens all data files at their full size -> the items that need not be written again."""
+        fresh = set()
+        for name, (header, size) in self._plan.manifest.data_files().items():
+            path = self._pack / name
+            with storage_errors("cannot open", path):
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                stack.callback(os.close, fd)
+                if os.fstat(fd).st_size != size:
+                    fresh.add(name)
+                    os.ftruncate(fd, size)
+            write_exactly(fd, memoryview(header), 0, path)
+            self._fds[name] = fd
+        kept = {item.key for item in self._plan.items if item.file not in fresh}
+        return {key: crc for key, crc in journalled.items() if key in kept}
+
+    def _check_space(self, done: Mapping[str, int]) -> None:
+        finished = sum(item.nbytes for item in self._plan.items if item.key in done)
+        needed = self._plan.total_bytes - finished
+        with storage_errors("cannot query free space", self._work):
+            free = shutil.disk_usage(self._work).free
+        if free < needed:
+            raise StorageError(
+                "not enough disk space",
+                where=self._work.parent,
+                expected=f"{needed} bytes free",
+                got=free,
+                hint="Free some space and run the same command again",
+            )
+
+    def _write_items(self, journal: Journal, done: dict[str, int]) -> None:
+        for item in self._plan.items:
+            if item.key not in done:
+                done[item.key] = self._write_item(item)
+                self._pending[item.key] = done[item.key]
+                self._dirty.add(item.file)
+                if self._pending_bytes >= self._sync_bytes:
+                    self._flush(journal)
+            else:
+                self._report(item.nbytes)
+        self._flush(journal)
+
+    def _write_item(self, item: Item) -> int:
+        """Writes all bytes of an item -> their CRC-32C."""
+        fd, where = self._fds[item.file], self._pack / item.file
+        crc, position = 0, item.offset
+        for piece in item_pieces(self._checkpoint, item):
+            write_exactly(fd, piece.data, position, where)
+            crc = crc32c(piece, crc)
+            position += len(piece)
+            self._pending_bytes += len(piece)
+            self._report(len(piece))
+        assert position == item.offset + item.nbytes
+        return crc
+
+    def _flush(self, journal: Journal) -> None:
+        """Syncs the data, then journals it."""
+        for name in sorted(self._dirty):
+            sync(self._fds[name], self._pack / name)
+        journal.append(self._pending)
+        self._pending, self._pending_bytes = {}, 0
+        self._dirty.clear()
+
+    def _report(self, nbytes: int) -> None:
+        self._done_bytes += nbytes
+        if self._progress is not None:
+            self._progress(self._done_bytes, self._plan.data_bytes)
+
+    def _finish(self, crcs: Mapping[str, int]) -> fmt.Manifest:
+        """Writes the small files and the manifest, syncs everything."""
+        manifest = _with_checksums(self._plan.manifest, crcs)
+        texts = _small_files(self._checkpoint.path)
+        if {name: _small_file(data) for name, data in texts.items()} != manifest.files:
+            raise CheckpointError("files changed while packing", where=self._checkpoint.path)
+        texts[fmt.MANIFEST] = to_json(manifest).encode("ascii")
+        for name, data in texts.items():
+            _write_file(self._pack / name, data)
+        for name, fd in self._fds.items():
+            sync(fd, self._pack / name)
+        sync_directory(self._pack)
+        return manifest
+
+
+def _with_checksums(manifest: fmt.Manifest, crcs: Mapping[str, int]) -> fmt.Manifest:
+    tensors = {
+        name: dataclasses.replace(tensor, crc32c=crcs[name])
+        for name, tensor in manifest.tensors.items()
+    }
+    count = manifest.experts.num_experts
+    layers = tuple(
+        fmt.ExpertLayer(one.layer, tuple(crcs[expert_key(one.layer, e)] for e in range(count)))
+        for one in manifest.layers
+    )
+    return dataclasses.replace(manifest, tensors=tensors, layers=layers)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with storage_errors("cannot write", path), path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(work: Path, destination: Path) -> None:
+    """Makes the finished pack appear under its name, then removes the work directory."""
+    with storage_errors("cannot rename the finished pack", destination):
+        os.rename(work / "pack", destination)
+    sync_directory(destination.parent)
+    with storage_errors("cannot remove", work):
+        (work / "journal").unlink()
+        work.rmdir()

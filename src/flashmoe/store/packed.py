@@ -1,0 +1,184 @@
+"""Reader of packed models: opens and checks, loads what is resident, locates expert records."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashmoe.checkpoint.directory import read_config_json
+from flashmoe.errors import ChecksumError, PackError, UsageError
+from flashmoe.files import opened, read_exactly, read_small, storage_errors
+from flashmoe.quant import Format
+from flashmoe.quant.layout import Bytes
+from flashmoe.store import format as fmt
+from flashmoe.store.crc import crc32c
+from flashmoe.store.manifest import MAX_BYTES, from_json
+
+# Bytes per read while loading; what was read is dropped from the page cache at once.
+PIECE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Bytes of one expert record: all but crc32c are what a reader needs to fetch it."""
+
+    path: Path
+    offset: int
+    nbytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True)
+class LoadedMatrix:
+    """A resident matrix in memory: data is uint8 [format.nbytes(rows, cols)], 64-byte aligned."""
+
+    format: Format
+    rows: int
+    cols: int
+    data: Bytes
+
+
+Loaded = LoadedMatrix | NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """An opened pack: its manifest was validated and every file has the right size and header."""
+
+    path: Path
+    manifest: fmt.Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> PackedModel:
+        """Opens a packed model directory. Tensor data is not read: see load_resident, verify.
+
+        Raises:
+            UsageError: the path is not a directory.
+            PackError: it is not a packed model, or is damaged; names the file.
+        """
+        if not path.is_dir():
+            raise UsageError("is not a directory", where=path)
+        if not (path / fmt.MANIFEST).exists():
+            hint = "Make one from a checkpoint with `flashmoe pack`"
+            raise PackError(f"not a packed model: no {fmt.MANIFEST}", where=path, hint=hint)
+        manifest = from_json(read_small(path / fmt.MANIFEST, MAX_BYTES, PackError))
+        for name, (header, size) in manifest.data_files().items():
+            _check_file(path / name, header, size)
+        for name, file in manifest.files.items():
+            _check_size(path / name, file.nbytes)
+        return cls(path, manifest)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the checkpoint, as parsed."""
+        return read_config_json(self.path)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that load_resident needs."""
+        return self.manifest.resident_bytes
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of all expert records."""
+        layout = self.manifest.experts
+        return len(self.manifest.layers) * layout.num_experts * layout.record_bytes
+
+    @functools.cached_property
+    def extents(self) -> dict[int, tuple[Extent, ...]]:
+        """extents[layer][expert]: where a record lies; offsets and sizes are multiples of 4096."""
+        start, size = len(self.manifest.experts_header()), self.manifest.experts.record_bytes
+        return {
+            layer.layer: tuple(
+                Extent(self.path / layer.file, start + expert * size, size, crc)
+                for expert, crc in enumerate(layer.crc32c)
+            )
+            for layer in self.manifest.layers
+        }
+
+    def load_resident(self, buffer: Bytes | None = None) -> dict[str, Loaded]:
+        """Reads all resident tensors into one buffer and verifies their checksums.
+
+        Args:
+            buffer: uint8 [resident_bytes], 64-byte aligned; allocated if None. The result's arrays
+                are views of it.
+
+        Returns:
+            A LoadedMatrix or a float32 array of the manifest's shape by tensor name.
+
+        Raises:
+            ChecksumError: a tensor is damaged.
+            StorageError: reading failed.
+        """
+        data = aligned_bytes(self.resident_bytes) if buffer is None else buffer
+        assert data.nbytes == self.resident_bytes
+        assert data.ctypes.data % fmt.BLOB_ALIGN == 0
+        path = self.path / fmt.RESIDENT
+        _read_dropping_cache(path, len(self.manifest.resident_header()), data)
+        loaded = {}
+        for name, offset in self.manifest.tensor_offsets().items():
+            tensor = self.manifest.tensors[name]
+            stored = data[offset : offset + tensor.stored_bytes]
+            check_crc(stored, tensor.crc32c, f"{path}: {name}")
+            loaded[name] = _view(tensor, stored)
+        return loaded
+
+
+def aligned_bytes(nbytes: int) -> Bytes:
+    """Uninitialised uint8 [nbytes] whose first byte is 64-byte aligned."""
+    raw = np.empty(nbytes + fmt.BLOB_ALIGN, np.uint8)
+    start = -raw.ctypes.data % fmt.BLOB_ALIGN
+    return raw[start : start + nbytes]
+
+
+def check_crc(stored: Bytes, expected: int, where: object) -> None:
+    """Raises ChecksumError if the bytes are not those that were written."""
+    got = crc32c(stored)
+    if got != expected:
+        raise ChecksumError(
+            "checksum does not match", where=where, expected=f"{expected:08x}", got=f"{got:08x}"
+        )
+
+
+def _view(tensor: fmt.Tensor, stored: Bytes) -> Loaded:
+    if isinstance(tensor, fmt.Vector):
+        return stored.view("<f4").reshape(tensor.shape)
+    return LoadedMatrix(tensor.format, tensor.rows, tensor.cols, stored[: tensor.nbytes])
+
+
+def _check_file(path: Path, header: bytes, size: int) -> None:
+    _check_size(path, size)
+    found = np.empty(len(header), np.uint8)
+    with opened(path) as fd:
+        read_exactly(fd, found.data, 0, path)
+    if found.tobytes() != header:
+        raise PackError(f"header is not the one that {fmt.MANIFEST} describes", where=path)
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.exists():
+        raise PackError("file is missing", where=path)
+    with storage_errors("cannot read", path):
+        got = path.stat().st_size
+    if got != size:
+        raise PackError(
+            "file is truncated" if got < size else "file is too long",
+            where=path,
+            expected=f"{size} bytes",
+            got=got,
+        )
+
+
+def _read_dropping_cache(path: Path, offset: int, data: Bytes) -> None:
+    """Fills data without leaving the file in the page cache, which a memory cgroup would charge."""
+    with opened(path) as fd:
+        for start in range(0, len(data), PIECE_BYTES):
+            piece = data[start : start + PIECE_BYTES]
+            read_exactly(fd, piece.data, offset + start, path)
+            os.posix_fadvise(fd, offset + start, len(piece), os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,302 @@
+"""Decides what a pack will hold and where every byte comes from. Pure: nothing is read or written.
+
+All that can be wrong with names, shapes, types and options is found here, before any work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flashmoe.checkpoint.names import Names
+from flashmoe.checkpoint.safetensors import ITEM_BYTES, WEIGHT_TYPES
+from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
+from flashmoe.errors import CheckpointError, ConfigError, UsageError
+from flashmoe.models.specs import ExpertsSpec, MatrixSpec, VectorSpec, WeightSpecs
+from flashmoe.quant import FORMATS, Format
+from flashmoe.store import format as fmt
+from flashmoe.store.manifest import to_json
+
+EXACT = Format("bf16")
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """The formats of routed experts and of dense matrices."""
+
+    experts: Format
+    dense: Format
+
+    @classmethod
+    def parse(cls, experts: str, dense: str, group: int) -> PackOptions:
+        """From the option values of the command line."""
+        return cls(_option("--experts", experts, group), _option("--dense", dense, group))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows [first, first + rows) of a checkpoint tensor seen as a matrix with `cols` columns."""
+
+    tensor: SourceTensor
+    first: int
+    rows: int
+    cols: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes per row in the checkpoint."""
+        return self.cols * ITEM_BYTES[self.tensor.dtype]
+
+
+@dataclass(frozen=True)
+class EncodeMatrix:
+    """Encode the sources, stacked or alternating in blocks of 8 rows, to `at` within the item."""
+
+    sources: tuple[Rows, ...]
+    interleave: bool
+    format: Format
+    at: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of all sources together."""
+        return sum(source.rows for source in self.sources)
+
+    @property
+    def cols(self) -> int:
+        """Columns, the same in every source."""
+        return self.sources[0].cols
+
+
+@dataclass(frozen=True)
+class CopyVector:
+    """Write the source as float32, `add` added to each element."""
+
+    source: Rows
+    add: float
+
+
+@dataclass(frozen=True)
+class Item:
+    """One tensor or expert record, journalled as a whole: `nbytes` at `offset` of `file`."""
+
+    key: str
+    file: str
+    offset: int
+    nbytes: int
+    parts: tuple[EncodeMatrix, ...] | CopyVector
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """Everything to do. `manifest` has no checksums yet; items of a file are in file order."""
+
+    manifest: fmt.Manifest
+    items: tuple[Item, ...]
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all items."""
+        return sum(item.nbytes for item in self.items)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all safetensors files and small files."""
+        files = sum(size for _, size in self.manifest.data_files().values())
+        return files + sum(file.nbytes for file in self.manifest.files.values())
+
+
+def make_plan(
+    family: str,
+    source_name: str,
+    specs: WeightSpecs,
+    tensors: Mapping[str, SourceTensor],
+    files: Mapping[str, fmt.SmallFile],
+    options: PackOptions,
+) -> PackPlan:
+    """The plan that packs `tensors` of a checkpoint.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of a type that is not supported.
+        ConfigError: a tensor's shape is not the one that follows from the config.
+        UsageError: the chosen group size does not divide a matrix's columns.
+    """
+    names = Names(tensors, source_name)
+    resident = {spec.name: _matrix(spec, names, options) for spec in specs.matrices}
+    vectors = {spec.name: _vector(spec, names) for spec in specs.vectors}
+    layout = _layout(specs.experts, options)
+    records = {spec.layer: _records(spec, names, layout) for spec in specs.experts}
+    names.finish(specs.ignored)
+    manifest = fmt.Manifest(
+        family=family,
+        source_name=source_name,
+        experts_format=options.experts,
+        dense_format=options.dense,
+        tensors={name: fmt.Matrix(p.format, p.rows, p.cols) for name, p in resident.items()}
+        | {spec.name: fmt.Vector(spec.shape) for spec in specs.vectors},
+        experts=layout,
+        layers=tuple(
+            fmt.ExpertLayer(layer, (0,) * layout.num_experts) for layer in sorted(records)
+        ),
+        files=files,
+    )
+    parts = {name: (part,) for name, part in resident.items()} | vectors
+    items = _resident_items(manifest, parts) + _expert_items(manifest, records)
+    return PackPlan(manifest, tuple(items))
+
+
+def fingerprint(plan: PackPlan, sources: Mapping[str, tuple[int, int]]) -> str:
+    """Identifies plan and sources (file name -> size, mtime in ns): a resumed pack must agree."""
+    text = to_json(plan.manifest) + repr(sorted(sources.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _option(option: str, name: str, group: int) -> Format:
+    if name not in FORMATS:
+        raise UsageError(
+            "unknown weight format", where=option, expected=" | ".join(FORMATS), got=name
+        )
+    return Format(name, group if FORMATS[name].GROUPED else 0)
+
+
+def _matrix(spec: MatrixSpec, names: Names, options: PackOptions) -> EncodeMatrix:
+    format_ = options.dense if spec.role == "dense" else EXACT
+    if len(spec.sources) == 1:
+        heights: tuple[int, ...] = (spec.rows,)
+    else:
+        heights = (spec.rows // len(spec.sources),) * len(spec.sources)
+    sources = tuple(
+        _whole(names.take(name), height, spec.cols)
+        for name, height in zip(spec.sources, heights, strict=True)
+    )
+    return _encode(sources, spec.interleave, format_, 0)
+
+
+def _whole(tensor: SourceTensor, rows: int, cols: int) -> Rows:
+    _check_shape(tensor, (rows, cols))
+    return Rows(tensor, 0, rows, cols)
+
+
+def _encode(sources: tuple[Rows, ...], interleave: bool, format_: Format, at: int) -> EncodeMatrix:
+    first = sources[0]
+    if not format_.fits(first.cols):
+        raise UsageError(
+            f"{format_.name} does not fit {first.cols} columns",
+            where=first.tensor.name,
+            expected=f"a multiple of {format_.group or 2}",
+            hint="Choose a smaller --group or bf16",
+        )
+    if len({source.tensor.dtype for source in sources}) > 1:
+        names = ", ".join(source.tensor.name for source in sources)
+        raise CheckpointError("tensors of one matrix differ in type", where=names)
+    if interleave and first.rows % fmt.INTERLEAVE:
+        raise ConfigError(
+            "unsupported intermediate size",
+            where=first.tensor.name,
+            expected=f"a multiple of {fmt.INTERLEAVE} rows",
+            got=first.rows,
+        )
+    return EncodeMatrix(sources, interleave, format_, at)
+
+
+def _vector(spec: VectorSpec, names: Names) -> CopyVector:
+    tensor = names.take(spec.source)
+    _check_shape(tensor, spec.shape)
+    return CopyVector(Rows(tensor, 0, 1, math.prod(spec.shape)), spec.offset)
+
+
+def _check_shape(tensor: SourceTensor, shape: tuple[int, ...]) -> None:
+    if tensor.dtype not in WEIGHT_TYPES:
+        raise CheckpointError(
+            "weight type is not supported",
+            where=f"{tensor.path}: {tensor.name}",
+            expected=" | ".join(WEIGHT_TYPES),
+            got=tensor.dtype,
+        )
+    # conv1d weights are [channels, 1, width]: dimensions of 1 carry no data.
+    if _squeezed(tensor.shape) != _squeezed(shape):
+        raise ConfigError(
+            "config contradicts the tensor's shape",
+            where=f"{tensor.path}: {tensor.name}",
+            expected=list(shape),
+            got=list(tensor.shape),
+        )
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def _layout(experts: tuple[ExpertsSpec, ...], options: PackOptions) -> fmt.ExpertLayout:
+    shapes = {(e.num_experts, e.hidden_size, e.intermediate_size) for e in experts}
+    assert len(shapes) == 1, "a pack has one expert shape"
+    return fmt.ExpertLayout(*shapes.pop(), gate_up=options.experts, down=options.experts)
+
+
+def _records(
+    spec: ExpertsSpec, names: Names, layout: fmt.ExpertLayout
+) -> list[tuple[EncodeMatrix, ...]]:
+    fused = names.find(spec.fused_gate_up)
+    if fused is not None:
+        sources = _fused_sources(spec, fused, names.take(spec.fused_down))
+    else:
+        sources = [_expert_sources(spec, names, expert) for expert in range(spec.num_experts)]
+    return [
+        (
+            _encode((gate, up), True, layout.gate_up, 0),
+            _encode((down,), False, layout.down, layout.down_offset),
+        )
+        for gate, up, down in sources
+    ]
+
+
+def _expert_sources(spec: ExpertsSpec, names: Names, expert: int) -> tuple[Rows, Rows, Rows]:
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    gate, up, down = (
+        names.take(name.format(expert=expert)) for name in (spec.gate, spec.up, spec.down)
+    )
+    return _whole(gate, inner, hidden), _whole(up, inner, hidden), _whole(down, hidden, inner)
+
+
+def _fused_sources(
+    spec: ExpertsSpec, gate_up: SourceTensor, down: SourceTensor
+) -> list[tuple[Rows, Rows, Rows]]:
+    count, hidden, inner = spec.num_experts, spec.hidden_size, spec.intermediate_size
+    _check_shape(gate_up, (count, 2 * inner, hidden))
+    _check_shape(down, (count, hidden, inner))
+    return [
+        (
+            Rows(gate_up, 2 * inner * expert, inner, hidden),
+            Rows(gate_up, 2 * inner * expert + inner, inner, hidden),
+            Rows(down, hidden * expert, hidden, inner),
+        )
+        for expert in range(count)
+    ]
+
+
+def _resident_items(
+    manifest: fmt.Manifest, parts: Mapping[str, tuple[EncodeMatrix, ...] | CopyVector]
+) -> list[Item]:
+    start, offsets = len(manifest.resident_header()), manifest.tensor_offsets()
+    return [
+        Item(name, fmt.RESIDENT, start + offsets[name], tensor.stored_bytes, parts[name])
+        for name, tensor in manifest.tensors.items()
+    ]
+
+
+def _expert_items(
+    manifest: fmt.Manifest, records: Mapping[int, list[tuple[EncodeMatrix, ...]]]
+) -> list[Item]:
+    start, size = len(manifest.experts_header()), manifest.experts.record_bytes
+    return [
+        Item(expert_key(layer.layer, expert), layer.file, start + expert * size, size, parts)
+        for layer in manifest.layers
+        for expert, parts in enumerate(records[layer.layer])
+    ]
+
+
+def expert_key(layer: int, expert: int) -> str:
+    """The item key of an expert record."""
+    return f"layers.{layer}.mlp.experts.{expert}"

@@ -1,0 +1,108 @@
+"""Produces the bytes of a plan item from the checkpoint in bounded pieces. Reads, never writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from flashmoe.checkpoint.directory import Checkpoint
+from flashmoe.checkpoint.safetensors import to_float32
+from flashmoe.errors import NonFiniteError
+from flashmoe.quant.layout import Bytes
+from flashmoe.store.encode import NonFiniteWeight, check_finite, encode
+from flashmoe.store.format import INTERLEAVE
+from flashmoe.store.plan import CopyVector, EncodeMatrix, Item, Rows
+
+# Source bytes per piece: with the encoder's temporaries well under 1 GB.
+PIECE_BYTES = 8 << 20
+# Pieces end where both the kernels' blocks and pairs of interleaved blocks end.
+PIECE_ROWS = 2 * INTERLEAVE
+
+
+def item_pieces(checkpoint: Checkpoint, item: Item) -> Iterator[Bytes]:
+    """The item.nbytes bytes of an item in order, padding included, as uint8 arrays.
+
+    Raises:
+        NonFiniteError: a weight is NaN or infinite; names tensor, row and column.
+    """
+    position = 0
+    if isinstance(item.parts, CopyVector):
+        yield _vector(checkpoint, item.parts)
+        return
+    for part in item.parts:
+        yield from _zeros(part.at - position)
+        yield from _matrix_pieces(checkpoint, part)
+        position = part.at + part.format.nbytes(part.rows, part.cols)
+    yield from _zeros(item.nbytes - position)
+
+
+def _zeros(count: int) -> Iterator[Bytes]:
+    if count:
+        yield np.zeros(count, np.uint8)
+
+
+def _vector(checkpoint: Checkpoint, part: CopyVector) -> Bytes:
+    source = part.source
+    values = to_float32(_read(checkpoint, source, 0, 1), source.tensor.dtype)
+    try:
+        check_finite(values)
+    except NonFiniteWeight as cause:
+        raise _non_finite(source, cause.row, cause) from cause
+    return (values + np.float32(part.add)).astype("<f4").view(np.uint8).reshape(-1)
+
+
+def _matrix_pieces(checkpoint: Checkpoint, part: EncodeMatrix) -> Iterator[Bytes]:
+    row_bytes = part.sources[0].row_bytes
+    step = max(PIECE_BYTES // row_bytes // PIECE_ROWS, 1) * PIECE_ROWS
+    for start in range(0, part.rows, step):
+        stop = min(start + step, part.rows)
+        raw = read_rows(checkpoint, part, start, stop)
+        out = np.empty(part.format.nbytes(stop - start, part.cols), np.uint8)
+        try:
+            encode(part.format, raw, part.sources[0].tensor.dtype, out)
+        except NonFiniteWeight as cause:
+            source, row = _locate(part, start + cause.row)
+            raise _non_finite(source, row, cause) from cause
+        yield out
+
+
+def read_rows(checkpoint: Checkpoint, part: EncodeMatrix, start: int, stop: int) -> Bytes:
+    """Rows [start, stop) of the matrix to encode -> checkpoint bytes, uint8 [rows, row_bytes]."""
+    if part.interleave:
+        halves = [_read(checkpoint, source, start // 2, stop // 2) for source in part.sources]
+        blocks = [half.reshape(-1, INTERLEAVE, half.shape[1]) for half in halves]
+        return np.stack(blocks, axis=1).reshape(stop - start, -1)
+    pieces, first = [], 0
+    for source in part.sources:
+        low, high = max(start - first, 0), min(stop - first, source.rows)
+        if low < high:
+            pieces.append(_read(checkpoint, source, low, high))
+        first += source.rows
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _read(checkpoint: Checkpoint, source: Rows, start: int, stop: int) -> Bytes:
+    size = source.row_bytes
+    data = checkpoint.read(source.tensor, (source.first + start) * size, (stop - start) * size)
+    return data.reshape(stop - start, size)
+
+
+def _locate(part: EncodeMatrix, row: int) -> tuple[Rows, int]:
+    """Source and row within it that row `row` of the matrix to encode comes from."""
+    if part.interleave:
+        block, within = divmod(row, INTERLEAVE)
+        return part.sources[block % 2], block // 2 * INTERLEAVE + within
+    for source in part.sources:
+        if row < source.rows:
+            return source, row
+        row -= source.rows
+    raise AssertionError("row is outside of the matrix")
+
+
+def _non_finite(source: Rows, row: int, cause: NonFiniteWeight) -> NonFiniteError:
+    return NonFiniteError(
+        "weight is not finite",
+        where=f"{source.tensor.path}: {source.tensor.name}",
+        got=f"{cause.value} at row {source.first + row}, column {cause.col}",
+    )
