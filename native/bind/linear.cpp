@@ -182,6 +182,7 @@ void bind_linear(nb::module_& m) {
             nb::arg("gate_up_format"), nb::arg("gate_up_group"), nb::arg("down_format"),
             nb::arg("down_group"), nb::arg("hidden_size"), nb::arg("intermediate_size"),
             nb::arg("down_offset"))
+        .def_ro("down_offset", &ExpertLayout::down_offset)
         .def_prop_ro("record_bytes_used", &ExpertLayout::record_bytes_used);
     m.def("linear", &linear_call, nb::arg("pool"), nb::arg("acts"), nb::arg("matrices"),
           nb::arg("outs").noconvert(), nb::arg("accumulate") = false,

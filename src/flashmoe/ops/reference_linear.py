@@ -1,7 +1,7 @@
-"""Slow truth of the matrix products: NumPy, float64, whole matrices. The kernels are measured against it.
+"""Slow truth of the matrix products, in float64: the kernels are measured against it.
 
-The weights are those that the stored bytes mean (flashmoe.quant). Products with q8 and q4 weights see
-the int8 form of their input, as the kernels do; bf16 weights see the input itself.
+The weights are those that the stored bytes mean (flashmoe.quant). Products with q8 and q4 weights
+see the int8 form of their input, as the kernels do; bf16 weights see the input itself.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Doubles = NDArray[np.float64]
 def quantize_rows(x: Floats, group: int) -> tuple[NDArray[np.int8], Floats]:
     """x float32 [T, K] -> int8 codes [T, K] and float32 scales [T, K / group].
 
-    scale = max|x| / 127 and code = round-half-even(x * (127 / max|x|)) per row and group. A group whose
-    127 / max|x| overflows counts as zero: codes 0, scale 0.
+    scale = max|x| / 127 and code = round-half-even(x * (127 / max|x|)) per row and group. A group
+    whose 127 / max|x| overflows counts as zero: codes 0, scale 0.
     """
     grouped = np.asarray(x, dtype=np.float32).reshape(x.shape[0], -1, group)
     largest = np.abs(grouped).max(axis=2)
@@ -36,7 +36,7 @@ def seen_by_kernel(x: Floats, group: int) -> Doubles:
     if group == 0:
         return x.astype(np.float64)
     codes, scales = quantize_rows(x, group)
-    return codes * np.repeat(scales.astype(np.float64), group, axis=1)
+    return codes.astype(np.float64) * np.repeat(scales, group, axis=1)
 
 
 def linear(x: Floats, w: Floats, group: int) -> Doubles:
@@ -50,18 +50,16 @@ def silu_mul(gate: Doubles, up: Doubles) -> Floats:
     return (gate / (1.0 + decay) * up).astype(np.float32)
 
 
-def alternate(gate: Floats, up: Floats) -> Floats:
-    """gate and up [I, H] -> [2 I, H], 8 rows of gate and 8 rows of up in turn; I a multiple of 8."""
-    blocks = np.stack([m.reshape(-1, ROWS, m.shape[1]) for m in (gate, up)], axis=1)
-    return blocks.reshape(-1, gate.shape[1])
+def hidden(x: Floats, gate_up: Floats, fmt: Format) -> Floats:
+    """silu(gate) * up of x [T, H] with decoded weights gate_up [2 I, H] -> float32 [T, I]."""
+    halves = linear(x, gate_up, fmt.group).reshape(x.shape[0], -1, 2, ROWS)
+    gate, up = (halves[:, :, i].reshape(x.shape[0], -1) for i in range(2))
+    return silu_mul(gate, up)
 
 
 def ffn(
     x: Floats, gate_up: Floats, down: Floats, gate_up_format: Format, down_format: Format
 ) -> Doubles:
-    """down(silu(gate) * up) of x [T, H] with decoded weights gate_up [2 I, H] (rows alternating by 8)
-    and down [H, I] -> float64 [T, H]."""
-    both = linear(x, gate_up, gate_up_format.group)
-    halves = both.reshape(x.shape[0], -1, 2, ROWS)
-    gate, up = (halves[:, :, i].reshape(x.shape[0], -1) for i in range(2))
-    return linear(silu_mul(gate, up), down, down_format.group)
+    """down(silu(gate) * up) of x [T, H]: decoded weights gate_up [2 I, H], whose gate and up rows
+    alternate by 8, and down [H, I] -> float64 [T, H]."""
+    return linear(hidden(x, gate_up, gate_up_format), down, down_format.group)

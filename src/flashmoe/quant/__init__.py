@@ -1,4 +1,4 @@
-"""Weight formats: byte layout, encoder and decoder in NumPy. The kernels are measured against these."""
+"""Weight formats: byte layout, encoder and decoder in NumPy: the truth for the kernels."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """q4: affine 4-bit groups, w = scale * code + bias with code in [0, 15], bfloat16 scale and bias.
 
 A group of G columns of a block: G / 8 units of 8 rows x 4 bytes, then 8 scales, then 8 biases:
-4 * G + 32 bytes. Byte j of unit u holds column 8u + j in its low and 8u + 4 + j in its high nibble.
-bias = bf16(min w), scale = bf16((max w - min w) / 15), code = clip(round-half-even((w - bias) / scale)).
-Codes are chosen after scale and bias are rounded, so that their rounding is not an error of its own.
+4 * G + 32 bytes. Byte j of unit u holds column 8u + j in its low and 8u + 4 + j in its high
+nibble. bias = bf16(min w), scale = bf16((max w - min w) / 15), and
+code = clip(round-half-even((w - bias) / scale)). Codes are chosen after scale and bias are
+rounded, so that their rounding is not an error of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _join(code: Bytes, scale_bits: np.ndarray, bias_bits: np.ndarray) -> Bytes:
     rows, groups, group = code.shape
     blocks = rows // layout.ROWS
     halves = code.reshape(rows, groups, group // 8, 2, 4)
-    packed = (halves[..., 0, :] | (halves[..., 1, :] << 4)).reshape(rows, -1)
+    packed: Bytes = (halves[..., 0, :] | (halves[..., 1, :] << 4)).reshape(rows, -1)
     units = layout.interleave(packed).reshape(blocks, groups, group * layout.ROWS // 2)
     return np.concatenate([units, _tail(scale_bits), _tail(bias_bits)], axis=2).reshape(-1)
 
@@ -62,4 +63,5 @@ def decode(data: Bytes, rows: int, cols: int, group: int) -> Floats:
     tail = layout.from_bf16(np.ascontiguousarray(parts[..., half:]).view("<u2"))
     tail = tail.reshape(blocks, groups, 2, layout.ROWS).transpose(2, 0, 3, 1)
     scale, bias = tail.reshape(2, blocks * layout.ROWS, groups, 1)
-    return (code.astype(np.float32) * scale + bias).reshape(-1, cols)[:rows]
+    w: Floats = (code.astype(np.float32) * scale + bias).reshape(-1, cols)[:rows]
+    return w

@@ -1,8 +1,8 @@
 """q8: symmetric 8-bit groups, w = scale * code with code in [-127, 127] and a float32 scale.
 
 A group of G columns of a block: G / 4 units (8 rows x 4 codes), then 8 scales: 8 * G + 32 bytes.
-scale = max|w| / 127, code = clip(round-half-even(w / scale)); a group of zeros has scale 0. The clip
-acts only on groups so small that the scale is denormal.
+scale = max|w| / 127, code = clip(round-half-even(w / scale)); a group of zeros has scale 0. The
+clip acts only on groups so small that the scale is denormal.
 """
 
 from __future__ import annotations
@@ -49,4 +49,5 @@ def decode(data: Bytes, rows: int, cols: int, group: int) -> Floats:
     code = layout.deinterleave(units).view(np.int8).reshape(blocks * layout.ROWS, groups, group)
     tail = np.ascontiguousarray(parts[..., layout.ROWS * group :]).view("<f4")
     scale = tail.transpose(0, 2, 1).reshape(blocks * layout.ROWS, groups, 1)
-    return (code.astype(np.float32) * scale).reshape(-1, cols)[:rows]
+    w: Floats = (code.astype(np.float32) * scale).reshape(-1, cols)[:rows]
+    return w
