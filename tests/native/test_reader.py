@@ -81,6 +81,17 @@ def test_where_o_direct_is_refused_reads_are_buffered() -> None:
     assert arena.view(0, len(data)).tobytes() == data
 
 
+def test_partial_reads_continue() -> None:
+    file = Path("/proc/kallsyms")  # procfs gives it out in pieces of odd sizes
+    if not file.exists():
+        pytest.skip("the kernel has no /proc/kallsyms")
+    reader, arena = Reader(1), Arena(SIZE)
+    reader.submit(1, reader.open(str(file)), 0, SIZE, arena.address)
+    assert land(reader, 1) == {1: (0, 0)}
+    with file.open("rb") as symbols:
+        assert arena.view(0, SIZE).tobytes() == symbols.read(SIZE)
+
+
 @pytest.mark.parametrize("cut", [10 * BLOCK, 10 * BLOCK + 100, 8 * BLOCK, 0])
 def test_a_file_that_ends_early(path: Path, cut: int) -> None:
     reader, arena = Reader(2), Arena(SIZE)

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from flashmoe import _native
 from flashmoe.checkpoint.directory import Checkpoint
 from flashmoe.errors import CheckpointError, StorageError, UsageError
 from flashmoe.files import read_small, storage_errors, sync, sync_directory, write_exactly
 from flashmoe.models.registry import family_name, load_family
 from flashmoe.store import format as fmt
-from flashmoe.store.crc import crc32c
 from flashmoe.store.journal import Journal
 from flashmoe.store.manifest import to_json
 from flashmoe.store.plan import Item, PackOptions, PackPlan, expert_key, fingerprint, make_plan
@@ -95,6 +95,7 @@ class _Packer:
         self._pack = work / "pack"
         self._progress, self._sync_bytes = progress, sync_bytes
         self._fds: dict[str, int] = {}
+        self._pool = _native.Pool(len(os.sched_getaffinity(0)))
         self._pending: dict[str, int] = {}
         self._dirty: set[str] = set()
         self._pending_bytes = self._done_bytes = 0
@@ -160,9 +161,9 @@ class _Packer:
         """Writes all bytes of an item -> their CRC-32C."""
         fd, where = self._fds[item.file], self._pack / item.file
         crc, position = 0, item.offset
-        for piece in item_pieces(self._checkpoint, item):
+        for piece in item_pieces(self._pool, self._checkpoint, item):
             write_exactly(fd, piece.data, position, where)
-            crc = crc32c(piece, crc)
+            crc = _native.crc32c(piece, crc)
             position += len(piece)
             self._pending_bytes += len(piece)
             self._report(len(piece))

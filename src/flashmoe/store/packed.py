@@ -11,27 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flashmoe import _native
 from flashmoe.checkpoint.directory import read_config_json
 from flashmoe.errors import ChecksumError, PackError, UsageError
 from flashmoe.files import opened, read_exactly, read_small, storage_errors
 from flashmoe.quant import Format
 from flashmoe.quant.layout import Bytes
 from flashmoe.store import format as fmt
-from flashmoe.store.crc import crc32c
+from flashmoe.store.extent import Extent
 from flashmoe.store.manifest import MAX_BYTES, from_json
 
 # Bytes per read while loading; what was read is dropped from the page cache at once.
 PIECE_BYTES = 8 << 20
-
-
-@dataclass(frozen=True)
-class Extent:
-    """Bytes of one expert record: all but crc32c are what a reader needs to fetch it."""
-
-    path: Path
-    offset: int
-    nbytes: int
-    crc32c: int
 
 
 @dataclass(frozen=True)
@@ -90,9 +81,17 @@ class PackedModel:
         layout = self.manifest.experts
         return len(self.manifest.layers) * layout.num_experts * layout.record_bytes
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The experts files, in layer order."""
+        return tuple(self.path / layer.file for layer in self.manifest.layers)
+
+    def extent(self, layer: int, expert: int) -> Extent:
+        """Where the record of a routed expert lies."""
+        return self._extents[layer][expert]
+
     @functools.cached_property
-    def extents(self) -> dict[int, tuple[Extent, ...]]:
-        """extents[layer][expert]: where a record lies; offsets and sizes are multiples of 4096."""
+    def _extents(self) -> dict[int, tuple[Extent, ...]]:
         start, size = len(self.manifest.experts_header()), self.manifest.experts.record_bytes
         return {
             layer.layer: tuple(
@@ -139,7 +138,7 @@ def aligned_bytes(nbytes: int) -> Bytes:
 
 def check_crc(stored: Bytes, expected: int, where: object) -> None:
     """Raises ChecksumError if the bytes are not those that were written."""
-    got = crc32c(stored)
+    got = _native.crc32c(stored)
     if got != expected:
         raise ChecksumError(
             "checksum does not match", where=where, expected=f"{expected:08x}", got=f"{got:08x}"
