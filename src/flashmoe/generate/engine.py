@@ -75,7 +75,8 @@ class Engine:
 
     def last_logits(self, batch: Batch) -> Floats:
         """Run a batch -> logits [vocab_size] after its last token; a copy."""
-        return self._run(batch, slice(-1, None))[0]
+        logits: Floats = self._run(batch, slice(-1, None))[0]
+        return logits
 
     def all_logits(self, batch: Batch) -> Floats:
         """Run a batch -> logits [T, vocab_size] after each token; a copy."""

@@ -116,7 +116,8 @@ class CpuOps:
 
     def sigmoid(self, x: Floats) -> Floats:
         # tanh does not overflow where exp(-x) would.
-        return np.float32(0.5) * (np.float32(1) + np.tanh(np.float32(0.5) * x))
+        half: Floats = np.tanh(x * np.float32(0.5))
+        return half * np.float32(0.5) + np.float32(0.5)
 
     def sigmoid_gate(self, x: Floats, gate: Floats) -> None:
         start = perf_counter()

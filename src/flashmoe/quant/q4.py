@@ -32,9 +32,9 @@ def encode(w: Floats, group: int) -> Bytes:
     scale_bits = layout.to_bf16((high - low) / np.float32(15))
     scale, bias = layout.from_bf16(scale_bits), layout.from_bf16(bias_bits)
     divisor = np.where(scale == 0, np.float32(1), scale)
-    code = np.rint((grouped - bias[..., None]) / divisor[..., None])
-    code = np.where(scale[..., None] == 0, 0, np.clip(code, 0, 15)).astype(np.uint8)
-    return _join(code, scale_bits, bias_bits)
+    exact = (grouped - bias[..., None]) / divisor[..., None]
+    code = np.where(scale[..., None] == 0, 0, np.clip(np.rint(exact), 0, 15))
+    return _join(code.astype(np.uint8), scale_bits, bias_bits)
 
 
 def _join(code: Bytes, scale_bits: np.ndarray, bias_bits: np.ndarray) -> Bytes:
