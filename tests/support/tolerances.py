@@ -14,3 +14,14 @@ SILU = 5e-7
 # move a code by one. A row of the tests' sizes has at most a few hundred codes and a last-bit
 # difference flips one in about 1e4, so that two flips in one row are already rare.
 HIDDEN_CODE_FLIPS = 2
+
+# Log-probabilities: one float64 log-sum-exp over float32 logits of size 20, here and in the test.
+LOGPROB_ATOL = 1e-12
+
+# Logits of a bf16 pack against transformers in float32 on the same weights: both round in float32,
+# in another order, through every layer. The project's promise; what is measured is about 1e-5.
+LOGITS_ORACLE = 2e-3
+
+# Prefill in one piece, in chunks and token by token: only the gated delta rule changes its order of
+# arithmetic with the cut. The project's promise; what is measured is about 1e-6.
+LOGITS_CHUNKED = 1e-4
