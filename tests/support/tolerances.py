@@ -25,3 +25,25 @@ LOGITS_ORACLE = 2e-3
 # Prefill in one piece, in chunks and token by token: only the gated delta rule changes its order of
 # arithmetic with the cut. The project's promise; what is measured is about 1e-6.
 LOGITS_CHUNKED = 1e-4
+
+# A row operation in float32 (norm, gate, rope, convolution) against float64, relative to the
+# largest result: about ten roundings (6e-8 each), exp to 2 ulp, and a blocked sum of squares.
+ROW = 2e-6
+
+# Sigmoid at |x| near 100 in float32 against float64, relative: exp turns the half ulp of its reduced
+# argument (4e-6 at 100) into a relative error of that size.
+SIGMOID_TAIL = 1e-5
+
+# Softmax attention in float32 against float64, relative to the largest value: scores are sums of D
+# <= 256 products whose error (about 1e-6 at |score| <= 8) enters exp, then sums over the context.
+ATTENTION = 2e-5
+
+# The same with scores near 1e4: their own rounding (1e-3) enters exp.
+ATTENTION_LARGE_SCORES = 5e-3
+
+# The gated delta rule in float32 against float64, relative to the largest output: each token adds
+# a few roundings to a state that the rule itself contracts; the chunked form sums in another order.
+DELTA = 1e-5
+
+# Softmax weights in float32 against float64, relative: exp to 2 ulp, a sum of at most 513 terms.
+SOFTMAX = 2e-6

@@ -1,10 +1,42 @@
+// Gates and the causal depthwise convolution.
 #pragma once
+
+#include <cstdint>
 
 namespace flashmoe {
 
-struct ElementwiseKernels {};
+class Pool;
+
+constexpr int64_t kMaxConvWidth = 8;
+
+struct ElementwiseKernels {
+    // x *= sigmoid(gate).
+    void (*sigmoid_gate)(float* x, const float* gate, int64_t n);
+    // out[c] = silu(sum_j inputs[j][c] * taps[j * n + c]) for c < n, j < width in ascending order.
+    void (*conv_silu)(const float* const* inputs, const float* taps, int64_t width, int64_t n,
+                      float* out);
+};
 
 void register_elementwise_scalar(ElementwiseKernels& table);
 void register_elementwise_avx2(ElementwiseKernels& table);
+
+struct SigmoidGate {
+    float* x;           // [tokens, heads, dim], in place
+    const float* gate;  // element (t, h, d) at gate[t * token_stride + h * head_stride + d]
+    int64_t token_stride, head_stride;
+    int64_t tokens, heads, dim;
+};
+
+void sigmoid_gate(Pool& pool, const SigmoidGate& call);
+
+struct CausalConv {
+    const float* u;       // [tokens, channels]
+    const float* weight;  // [channels, width]; the last tap multiplies the newest input
+    float* state;         // [width - 1, channels]: the inputs before u, oldest first; updated
+    float* out;           // [tokens, channels]; not u
+    int64_t tokens, channels, width;  // 2 <= width <= kMaxConvWidth
+};
+
+void causal_conv_silu(Pool& pool, const CausalConv& call);
 
 }  // namespace flashmoe

@@ -1,10 +1,42 @@
+// The router's choice of experts, and the weighted sum of what they return.
 #pragma once
+
+#include <cstdint>
 
 namespace flashmoe {
 
-struct RoutingKernels {};
+class Pool;
+
+struct RoutingKernels {
+    // Sum of exp(x[i] - shift).
+    float (*exp_sum)(const float* x, int64_t n, float shift);
+    // out[i] += sum_j weights[j] * rows[j * row + i] for i < n; j < count in ascending order.
+    void (*combine)(const float* rows, int64_t row, const float* weights, int64_t count, int64_t n,
+                    float* out);
+};
 
 void register_routing_scalar(RoutingKernels& table);
 void register_routing_avx2(RoutingKernels& table);
+
+struct SoftmaxTopk {
+    const float* logits;  // [tokens, experts]
+    int64_t tokens, experts, topk;
+    bool renormalize;  // divide the chosen weights by their sum
+    float scale;       // multiplies every weight
+    int32_t* ids;      // [tokens, topk], by falling logit; equal logits: the lower id first
+    float* weights;    // [tokens, topk]
+};
+
+// A NaN logit ranks below all others, and makes every weight of its token NaN.
+void softmax_topk(const SoftmaxTopk& call);
+
+struct Combine {
+    const float* rows;     // [tokens * topk, dim]
+    const float* weights;  // [tokens, topk]
+    int64_t tokens, topk, dim;
+    float* out;  // [tokens, dim], added to
+};
+
+void combine(Pool& pool, const Combine& call);
 
 }  // namespace flashmoe

@@ -1,0 +1,147 @@
+// Bindings of what mixes tokens: attention with its cache, and the gated delta rule.
+#include "bind/arrays.h"
+#include "bind/bind.h"
+#include "cpu/attention/attention.h"
+#include "cpu/delta/delta.h"
+#include "flashmoe/pool.h"
+
+namespace flashmoe {
+namespace {
+
+using nb::gil_scoped_release;
+
+// Either cache dtype, decided by the keys; the values must agree.
+template <typename Array>
+bool is_half(const Array& array) {
+    return array.dtype() ==
+           nb::dlpack::dtype{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
+}
+
+template <typename Array>
+void expect_cache(const char* op, const char* name, const Array& array, bool half, Shape shape) {
+    auto dtype = nb::dtype<float>();
+    if (half) dtype.bits = 16;
+    expect_array(op, name, array, dtype, shape);
+    expect_packed(op, name, array, 3);
+}
+
+void expect_room(const char* op, int64_t start, int64_t tokens, int64_t context) {
+    expect(start >= 0 && start + tokens <= context, op,
+           "start: expected 0 to " + std::to_string(context - tokens) + ", got " +
+               std::to_string(start));
+}
+
+KvStore kv_store_call(const In& k, const In& v, const Out& keys, const Out& values, int64_t start) {
+    const char* op = "kv_store";
+    const int64_t tokens = extent(k, 0), heads = extent(k, 1), dim = extent(k, 2);
+    const int64_t context = extent(keys, 1);
+    const bool half = is_half(keys);
+    const float* k_data = input<float>(op, "k", k, {kAny, kAny, kAny});
+    const float* v_data = input<float>(op, "v", v, {tokens, heads, dim});
+    expect_cache(op, "k_cache", keys, half, {heads, kAny, dim});
+    expect_cache(op, "v_cache", values, half, {heads, context, dim});
+    expect_room(op, start, tokens, context);
+    return {k_data, v_data, keys.data(), values.data(), half, tokens, heads, context, dim, start};
+}
+
+Attention attention_call(const In& q, const In& keys, const In& values, int64_t start, float scale,
+                         const Out& out) {
+    const char* op = "attention";
+    const int64_t tokens = extent(q, 0), heads = extent(q, 1), dim = extent(q, 2);
+    const int64_t kv_heads = extent(keys, 0), context = extent(keys, 1);
+    const bool half = is_half(keys);
+    const float* queries = input<float>(op, "q", q, {kAny, kAny, kAny});
+    expect_cache(op, "k_cache", keys, half, {kAny, kAny, dim});
+    expect_cache(op, "v_cache", values, half, {kv_heads, context, dim});
+    expect(kv_heads > 0 && heads % kv_heads == 0, op,
+           "q: expected a multiple of " + std::to_string(kv_heads) + " heads, got " +
+               std::to_string(heads));
+    expect_room(op, start, tokens, context);
+    float* to = output<float>(op, "out", out, {tokens, heads, dim});
+    return {queries, {keys.data(), values.data(), half, kv_heads, context, dim},
+            tokens,  heads,
+            start,   scale,
+            to};
+}
+
+void bind_attention(nb::module_& m) {
+    m.def(
+        "kv_store",
+        [](Pool& pool, const In& k, const In& v, const Out& k_cache, const Out& v_cache,
+           int64_t start) {
+            const KvStore call = kv_store_call(k, v, k_cache, v_cache, start);
+            const gil_scoped_release unlocked;
+            kv_store(pool, call);
+        },
+        nb::arg("pool"), nb::arg("k"), nb::arg("v"), nb::arg("k_cache"), nb::arg("v_cache"),
+        nb::arg("start"),
+        "Copies k, v f32 [T, Hkv, D] to positions start.. of the caches f32 or f16 [Hkv, ctx, D].");
+    m.def(
+        "attention",
+        [](Pool& pool, const In& q, const In& k_cache, const In& v_cache, int64_t start,
+           float scale, const Out& out) {
+            const Attention call = attention_call(q, k_cache, v_cache, start, scale, out);
+            const gil_scoped_release unlocked;
+            attention(pool, call);
+        },
+        nb::arg("pool"), nb::arg("q"), nb::arg("k_cache"), nb::arg("v_cache"), nb::arg("start"),
+        nb::arg("scale"), nb::arg("out"),
+        "Causal grouped-query attention: query t, at position start + t, sees keys 0..start + t.\n"
+        "q, out f32 [T, Hq, D]; caches f32 or f16 [Hkv, ctx, D]; query head h uses kv head\n"
+        "h // (Hq / Hkv).");
+}
+
+GatedDelta gated_delta_call(const In& qkv, const In& a, const In& b, const In& a_log,
+                            const In& dt_bias, const Out& state, const Out& out) {
+    const char* op = "gated_delta";
+    const int64_t tokens = extent(qkv, 0), heads = extent(state, 0);
+    const int64_t key_dim = extent(state, 1), value_dim = extent(state, 2);
+    GatedDelta call{};
+    call.state = output<float>(op, "state", state, {kAny, kAny, kAny});
+    call.qkv = input<float>(op, "qkv", qkv, {kAny, kAny});
+    const int64_t keys = extent(qkv, 1) - heads * value_dim;
+    call.key_heads = key_dim > 0 ? keys / (2 * key_dim) : 0;
+    expect(
+        call.key_heads > 0 && keys == 2 * call.key_heads * key_dim && heads % call.key_heads == 0,
+        op,
+        "qkv: expected 2 * Hk * " + std::to_string(key_dim) + " + " +
+            std::to_string(heads * value_dim) + " columns with Hk a divisor of " +
+            std::to_string(heads) + ", got " + std::to_string(extent(qkv, 1)));
+    call.a = input<float>(op, "a", a, {tokens, heads});
+    call.b = input<float>(op, "b", b, {tokens, heads});
+    call.a_log = input<float>(op, "a_log", a_log, {heads});
+    call.dt_bias = input<float>(op, "dt_bias", dt_bias, {heads});
+    call.out = output<float>(op, "out", out, {tokens, heads, value_dim});
+    call.tokens = tokens, call.value_heads = heads;
+    call.key_dim = key_dim, call.value_dim = value_dim;
+    return call;
+}
+
+void bind_delta(nb::module_& m) {
+    m.def(
+        "gated_delta",
+        [](Pool& pool, const In& qkv, const In& a, const In& b, const In& a_log, const In& dt_bias,
+           const Out& state, const Out& out, int64_t chunk) {
+            const GatedDelta call = gated_delta_call(qkv, a, b, a_log, dt_bias, state, out);
+            expect(0 <= chunk && chunk <= kMaxDeltaChunk, "gated_delta",
+                   "chunk: expected 0 to 128, got " + std::to_string(chunk));
+            const gil_scoped_release unlocked;
+            gated_delta(pool, call, chunk);
+        },
+        nb::arg("pool"), nb::arg("qkv"), nb::arg("a"), nb::arg("b"), nb::arg("a_log"),
+        nb::arg("dt_bias"), nb::arg("state"), nb::arg("out"), nb::arg("chunk"),
+        "The gated delta rule with its q, k normalisation and gates (see "
+        "native/cpu/delta/delta.h).\n"
+        "qkv f32 [T, 2 * Hk * Dk + Hv * Dv]; a, b f32 [T, Hv]; a_log, dt_bias f32 [Hv];\n"
+        "state f32 [Hv, Dk, Dv], updated; out f32 [T, Hv, Dv]; chunk 0: token by token, else the\n"
+        "tokens of one chunk (at most 128): faster on prompts, equal up to rounding.");
+}
+
+}  // namespace
+
+void bind_mixers(nb::module_& m) {
+    bind_attention(m);
+    bind_delta(m);
+}
+
+}  // namespace flashmoe

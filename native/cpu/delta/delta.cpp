@@ -1,0 +1,64 @@
+#include "cpu/delta/delta.h"
+
+#include <cmath>
+
+#include "cpu/workspace.h"
+#include "flashmoe/kernels.h"
+#include "flashmoe/pool.h"
+
+namespace flashmoe {
+namespace {
+
+constexpr float kNormEps = 1e-6f;
+
+float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+
+void recurrent_head(const GatedDelta& call, int64_t head, float* scratch) {
+    float *q = scratch, *k = scratch + call.key_dim;
+    for (int64_t t = 0; t < call.tokens; ++t) {
+        delta_query(call, t, head, q);
+        delta_key(call, t, head, k);
+        const DeltaToken token{q, k, call.v(t, head), std::exp(delta_log_decay(call, t, head)),
+                               delta_beta(call, t, head)};
+        kernels().delta.step(token, call.key_dim, call.value_dim, call.head_state(head),
+                             call.head_out(t, head));
+    }
+}
+
+}  // namespace
+
+void delta_query(const GatedDelta& call, int64_t token, int64_t head, float* q) {
+    const float scale = 1.0f / std::sqrt(static_cast<float>(call.key_dim));
+    kernels().norm.l2(call.row(token) + call.key_head(head) * call.key_dim, call.key_dim, kNormEps,
+                      scale, q);
+}
+
+void delta_key(const GatedDelta& call, int64_t token, int64_t head, float* k) {
+    const int64_t column = (call.key_heads + call.key_head(head)) * call.key_dim;
+    kernels().norm.l2(call.row(token) + column, call.key_dim, kNormEps, 1.0f, k);
+}
+
+float delta_log_decay(const GatedDelta& call, int64_t token, int64_t head) {
+    const float a = call.a[token * call.value_heads + head];
+    return -std::exp(call.a_log[head]) * softplus(a + call.dt_bias[head]);
+}
+
+float delta_beta(const GatedDelta& call, int64_t token, int64_t head) {
+    return 1.0f / (1.0f + std::exp(-call.b[token * call.value_heads + head]));
+}
+
+void gated_delta(Pool& pool, const GatedDelta& call, int64_t chunk) {
+    static thread_local Workspace workspace;
+    const int64_t each =
+        Workspace::aligned(chunk == 0 ? 2 * call.key_dim : delta_chunk_floats(call, chunk));
+    float* scratch = workspace.floats(pool.threads() * each);
+    pool.parallel_for(call.value_heads, 1, [&](int64_t begin, int64_t end, int worker) {
+        for (int64_t head = begin; head < end; ++head)
+            if (chunk == 0)
+                recurrent_head(call, head, scratch + worker * each);
+            else
+                delta_chunked_head(call, head, chunk, scratch + worker * each);
+    });
+}
+
+}  // namespace flashmoe

@@ -1,0 +1,148 @@
+"""Slow twins of the native layer kernels: plain loops and float64 inside, nothing shared with C++.
+
+Each function returns what its native counterpart writes. The in/out arguments of the kernels
+(states, gates) are inputs here, and new arrays are returned. Results are float64 unless said.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Caches = NDArray[np.float32] | NDArray[np.float16]
+
+
+def _double(x: NDArray[np.floating]) -> Doubles:
+    return x.astype(np.float64)
+
+
+def sigmoid(x: NDArray[np.floating]) -> Doubles:
+    """1 / (1 + e^-x) of an array of any shape, without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * _double(x)))
+
+
+def silu(x: NDArray[np.floating]) -> Doubles:
+    """x * sigmoid(x)."""
+    return _double(x) * sigmoid(x)
+
+
+def rms_norm(x: NDArray[np.floating], weight: Floats, eps: float) -> Doubles:
+    """x [..., D], weight [D] -> x / sqrt(mean(x^2) + eps) * weight."""
+    mean = np.mean(_double(x) ** 2, axis=-1, keepdims=True)
+    return _double(x) / np.sqrt(mean + eps) * _double(weight)
+
+
+def gated_rms_norm(x: Floats, gate: Floats, weight: Floats, eps: float) -> Doubles:
+    """x, gate [N, D], weight [D] -> rms_norm(x) * silu(gate)."""
+    return rms_norm(x, weight, eps) * silu(gate)
+
+
+def head_norm_rope(
+    x: Floats, weight: Floats | None, eps: float, cos: Floats, sin: Floats
+) -> Doubles:
+    """x [T, H, D]; norm per head unless weight is None, then rope on the first 2 * R/2 dims.
+
+    cos, sin [T, R/2]. A pair (i, i + R/2) is a complex number, turned by the angle.
+    """
+    y = _double(x) if weight is None else rms_norm(x, weight, eps)
+    half = cos.shape[1]
+    turn = (_double(cos) + 1j * _double(sin))[:, None, :]
+    turned = (y[..., :half] + 1j * y[..., half : 2 * half]) * turn
+    return np.concatenate([turned.real, turned.imag, y[..., 2 * half :]], axis=-1)
+
+
+def attention(q: Floats, keys: Caches, values: Caches, start: int, scale: float) -> Doubles:
+    """q [T, Hq, D], caches [Hkv, ctx, D] -> [T, Hq, D]; query t sees positions 0..start + t."""
+    tokens, heads, _ = q.shape
+    group = heads // keys.shape[0]
+    out = np.empty(q.shape)
+    for t in range(tokens):
+        seen = start + t + 1
+        for head in range(heads):
+            k = _double(keys[head // group, :seen])
+            v = _double(values[head // group, :seen])
+            scores = k @ _double(q[t, head]) * scale
+            weights = np.exp(scores - scores.max())
+            out[t, head] = weights @ v / weights.sum()
+    return out
+
+
+def sigmoid_gate(x: Floats, gate: Floats) -> Doubles:
+    """x * sigmoid(gate), both [T, H, D]."""
+    return _double(x) * sigmoid(gate)
+
+
+def causal_conv_silu(u: Floats, weight: Floats, state: Floats) -> tuple[Doubles, Floats]:
+    """u [T, C], weight [C, W], state [W - 1, C] -> (out [T, C], new state).
+
+    The last tap multiplies the newest input; the state is the last W - 1 inputs, oldest first.
+    """
+    inputs = np.concatenate([state, u])
+    windows = np.lib.stride_tricks.sliding_window_view(inputs, weight.shape[1], axis=0)
+    out = silu(np.einsum("tcw,cw->tc", _double(windows), _double(weight)))
+    newest: Floats = inputs[len(u) :]
+    return out, newest
+
+
+def gated_delta(
+    qkv: Floats,
+    a: Floats,
+    b: Floats,
+    a_log: Floats,
+    dt_bias: Floats,
+    state: Floats,
+    key_heads: int,
+) -> tuple[Doubles, Doubles]:
+    """The gated delta rule, one matrix per head and token -> (out [T, Hv, Dv], new state).
+
+    qkv [T, 2 * Hk * Dk + Hv * Dv]; a, b [T, Hv]; a_log, dt_bias [Hv]; state [Hv, Dk, Dv].
+    """
+    tokens, (heads, key_dim, value_dim) = len(qkv), state.shape
+    out, carried = np.empty((tokens, heads, value_dim)), _double(state)
+    for head in range(heads):
+        columns = (head // (heads // key_heads)) * key_dim + np.arange(key_dim)
+        q = _unit(qkv[:, columns]) / math.sqrt(key_dim)
+        k = _unit(qkv[:, key_heads * key_dim + columns])
+        first = 2 * key_heads * key_dim + head * value_dim
+        v = _double(qkv[:, first : first + value_dim])
+        softplus = np.logaddexp(0.0, _double(a[:, head]) + float(dt_bias[head]))
+        decay, beta = np.exp(-math.exp(a_log[head]) * softplus), sigmoid(b[:, head])
+        for t in range(tokens):
+            carried[head] = _delta_step(carried[head], k[t], v[t], decay[t], beta[t])
+            out[t, head] = q[t] @ carried[head]
+    return out, carried
+
+
+def _unit(x: Floats) -> Doubles:
+    length: Doubles = np.sqrt(np.sum(_double(x) ** 2, axis=-1, keepdims=True) + 1e-6)
+    return _double(x) / length
+
+
+def _delta_step(state: Doubles, k: Doubles, v: Doubles, decay: float, beta: float) -> Doubles:
+    # S <- decay (I - beta k k^T) S + beta k v^T: the rule as one affine map of the state.
+    shrink = np.eye(len(k)) - beta * np.outer(k, k)
+    return np.asarray(decay * shrink @ state + beta * np.outer(k, v))
+
+
+def softmax_topk(
+    logits: Floats, topk: int, renormalize: bool, scale: float
+) -> tuple[NDArray[np.int32], Doubles]:
+    """logits [T, E] -> ids [T, K] by falling logit (equal: lower id first), weights [T, K]."""
+    shifted = _double(logits) - _double(logits).max(axis=1, keepdims=True)
+    probabilities = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
+    ids = np.argsort(-logits, axis=1, kind="stable")[:, :topk]
+    weights = np.take_along_axis(probabilities, ids, axis=1)
+    if renormalize:
+        weights = weights / weights.sum(axis=1, keepdims=True)
+    return ids.astype(np.int32), weights * scale
+
+
+def combine(rows: Floats, weights: Floats, out: Floats) -> Doubles:
+    """rows [T * K, H], weights [T, K] -> out [T, H] + the weighted sum of each token's rows."""
+    tokens, topk = weights.shape
+    grouped = _double(rows).reshape(tokens, topk, rows.shape[1])
+    return _double(out) + np.einsum("tk,tkh->th", _double(weights), grouped)
