@@ -53,16 +53,12 @@ class PackedModel:
             UsageError: the path is not a directory.
             PackError: it is not a packed model, or is damaged; names the file.
         """
-        if not path.is_dir():
-            raise UsageError("is not a directory", where=path)
-        if not (path / fmt.MANIFEST).exists():
-            hint = "Make one from a checkpoint with `flashmoe pack`"
-            raise PackError(f"not a packed model: no {fmt.MANIFEST}", where=path, hint=hint)
-        manifest = from_json(read_small(path / fmt.MANIFEST, MAX_BYTES, PackError))
+        manifest = read_manifest(path)
         for name, (header, size) in manifest.data_files().items():
-            _check_file(path / name, header, size)
+            check_size(path / name, size)
+            check_header(path / name, header)
         for name, file in manifest.files.items():
-            _check_size(path / name, file.nbytes)
+            check_size(path / name, file.nbytes)
         return cls(path, manifest)
 
     @property
@@ -129,6 +125,16 @@ class PackedModel:
         return loaded
 
 
+def read_manifest(path: Path) -> fmt.Manifest:
+    """The manifest of a packed model directory; the other files are not looked at."""
+    if not path.is_dir():
+        raise UsageError("is not a directory", where=path)
+    if not (path / fmt.MANIFEST).exists():
+        hint = "Make one from a checkpoint with `flashmoe pack`"
+        raise PackError(f"not a packed model: no {fmt.MANIFEST}", where=path, hint=hint)
+    return from_json(read_small(path / fmt.MANIFEST, MAX_BYTES, PackError))
+
+
 def aligned_bytes(nbytes: int) -> Bytes:
     """Uninitialised uint8 [nbytes] whose first byte is 64-byte aligned."""
     raw = np.empty(nbytes + fmt.BLOB_ALIGN, np.uint8)
@@ -151,8 +157,8 @@ def _view(tensor: fmt.Tensor, stored: Bytes) -> Loaded:
     return LoadedMatrix(tensor.format, tensor.rows, tensor.cols, stored[: tensor.nbytes])
 
 
-def _check_file(path: Path, header: bytes, size: int) -> None:
-    _check_size(path, size)
+def check_header(path: Path, header: bytes) -> None:
+    """Raises PackError if a safetensors file does not begin with the expected bytes."""
     found = np.empty(len(header), np.uint8)
     with opened(path) as fd:
         read_exactly(fd, found.data, 0, path)
@@ -160,7 +166,8 @@ def _check_file(path: Path, header: bytes, size: int) -> None:
         raise PackError(f"header is not the one that {fmt.MANIFEST} describes", where=path)
 
 
-def _check_size(path: Path, size: int) -> None:
+def check_size(path: Path, size: int) -> None:
+    """Raises PackError if a file is missing or not of the expected size."""
     if not path.exists():
         raise PackError("file is missing", where=path)
     with storage_errors("cannot read", path):
