@@ -47,16 +47,21 @@ struct Reader::File {
     File(const File&) = delete;
     File& operator=(const File&) = delete;
 
-    static std::shared_ptr<const File> open(const std::string& path) {
-        int fd = open_retrying(path.c_str(), O_DIRECT);
-        if (fd >= 0 && reads_direct(fd)) return std::make_shared<const File>(fd, true);
-        if (fd >= 0)
-            ::close(fd);
-        else if (errno != EINVAL)
-            throw std::system_error(errno, std::generic_category(), path);
-        fd = open_retrying(path.c_str(), 0);
+    // Null where O_DIRECT is refused.
+    static std::shared_ptr<const File> open_direct(const std::string& path) {
+        const int fd = open_retrying(path.c_str(), O_DIRECT);
+        if (fd < 0 && errno == EINVAL) return nullptr;
+        auto opened = adopt(fd, true, path);
+        return reads_direct(fd) ? opened : nullptr;
+    }
+
+    static std::shared_ptr<const File> open_buffered(const std::string& path) {
+        return adopt(open_retrying(path.c_str(), 0), false, path);
+    }
+
+    static std::shared_ptr<const File> adopt(int fd, bool direct, const std::string& path) {
         if (fd < 0) throw std::system_error(errno, std::generic_category(), path);
-        return std::make_shared<const File>(fd, false);
+        return std::make_shared<const File>(fd, direct);
     }
 };
 
@@ -75,8 +80,9 @@ Reader::~Reader() {
     for (auto& thread : threads_) thread.join();
 }
 
-int Reader::open(const std::string& path) {
-    auto opened = File::open(path);
+int Reader::open(const std::string& path, bool want_direct) {
+    auto opened = want_direct ? File::open_direct(path) : nullptr;
+    if (!opened) opened = File::open_buffered(path);
     const std::lock_guard lock(mutex_);
     files_.push_back(std::move(opened));
     return static_cast<int>(files_.size()) - 1;

@@ -81,6 +81,15 @@ def test_where_o_direct_is_refused_reads_are_buffered() -> None:
     assert arena.view(0, len(data)).tobytes() == data
 
 
+def test_buffered_reads_on_request(path: Path, content: np.ndarray) -> None:
+    reader, arena = Reader(2), Arena(SIZE)
+    handle = reader.open(str(path), direct=False)
+    assert not reader.direct(handle)
+    reader.submit(1, handle, 0, SIZE, arena.address, crc32c(content))
+    assert land(reader, 1) == {1: (0, 0)}
+    assert (arena.view(0, SIZE) == content).all()
+
+
 def test_partial_reads_continue() -> None:
     file = Path("/proc/kallsyms")  # procfs gives it out in pieces of odd sizes
     if not file.exists():
