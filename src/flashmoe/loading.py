@@ -14,7 +14,6 @@ from flashmoe.errors import MemoryBudgetError, UsageError
 from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_limit, parse_cache
 from flashmoe.experts.cache import ExpertCache, open_cache
 from flashmoe.experts.memory import read_system_memory
-from flashmoe.experts.packed_source import PackedSource
 from flashmoe.experts.streamed import StreamedExperts
 from flashmoe.generate.engine import Engine
 from flashmoe.models.decoder import Decoder, Weights
@@ -82,7 +81,7 @@ def load_model(path: Path, settings: EngineSettings) -> LoadedModel:
     ops = CpuOps(plan.threads)
     arena, weights = _load_weights(pack, ops)
     cache = open_cache(
-        PackedSource(pack),
+        pack,
         slots=plan.budget.slots,
         slot_bytes=pack.manifest.experts.record_bytes,
         reader_threads=settings.readers,
