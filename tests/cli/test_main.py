@@ -45,6 +45,11 @@ def test_help_names_the_verbs_in_order() -> None:
     assert found == sorted(found)
 
 
+def test_the_usage_line_of_run_reads_as_it_is_typed() -> None:
+    result = CliRunner().invoke(make_app(), ["run", "--help"], prog_name="flashmoe")
+    assert result.stdout.startswith("Usage: flashmoe run [OPTIONS] [MODEL] PROMPT\n")
+
+
 def test_an_unknown_verb_exits_with_2() -> None:
     result = CliRunner().invoke(make_app(), ["bogus"])
     assert result.exit_code == 2
