@@ -110,7 +110,7 @@ def _require_finite(logits: Logits) -> None:
 def _penalise(logits: Logits, history: Sequence[int], penalty: float) -> Logits:
     if penalty == 1 or not history:
         return logits
-    seen = np.unique(np.asarray(history, dtype=np.intp))
+    seen = np.asarray(history, dtype=np.intp)
     old, scores = logits[seen], logits.copy()
     with np.errstate(over="ignore"):  # Off to -inf is as good as never.
         scores[seen] = np.where(old > 0, old / penalty, old * penalty)
