@@ -12,5 +12,5 @@ def demo_model_path() -> Path:
     # Beside this file, not by importlib.resources: an editable install has two roots there.
     path = Path(__file__).parent / "demo_model"
     if not path.is_dir():
-        raise PackError("the embedded demo model is missing", where=path, hint="Name a MODEL")
+        raise PackError("the embedded demo model is missing", where=path, hint="Name a MODEL.")
     return path

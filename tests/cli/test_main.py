@@ -1,8 +1,8 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -45,6 +45,11 @@ def test_help_names_the_verbs_in_order() -> None:
     assert found == sorted(found)
 
 
+def test_the_usage_line_of_run_reads_as_it_is_typed() -> None:
+    result = CliRunner().invoke(make_app(), ["run", "--help"], prog_name="flashmoe")
+    assert result.stdout.startswith("Usage: flashmoe run [OPTIONS] [MODEL] PROMPT\n")
+
+
 def test_an_unknown_verb_exits_with_2() -> None:
     result = CliRunner().invoke(make_app(), ["bogus"])
     assert result.exit_code == 2
@@ -66,13 +71,16 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_help_is_quick() -> None:
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        code = "from flashmoe.cli import main; main()"
-        subprocess.run([sys.executable, "-c", code, "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.3
+    """Below 0.3 s, in processor time: a busy machine must not fail the test."""
+    assert min(help_seconds() for _ in range(5)) < 0.3
+
+
+def help_seconds() -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = "from flashmoe.cli import main; main()"
+    subprocess.run([sys.executable, "-c", code, "--help"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def test_ctrl_c_shows_what_is_there(slow: subprocess.Popen[str]) -> None:

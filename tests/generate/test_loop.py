@@ -156,7 +156,7 @@ def test_closing_leaves_the_engine_after_the_last_whole_feed() -> None:
     engine = ScriptedEngine([67, 68, 69])
     pieces = generate(engine, PROMPT, SamplingOptions(), TOKENIZER, {END})
     assert next(pieces).token_id == 67
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     assert engine.position == len(PROMPT)
     assert list(pieces) == []
 

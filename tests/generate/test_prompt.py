@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flashmoe.demo import demo_model_path
@@ -23,6 +24,7 @@ def test_text_is_taken_as_it_stands() -> None:
 def test_ids_are_taken_as_they_are() -> None:
     assert ids([5, 6]) == [5, 6]
     assert ids((5, 6)) == [5, 6]
+    assert ids(np.array([5, 6])) == [5, 6]
     assert ids([]) == []
 
 

@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flashmoe.generate.stop import StopStrings
@@ -26,6 +26,8 @@ def split(text: str, cuts: list[int]) -> list[str]:
 
 
 @given(letters, stops, st.lists(st.integers(0, 100), max_size=8))
+@example("abab", ["abab", "ba"], [])
+@example("aab", ["b", "ab"], [])
 def test_any_split_shows_the_text_before_the_first_stop(
     text: str, strings: list[str], cuts: list[int]
 ) -> None:

@@ -30,6 +30,7 @@ END = 2
 class ScriptedEngine:
     """Its logits make the next token of `script` the likeliest, whatever is fed.
 
+    prompt_tokens: the script begins with the feed that brings the position to this.
     on_feed: called with the ids of each feed before it counts; may raise or sleep.
     """
 
@@ -37,10 +38,11 @@ class ScriptedEngine:
         self,
         script: Sequence[int],
         context_length: int = 4096,
+        prompt_tokens: int = 0,
         on_feed: Callable[[Sequence[int]], None] = lambda ids: None,
     ) -> None:
         self._script = iter([*script, END])
-        self._on_feed = on_feed
+        self._prompt_tokens, self._on_feed = prompt_tokens, on_feed
         self.context_length = context_length
         self.fed: list[list[int]] = []
 
@@ -52,7 +54,8 @@ class ScriptedEngine:
         assert 0 < len(ids) <= self.context_length - self.position
         self._on_feed(ids)
         self.fed.append(list(ids))
-        return peaked(next(self._script, END))
+        answering = self.position >= self._prompt_tokens
+        return peaked(next(self._script, END) if answering else END)
 
 
 def peaked(token: int) -> NDArray[np.float32]:
@@ -91,7 +94,12 @@ class ScriptedModel:
         )
         self.options = SamplingOptions(**options)
         script = self.tokenizer.encode(self._reply)
-        engine = ScriptedEngine(script, self.context_length, lambda ids: time.sleep(self._delay))
+        engine = ScriptedEngine(
+            script,
+            self.context_length,
+            len(self.prompt),
+            on_feed=lambda ids: time.sleep(self._delay),
+        )
         return generate(
             engine,
             self.prompt,

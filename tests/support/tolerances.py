@@ -47,3 +47,7 @@ DELTA = 1e-5
 
 # Softmax weights in float32 against float64, relative: exp to 2 ulp, a sum of at most 513 terms.
 SOFTMAX = 2e-6
+
+# Log-probabilities: the terms of the sum are float32 powers; a power is off by its rounding (6e-8)
+# and by that of its exponent, up to 20 in these tests (20 * 2**-24 = 1.2e-6).
+LOGPROB_ATOL = 2e-6

@@ -74,6 +74,7 @@ def sentencepiece_decode() -> Detokenizer:
             decoders.Strip(" ", 1, 0),
         ]
     )
+    backend.add_special_tokens(["<unk>"])
     return Detokenizer(lambda ids: backend.decode(list(ids)))
 
 
@@ -84,6 +85,16 @@ def byte_tokens(text: str) -> list[int]:
 def test_blank_stripping_decoders_keep_inner_blanks() -> None:
     ids = [1, 2, 3, 4, 1]
     assert "".join(stream(sentencepiece_decode(), ids, range(6))) == "Hello world s Hello"
+
+
+def test_a_skipped_token_does_not_hide_the_blank_after_it() -> None:
+    special = 0
+    assert stream(sentencepiece_decode(), [1, special, 2], range(4))[:4] == [
+        "",
+        "Hello",
+        "",
+        " world",
+    ]
 
 
 @given(st.lists(st.sampled_from([[1], [2], [4], byte_tokens("é"), byte_tokens("𝄞")]), min_size=1))

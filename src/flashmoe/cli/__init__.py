@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from flashmoe import __version__
 from flashmoe.errors import FlashMoeError
@@ -26,6 +26,15 @@ _STYLE: dict[str, Any] = {
 }
 
 
+class Verb(TyperCommand):
+    """Shows its arguments in the usage line as the verb wrote them, without added brackets."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        parameters = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        shown = [p for p in parameters if not getattr(p, "hidden", False)]
+        return ["[OPTIONS]", *(str(p.metavar or str(p.name).upper()) for p in shown)]
+
+
 class VerbGroup(TyperGroup):
     """Imports verbs on demand and turns errors into a message and an exit code."""
 
@@ -36,7 +45,7 @@ class VerbGroup(TyperGroup):
         if cmd_name not in self.list_commands(ctx):
             return None
         app = typer.Typer(**_STYLE)
-        app.command(cmd_name)(getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name))
+        app.command(cmd_name, cls=Verb)(getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name))
         return typer.main.get_command(app)
 
     def invoke(self, ctx: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -66,7 +66,7 @@ def generate(
     *,
     chunk: int = 1024,
     phase: Phase = untimed,
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """Yields a Piece per token, the stop token included (without text).
 
     A piece is yielded before its token is fed: closing the iterator, or an interrupt, leaves the
@@ -78,14 +78,16 @@ def generate(
     Raises, before any work, UsageError (empty prompt) or ContextLengthError (no room for it);
     while iterating, NumericError and whatever the engine raises.
     """
-    if not prompt_ids:
+    if len(prompt_ids) == 0:
         raise UsageError("the prompt is empty", where="prompt")
     room = engine.context_length - engine.position
     if len(prompt_ids) > room:
         raise ContextLengthError(
             "the prompt does not fit the context",
+            where="prompt",
             expected=f"at most {room} tokens",
             got=len(prompt_ids),
+            hint="Shorten it or raise the context length (--ctx).",
         )
     steps = _Steps(engine, list(prompt_ids), options, phase)
     return _pieces(steps, tokenizer, frozenset(stop_ids), on_progress or _ignore, chunk)
@@ -137,7 +139,7 @@ def _pieces(
     stop_ids: frozenset[int],
     on_progress: Progress,
     chunk: int,
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     answer = _Answer(tokenizer, steps.options.stop)
     logits = steps.prefill(on_progress, chunk)
     while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from flashmoe.errors import UsageError
@@ -25,7 +26,7 @@ def prompt_ids(
     """Ids of either `prompt` (text as it stands, or ids) or `messages` through the template.
 
     Raises UsageError when none or both are given, tools come without messages, or an id is not
-    a non-negative integer.
+    a non-negative integer. Ids past the vocabulary are the engine's to refuse.
     """
     if (prompt is None) == (messages is None):
         raise UsageError("give either a prompt or messages", where="generate")
@@ -34,11 +35,12 @@ def prompt_ids(
         return tokenizer.encode(text)
     if tools:
         raise UsageError("tools need messages", where="tools")
-    return tokenizer.encode(prompt) if isinstance(prompt, str) else _checked(prompt or ())
+    assert prompt is not None
+    return tokenizer.encode(prompt) if isinstance(prompt, str) else _checked(prompt)
 
 
 def _checked(ids: Sequence[int]) -> list[int]:
     for index, id in enumerate(ids):
-        if not isinstance(id, int) or id < 0:
+        if not isinstance(id, Integral) or id < 0:
             raise UsageError("not a token id", where=f"prompt[{index}]", got=repr(id))
-    return list(ids)
+    return [int(id) for id in ids]

@@ -1,8 +1,8 @@
 """From logits to the next token.
 
-Order of operations: repeat penalty; then the largest (greedy), or temperature, top-k, softmax over
-what is left, top-p, min-p, draw. All in float64; a draw takes one uniform number from PCG64, so
-that a seed gives the same answer on every platform. Ties go to the lower token id.
+Order of operations: repeat penalty; then the largest (greedy), or top-k, temperature, softmax over
+what is left, top-p, min-p, draw. Probabilities are float64, and a draw takes one uniform number
+from PCG64, so that a seed gives the same answer on every platform. Ties go to the lower token id.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from flashmoe.errors import NumericError, UsageError
 
+Logits = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Ids = NDArray[np.intp]
 
@@ -77,48 +78,46 @@ class Sampler:
         self._options = options
         self._random = np.random.Generator(np.random.PCG64(options.seed))
 
-    def sample(self, logits: NDArray[np.float32], history: Sequence[int]) -> tuple[int, float]:
+    def sample(self, logits: Logits, history: Sequence[int]) -> tuple[int, float]:
         """The next token and its log-probability under the plain softmax of `logits`.
 
         logits: float32 [vocab]. history: ids before this token, for the repeat penalty.
         Raises NumericError when a logit is NaN or infinite.
         """
-        scores = logits.astype(np.float64)
-        _require_finite(scores)
-        penalised = _penalise(scores, history, self._options.repeat_penalty)
+        _require_finite(logits)
+        scores = _penalise(logits, history, self._options.repeat_penalty)
         greedy = self._options.temperature == 0
-        token = int(np.argmax(penalised)) if greedy else self._draw(penalised)
-        return token, _log_probability(scores, token)
+        token = int(np.argmax(scores)) if greedy else self._draw(scores)
+        return token, _log_probability(logits, token)
 
-    def _draw(self, scores: Floats) -> int:
+    def _draw(self, scores: Logits) -> int:
         options = self._options
-        with np.errstate(over="ignore"):  # A tiny temperature sends the losers to -inf.
-            scores = (scores - scores.max()) / options.temperature
         ids = _top_k(scores, options.top_k)
-        ids, probs = _top_p(ids, _softmax(scores[ids]), options.top_p)
+        ids, probs = _top_p(ids, _softmax(scores[ids], options.temperature), options.top_p)
         likely = probs >= options.min_p * probs.max()
         cumulative = np.cumsum(probs[likely])
         drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
         return int(ids[likely][drawn])
 
 
-def _require_finite(scores: Floats) -> None:
-    bad = np.flatnonzero(~np.isfinite(scores))
+def _require_finite(logits: Logits) -> None:
+    bad = np.flatnonzero(~np.isfinite(logits))
     if bad.size:
-        value = scores[bad[0]]
+        value = logits[bad[0]]
         raise NumericError("logits are not finite", where=f"token {bad[0]}", got=value)
 
 
-def _penalise(scores: Floats, history: Sequence[int], penalty: float) -> Floats:
+def _penalise(logits: Logits, history: Sequence[int], penalty: float) -> Logits:
     if penalty == 1 or not history:
-        return scores
-    seen = np.unique(np.asarray(history, dtype=np.intp))
-    result = scores.copy()
-    result[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
-    return result
+        return logits
+    seen = np.asarray(history, dtype=np.intp)
+    old, scores = logits[seen], logits.copy()
+    with np.errstate(over="ignore"):  # Off to -inf is as good as never.
+        scores[seen] = np.where(old > 0, old / penalty, old * penalty)
+    return scores
 
 
-def _top_k(scores: Floats, k: int) -> Ids:
+def _top_k(scores: Logits, k: int) -> Ids:
     """Ids, ascending, of the k largest scores (all if k is 0)."""
     if k == 0 or k >= scores.size:
         return np.arange(scores.size)
@@ -139,16 +138,20 @@ def _top_p(ids: Ids, probs: Floats, p: float) -> tuple[Ids, Floats]:
     return ids[kept], probs[kept]
 
 
-def _descending(values: Floats) -> Ids:
+def _descending(values: Logits | Floats) -> Ids:
     """Indices by falling value; equal values keep their order."""
     return np.argsort(-values, kind="stable")
 
 
-def _softmax(scores: Floats) -> Floats:
-    powers = np.exp(scores - scores.max())
+def _softmax(scores: Logits, temperature: float) -> Floats:
+    with np.errstate(over="ignore"):  # A tiny temperature sends the losers to -inf.
+        scaled = (scores.astype(np.float64) - scores.max()) / temperature
+    powers = np.exp(scaled)
     return np.asarray(powers / powers.sum())
 
 
-def _log_probability(scores: Floats, token: int) -> float:
-    shifted = scores - scores.max()
-    return float(shifted[token] - np.log(np.exp(shifted).sum()))
+def _log_probability(logits: Logits, token: int) -> float:
+    # The powers may be float32, several times faster: each is off by less than 1e-5 of the total.
+    top = logits.max()
+    total = np.exp(logits - top).sum(dtype=np.float64)
+    return float(logits[token]) - float(top) - float(np.log(total))

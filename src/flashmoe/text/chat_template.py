@@ -85,7 +85,7 @@ class ChatTemplate:
         for name in names:
             if name in self._templates:
                 return self._templates[name]
-        hint = "Give the prompt as plain text (--raw)"
+        hint = "Give the prompt as plain text (--raw)."
         raise UsageError("the model has no chat template", where=self.path, hint=hint)
 
 
