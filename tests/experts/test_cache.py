@@ -195,6 +195,14 @@ def test_begin_closes_a_forgotten_ticket(source: TaggedSource) -> None:
     assert run(cache, trace) == expected(source, trace)
 
 
+def test_closing_an_old_ticket_does_not_touch_the_new_one(source: TaggedSource) -> None:
+    cache = fake_cache(source, FakeReader())
+    old = cache.begin(0, [0])
+    new = cache.begin(0, [1, 2])
+    old.close()
+    assert consume(new, 2) == [source.record(0, 1), source.record(0, 2)]
+
+
 def test_an_interrupt_inside_the_reader_loses_nothing_but_time(
     source: TaggedSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,8 +217,9 @@ def test_an_interrupt_inside_the_reader_loses_nothing_but_time(
         patch.setattr(reader, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             consume(cache.begin(0, [0, 1]), 2)
-    trace = [(0, [0, 1, 2])]
+    trace = [(0, [0, 1, 2, 3])]
     assert run(cache, trace) == expected(source, trace)
+    assert cache.resident() == {(0, 0), (0, 1), (0, 2), (0, 3)}  # no slot is lost
 
 
 def test_a_file_cut_short_under_an_open_engine(tmp_path: Path) -> None:
