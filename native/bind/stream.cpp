@@ -44,9 +44,9 @@ std::vector<std::tuple<int64_t, int, int64_t>> wait(Reader& reader, double timeo
     return results;
 }
 
-nb::dict stats(const Reader& reader) {
+nb::typed<nb::dict, nb::str, double> stats(const Reader& reader) {
     const ReaderStats stats = reader.stats();
-    nb::dict result;
+    nb::typed<nb::dict, nb::str, double> result;
     result["bytes"] = stats.bytes;
     result["reads"] = stats.reads;
     result["busy_s"] = stats.busy_s;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -259,6 +260,20 @@ def test_buffered_reads_are_said_aloud(
     cache = fake_cache(source, reader)
     assert cache.buffered_files == (source.path(1),)
     assert "O_DIRECT is refused" in caplog.text
+
+
+def test_a_closed_cache_holds_nothing_and_serves_nothing(source: TaggedSource) -> None:
+    memory = arena(4)
+    cache = ExpertCache(source, memory, FakeReader(), slot_bytes=RECORD)
+    run(cache, [(0, [1])])
+    cache.begin(0, [1, 2])
+    held = sys.getrefcount(memory)
+    cache.close()
+    cache.close()
+    assert sys.getrefcount(memory) == held - 1
+    assert cache.resident() == frozenset()
+    with pytest.raises(AssertionError, match="closed"):
+        cache.begin(0, [1])
 
 
 def test_open_cache_owns_arena_and_reader(source: TaggedSource) -> None:
