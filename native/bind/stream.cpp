@@ -90,7 +90,7 @@ void bind_stream(nb::module_& m) {
         .def("stats", &stats, "bytes, reads, busy_s (summed over threads).");
 
     m.def("crc32c", &checksum, nb::arg("buffer"), nb::arg("crc") = 0, nb::arg("portable") = false,
-          "CRC-32C of a uint8 array, continuing crc; portable: without SSE4.2.");
+          "CRC-32C of bytes or a uint8 array, continuing crc; portable: without SSE4.2.");
 }
 
 }  // namespace flashmoe
