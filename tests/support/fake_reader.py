@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-import numpy as np
 from flashmoe._native import crc32c
 
 from flashmoe.experts.source import BAD_CHECKSUM, CANCELLED, READ_OK, SHORT_READ
