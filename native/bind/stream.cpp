@@ -44,9 +44,9 @@ std::vector<std::tuple<int64_t, int, int64_t>> wait(Reader& reader, double timeo
     return results;
 }
 
-nb::dict stats(const Reader& reader) {
+nb::typed<nb::dict, nb::str, double> stats(const Reader& reader) {
     const ReaderStats stats = reader.stats();
-    nb::dict result;
+    nb::typed<nb::dict, nb::str, double> result;
     result["bytes"] = stats.bytes;
     result["reads"] = stats.reads;
     result["busy_s"] = stats.busy_s;
@@ -90,7 +90,7 @@ void bind_stream(nb::module_& m) {
         .def("stats", &stats, "bytes, reads, busy_s (summed over threads).");
 
     m.def("crc32c", &checksum, nb::arg("buffer"), nb::arg("crc") = 0, nb::arg("portable") = false,
-          "CRC-32C of a uint8 array, continuing crc; portable: without SSE4.2.");
+          "CRC-32C of bytes or a uint8 array, continuing crc; portable: without SSE4.2.");
 }
 
 }  // namespace flashmoe

@@ -74,6 +74,7 @@ class Reader {
     };
 
     void work();
+    void stop();
     Landed perform(const Request& request) const;
     std::shared_ptr<const File> file(int handle) const;
 

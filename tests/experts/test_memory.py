@@ -72,6 +72,11 @@ def test_v1_limit_and_parents(root: Path) -> None:
     assert limit == Limit(7000, "cgroup limit /sys/fs/cgroup/memory/x/memory.limit_in_bytes")
 
 
+def test_v1_writes_none_as_a_huge_number(root: Path) -> None:
+    write(root, "sys/fs/cgroup/memory/x/memory.limit_in_bytes", "9223372036854771712\n")
+    assert cgroup(root, "4:memory:/x\n", V1.format(top="/")) is None
+
+
 def test_both_versions_at_once(root: Path) -> None:
     write(root, "sys/fs/cgroup/memory/x/memory.limit_in_bytes", "7000\n")
     write(root, "sys/fs/cgroup/u/memory.max", "6000\n")
@@ -91,6 +96,7 @@ def test_both_versions_at_once(root: Path) -> None:
 )
 def test_paths_in_containers(root: Path, top: str, group: str) -> None:
     write(root, "sys/fs/cgroup/memory.max", "8000\n")
+    write(root, "sys/outside/memory.max", "1\n")
     limit = cgroup(root, f"0::{group}\n", V2.format(top=top))
     assert limit == Limit(8000, "cgroup limit /sys/fs/cgroup/memory.max")
 

@@ -147,8 +147,8 @@ def test_wait_returns_at_once_when_there_is_nothing_to_wait_for() -> None:
     assert time.perf_counter() - begin < 10
 
 
-def test_waiting_does_not_hold_the_interpreter(tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"  # a read of a FIFO fails at once, its opening blocks
+def test_opening_does_not_hold_the_interpreter(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"  # opening it blocks until there is a writer
     os.mkfifo(fifo)
     reader = Reader(1)
     opener = threading.Thread(target=lambda: reader.open(str(fifo)))

@@ -61,13 +61,13 @@ class _Stream:
 
     def __init__(self, path: Path, case: Case, seed: int) -> None:
         self._path, self._nbytes = path, case.block_bytes
+        self._offsets = _for_ever(_places(path, case), seed)
         # Attributes are freed in this order: the reader before the memory that it writes into.
         self._reader = Reader(case.depth)
         self._memory = Arena(2 * case.depth * self._nbytes, huge_pages=case.huge_pages)
         self._handle = self._reader.open(str(path), direct=case.direct)
         if self._reader.direct(self._handle) != case.direct:
             raise StorageError("the file system refuses O_DIRECT", where=path)
-        self._offsets = _offsets(path, self._nbytes, seed)
         for slot in range(2 * case.depth):
             self._submit(slot)
 
@@ -121,16 +121,23 @@ def row(result: Result) -> str:
 HEADER: Final = f"{'block':>10}  {'depth':>5}  {'read':<8}  {'pages':<5}  {'GB/s':>5}  CPU ms/GB"
 
 
-def _offsets(path: Path, nbytes: int, seed: int) -> Iterator[int]:
-    """Places of whole blocks in random order, for ever."""
-    places = list(range(0, path.stat().st_size - nbytes + 1, nbytes))
-    if nbytes < 1 or nbytes % READ_ALIGNMENT or not places:
+def _places(path: Path, case: Case) -> list[int]:
+    """Where the whole blocks of a file begin."""
+    nbytes, size = case.block_bytes, path.stat().st_size
+    if not 0 < nbytes <= size or nbytes % READ_ALIGNMENT:
         raise UsageError(
             "cannot read such blocks",
             where=path,
-            expected=f"a multiple of {READ_ALIGNMENT} bytes, at most the size of the file",
-            got=nbytes,
+            expected=f"a multiple of {READ_ALIGNMENT}, at most the size of the file ({size} bytes)",
+            got=f"{nbytes} bytes",
         )
+    if case.depth < 1:
+        raise UsageError("depth is too small", expected="at least 1", got=case.depth)
+    return list(range(0, size - nbytes + 1, nbytes))
+
+
+def _for_ever(places: list[int], seed: int) -> Iterator[int]:
+    """All places in a random order, again and again."""
     shuffle = random.Random(seed)
     while True:
         shuffle.shuffle(places)
