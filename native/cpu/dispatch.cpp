@@ -16,6 +16,7 @@ Kernels build(const std::string& isa) {
     register_delta_scalar(table.delta);
     register_routing_scalar(table.routing);
     register_elementwise_scalar(table.elementwise);
+    register_probe_scalar(table.probe);
 #if defined(__x86_64__)
     if (isa == "avx2") {
         register_linear_avx2(table.linear);
@@ -25,6 +26,7 @@ Kernels build(const std::string& isa) {
         register_delta_avx2(table.delta);
         register_routing_avx2(table.routing);
         register_elementwise_avx2(table.elementwise);
+        register_probe_avx2(table.probe);
     }
 #endif
     return table;

@@ -9,6 +9,7 @@
 #include "cpu/elementwise/elementwise.h"
 #include "cpu/linear/linear.h"
 #include "cpu/norm/norm.h"
+#include "cpu/probe/probe.h"
 #include "cpu/rope/rope.h"
 #include "cpu/routing/routing.h"
 
@@ -23,6 +24,7 @@ struct Kernels {
     DeltaKernels delta;
     RoutingKernels routing;
     ElementwiseKernels elementwise;
+    ProbeKernels probe;
 };
 
 // The table in use. Chosen once, by CPUID, on first use; select_isa replaces it.

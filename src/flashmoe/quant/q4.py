@@ -41,7 +41,7 @@ def _join(code: Bytes, scale_bits: np.ndarray, bias_bits: np.ndarray) -> Bytes:
     rows, groups, group = code.shape
     blocks = rows // layout.ROWS
     halves = code.reshape(rows, groups, group // 8, 2, 4)
-    packed: Bytes = (halves[..., 0, :] | (halves[..., 1, :] << 4)).reshape(rows, -1)
+    packed = (halves[..., 0, :] | (halves[..., 1, :] << np.uint8(4))).reshape(rows, -1)
     units = layout.interleave(packed).reshape(blocks, groups, group * layout.ROWS // 2)
     return np.concatenate([units, _tail(scale_bits), _tail(bias_bits)], axis=2).reshape(-1)
 
