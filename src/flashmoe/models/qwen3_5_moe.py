@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flashmoe.checkpoint.config import ConfigReader
+from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader
 from flashmoe.layers.attention import Attention, AttentionWeights
 from flashmoe.layers.gated_delta import GatedDelta, GatedDeltaWeights
 from flashmoe.layers.moe import SharedExpert, SparseMoe
@@ -71,7 +71,10 @@ def read_config(raw: dict[str, Any]) -> Config:
 
 
 def _read_fields(reader: ConfigReader) -> Config:
-    layers, heads = reader.integer("num_hidden_layers"), reader.integer("num_attention_heads")
+    layers, heads = (
+        reader.integer("num_hidden_layers", high=MAX_LAYERS),
+        reader.integer("num_attention_heads"),
+    )
     head_dim, rope = reader.integer("head_dim"), reader.rope(default_partial=0.25)
     rotary_dim = int(head_dim * rope.partial_rotary_factor)
     if rotary_dim % 2 or not rotary_dim:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flashmoe.checkpoint.config import ConfigReader
+from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader
 from flashmoe.layers.attention import Attention, AttentionWeights
 from flashmoe.layers.moe import SparseMoe
 from flashmoe.layers.rope import RotaryTable
@@ -63,7 +63,7 @@ def _read_fields(reader: ConfigReader, rope_theta: float) -> Config:
     return Config(
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden_size,
-        num_hidden_layers=reader.integer("num_hidden_layers"),
+        num_hidden_layers=reader.integer("num_hidden_layers", high=MAX_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=reader.divisor("num_key_value_heads", of=heads),
         head_dim=reader.even("head_dim", default=hidden_size // heads),
