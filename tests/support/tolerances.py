@@ -30,8 +30,8 @@ LOGITS_CHUNKED = 1e-4
 # largest result: about ten roundings (6e-8 each), exp to 2 ulp, and a blocked sum of squares.
 ROW = 2e-6
 
-# Sigmoid at |x| near 100 in float32 against float64, relative: exp turns the half ulp of its reduced
-# argument (4e-6 at 100) into a relative error of that size.
+# Sigmoid at |x| near 100 in float32 against float64, relative: the half ulp (4e-6) of an argument
+# of that size becomes a relative error of the exponential.
 SIGMOID_TAIL = 1e-5
 
 # Softmax attention in float32 against float64, relative to the largest value: scores are sums of D

@@ -6,6 +6,9 @@ namespace {
 
 using avx2::kLanes;
 
+// Compilers would load the value again for each use as a memory operand: one load more per FMA.
+inline void keep_in_register(__m256& x) { asm("" : "+x"(x)); }
+
 // R rows by V vectors of c, held in registers over all of k.
 template <int R, int V>
 void tile(int64_t k, Operand a, Operand b, Panel c, bool accumulate) {
@@ -17,6 +20,8 @@ void tile(int64_t k, Operand a, Operand b, Panel c, bool accumulate) {
     for (int64_t p = 0; p < k; ++p) {
         __m256 right[V];
         for (int v = 0; v < V; ++v) right[v] = avx2::load(b.data + p * b.row + v * kLanes);
+        if constexpr (R > 1)
+            for (int v = 0; v < V; ++v) keep_in_register(right[v]);
         for (int r = 0; r < R; ++r) {
             const __m256 left = _mm256_broadcast_ss(a.data + r * a.row + p * a.col);
             for (int v = 0; v < V; ++v) sum[r][v] = _mm256_fmadd_ps(left, right[v], sum[r][v]);
@@ -70,39 +75,51 @@ void matmul(Extent size, Operand a, Operand b, Panel c, bool accumulate) {
     rows<1, 8>(size.m - whole, size.n, size.k, a, b, c, accumulate);
 }
 
-void transpose_8x8(__m256 (&x)[8]) {
-    __m256 pairs[8], quads[8];
-    for (int i = 0; i < 8; i += 2) {
-        pairs[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
-        pairs[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+// Four elements from each of two rows, the first row in the low half.
+inline __m256 load_pair(const float* low, const float* high) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+}
+inline __m256 load_pair(const uint16_t* low, const uint16_t* high) {
+    return _mm256_cvtph_ps(_mm_unpacklo_epi64(_mm_loadu_si64(low), _mm_loadu_si64(high)));
+}
+
+// dst[d * width + i] = src[i * row + d] for i < 8, d < 4.
+template <typename T>
+inline void transpose_8x4(const T* src, int64_t row, float* dst, int64_t width) {
+    __m256 x[4];
+    for (int i = 0; i < 4; ++i) x[i] = load_pair(src + i * row, src + (i + 4) * row);
+    const __m256d even[2] = {_mm256_castps_pd(_mm256_unpacklo_ps(x[0], x[1])),
+                             _mm256_castps_pd(_mm256_unpackhi_ps(x[0], x[1]))};
+    const __m256d odd[2] = {_mm256_castps_pd(_mm256_unpacklo_ps(x[2], x[3])),
+                            _mm256_castps_pd(_mm256_unpackhi_ps(x[2], x[3]))};
+    for (int i = 0; i < 2; ++i) {
+        const __m256d first = _mm256_unpacklo_pd(even[i], odd[i]);
+        const __m256d second = _mm256_unpackhi_pd(even[i], odd[i]);
+        _mm256_storeu_ps(dst + 2 * i * width, _mm256_castpd_ps(first));
+        _mm256_storeu_ps(dst + (2 * i + 1) * width, _mm256_castpd_ps(second));
     }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; ++j) {
-            quads[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0x44);
-            quads[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0xee);
-        }
-    for (int i = 0; i < 4; ++i) {
-        x[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
-        x[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
-    }
+}
+
+inline float widen(float x) { return x; }
+inline float widen(uint16_t x) { return _cvtsh_ss(x); }
+
+// The part of a transposition below `first` that has no whole groups of 8 rows and 4 columns.
+template <typename T>
+void transpose_edge(const T* src, int64_t row, int64_t count, int64_t dim, int64_t first_row,
+                    int64_t first_dim, float* dst, int64_t width) {
+    for (int64_t d = first_dim; d < dim; ++d)
+        for (int64_t j = first_row; j < width; ++j)
+            dst[d * width + j] = j < count ? widen(src[j * row + d]) : 0.0f;
 }
 
 template <typename T>
 void transpose(const T* src, int64_t row, int64_t count, int64_t dim, float* dst, int64_t width) {
-    for (int64_t j = 0; j < width; j += kLanes)
-        for (int64_t d = 0; d < dim; d += kLanes) {
-            const int64_t depth = dim - d;
-            __m256 x[8];
-            for (int64_t i = 0; i < 8; ++i) {
-                const T* source = src + (j + i) * row + d;
-                x[i] = j + i >= count    ? _mm256_setzero_ps()
-                       : depth >= kLanes ? avx2::load(source)
-                                         : avx2::load_first(source, depth);
-            }
-            transpose_8x8(x);
-            for (int64_t i = 0; i < 8 && i < depth; ++i)
-                _mm256_storeu_ps(dst + (d + i) * width + j, x[i]);
-        }
+    const int64_t whole_rows = count / 8 * 8, whole_dims = dim / 4 * 4;
+    for (int64_t j = 0; j < whole_rows; j += 8)
+        for (int64_t d = 0; d < whole_dims; d += 4)
+            transpose_8x4(src + j * row + d, row, dst + d * width + j, width);
+    transpose_edge(src, row, count, whole_dims, whole_rows, 0, dst, width);
+    transpose_edge(src, row, count, dim, 0, whole_dims, dst, width);
 }
 
 void from_half(const uint16_t* src, int64_t n, float* dst) {

@@ -32,8 +32,9 @@ def silu(x: NDArray[np.floating]) -> Doubles:
 
 def rms_norm(x: NDArray[np.floating], weight: Floats, eps: float) -> Doubles:
     """x [..., D], weight [D] -> x / sqrt(mean(x^2) + eps) * weight."""
-    mean = np.mean(_double(x) ** 2, axis=-1, keepdims=True)
-    return _double(x) / np.sqrt(mean + eps) * _double(weight)
+    mean: Doubles = np.mean(_double(x) ** 2, axis=-1, keepdims=True)
+    scale: Doubles = _double(weight) / np.sqrt(mean + eps)
+    return _double(x) * scale
 
 
 def gated_rms_norm(x: Floats, gate: Floats, weight: Floats, eps: float) -> Doubles:
