@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flashmoe.api import Model, load
+    from flashmoe.errors import FlashMoeError
     from flashmoe.generate.engine import Session
     from flashmoe.generate.loop import Piece
     from flashmoe.packing import pack
@@ -23,9 +24,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Model", "Piece", "Session", "Stats", "__version__", "errors", "load", "pack"]
+__all__ = [
+    "FlashMoeError",
+    "Model",
+    "Piece",
+    "Session",
+    "Stats",
+    "__version__",
+    "errors",
+    "load",
+    "pack",
+]
 
 _HOMES = {
+    "FlashMoeError": "flashmoe.errors",
     "Model": "flashmoe.api",
     "Piece": "flashmoe.generate.loop",
     "Session": "flashmoe.generate.engine",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from flashmoe._native import Arena, crc32c
 
+from flashmoe._native import Arena, crc32c
 from flashmoe.experts.cache import ExpertCache
 from flashmoe.experts.source import Extent
 from flashmoe.experts.ticket import Ticket

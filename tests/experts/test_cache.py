@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from flashmoe._native import Reader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flashmoe._native import Reader
 from flashmoe.errors import ChecksumError, FlashMoeError, StorageError
 from flashmoe.experts.cache import ExpertCache, default_reader_threads, open_cache
 from flashmoe.experts.fetch import Verify

@@ -7,6 +7,7 @@ import resource
 
 import numpy as np
 import pytest
+
 from flashmoe._native import Arena
 
 HUGE = 2 << 20

@@ -7,9 +7,10 @@ from functools import partial
 
 import numpy as np
 import pytest
-from flashmoe._native import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
+
+from flashmoe._native import crc32c
 
 # The SSE4.2 code changes its ways at multiples of these.
 SHORT, LONG = 3 * 2048, 3 * 65536

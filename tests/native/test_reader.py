@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from flashmoe._native import Arena, Reader, crc32c
 
 BLOCK = 4096

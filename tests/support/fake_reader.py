@@ -11,7 +11,6 @@ from enum import Enum
 from pathlib import Path
 
 from flashmoe._native import crc32c
-
 from flashmoe.experts.source import BAD_CHECKSUM, CANCELLED, READ_OK, SHORT_READ
 
 

@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def gemv(pool: _native.Pool, fmt: Format, rows: int, cols: int) -> float:
     nbytes = fmt.nbytes(rows, cols)
     memory = copies(fmt.encode(random_weights(rows, cols)), nbytes)
     matrices = [_native.Matrix(fmt.name, fmt.group, rows, cols, data) for data in memory]
-    calls = [lambda m=m: _native.linear(pool, acts, [m], [out]) for m in matrices]
+    calls = [partial(_native.linear, pool, acts, [m], [out]) for m in matrices]
     per_run = len(calls) // 4
     return per_run * nbytes / best_seconds(cycle_calls(calls, per_run))
 
@@ -108,7 +109,9 @@ def moe(pool: _native.Pool, fmt: Format, hidden: int, intermediate: int, experts
     down = fmt.encode(random_weights(hidden, intermediate))
     record[layout.down_offset :][: down.size] = down
     memory = copies(record, record.size)
-    addresses = memory.ctypes.data + np.arange(len(memory), dtype=np.uint64) * np.uint64(record.size)
+    addresses = memory.ctypes.data + np.arange(len(memory), dtype=np.uint64) * np.uint64(
+        record.size
+    )
     shuffled = np.random.default_rng(0).permutation(addresses)
     acts, out = _native.Activations(), np.empty((experts, hidden), np.float32)
     acts.assign(pool, random_weights(1, hidden), fmt.group)
@@ -116,8 +119,7 @@ def moe(pool: _native.Pool, fmt: Format, hidden: int, intermediate: int, experts
     tokens, dests = np.zeros(experts, np.int32), np.arange(experts, dtype=np.int32)
     sets = shuffled[: len(shuffled) // experts * experts].reshape(-1, experts)
     calls = [
-        lambda a=a: _native.moe_ffn(pool, acts, layout, a, offsets, tokens, dests, out)
-        for a in sets
+        partial(_native.moe_ffn, pool, acts, layout, a, offsets, tokens, dests, out) for a in sets
     ]
     per_run = len(calls) // 2
     nbytes = experts * (up_bytes + down_bytes)

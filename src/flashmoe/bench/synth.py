@@ -24,7 +24,7 @@ from flashmoe.models.registry import family_name, load_family
 from flashmoe.models.specs import ExpertsSpec, VectorSpec, WeightSpecs
 from flashmoe.quant.layout import to_bf16
 
-# An odd stretch of the block starts each tensor; 16 MB of bf16 stay in the processor's cache's reach.
+# Weights in the block that all tensors are cut from.
 _BLOCK_WEIGHTS = 1 << 23
 _BF16_BYTES = 2
 

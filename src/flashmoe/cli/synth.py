@@ -25,7 +25,10 @@ def synth(
     from flashmoe.store.plan import PackOptions
 
     options = PackOptions.parse(experts, dense, group)
-    with SyntheticCheckpoint(shape, layers) as checkpoint, progress_bar("writing", quiet=False) as progress:
+    with (
+        SyntheticCheckpoint(shape, layers) as checkpoint,
+        progress_bar("writing", quiet=False) as progress,
+    ):
         pack_open_checkpoint(checkpoint, dst, options, progress)
     with flashmoe.load(dst, context_length=256) as model:
         spread = measure_spread(model)

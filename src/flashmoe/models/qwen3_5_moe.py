@@ -181,7 +181,8 @@ def build(config: Config, weights: Weights) -> Decoder:
 def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
     v, p = weights.vectors, f"layers.{n}."
     mixer: Mixer = (
-        _delta(n, config, weights) if config.layer_types[n] == LINEAR
+        _delta(n, config, weights)
+        if config.layer_types[n] == LINEAR
         else _attention(n, config, weights)
     )
     return DecoderLayer(

@@ -46,9 +46,7 @@ class CpuOps:
     def begin_layer(self) -> None:
         self.scratch.reset()
 
-    def matrix(
-        self, fmt: Format, rows: int, cols: int, data: NDArray[np.uint8]
-    ) -> _native.Matrix:
+    def matrix(self, fmt: Format, rows: int, cols: int, data: NDArray[np.uint8]) -> _native.Matrix:
         return _native.Matrix(fmt.name, fmt.group, rows, cols, data)
 
     def concat(self, parts: Sequence[Floats]) -> Floats:
@@ -208,9 +206,7 @@ class CpuExpertCall:
         self.rows = ops.scratch.take(rows, shape.hidden_size)
         ops.clock.add(perf_counter() - start)
 
-    def run(
-        self, addresses: NDArray[np.uint64], offsets: Ints, tokens: Ints, dests: Ints
-    ) -> None:
+    def run(self, addresses: NDArray[np.uint64], offsets: Ints, tokens: Ints, dests: Ints) -> None:
         start = perf_counter()
         _native.moe_ffn(
             self._ops.pool,

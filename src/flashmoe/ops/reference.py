@@ -32,11 +32,11 @@ class DecodedMatrix:
 
     @property
     def rows(self) -> int:
-        return self.w.shape[0]
+        return int(self.w.shape[0])
 
     @property
     def cols(self) -> int:
-        return self.w.shape[1]
+        return int(self.w.shape[1])
 
 
 class ReferenceOps:
@@ -61,9 +61,7 @@ class ReferenceOps:
         return _floats(reference_layers.rms_norm(x, weight, eps))
 
     def linear(self, x: Floats, *matrices: DecodedMatrix) -> tuple[Floats, ...]:
-        return tuple(
-            _floats(reference_linear.linear(x, m.w, m.format.group)) for m in matrices
-        )
+        return tuple(_floats(reference_linear.linear(x, m.w, m.format.group)) for m in matrices)
 
     def linear_add(self, x: Floats, matrix: DecodedMatrix, out: Floats) -> None:
         out += self.linear(x, matrix)[0]
@@ -104,9 +102,7 @@ class ReferenceOps:
     ) -> Floats:
         value_heads, key_dim, value_dim = state.shape
         key_heads = (qkv.shape[1] - value_heads * value_dim) // (2 * key_dim)
-        out, state[...] = reference_layers.gated_delta(
-            qkv, a, b, a_log, dt_bias, state, key_heads
-        )
+        out, state[...] = reference_layers.gated_delta(qkv, a, b, a_log, dt_bias, state, key_heads)
         return _floats(out)
 
     def gated_rms_norm(self, x: Floats, gate: Floats, weight: Floats, eps: float) -> None:
@@ -144,9 +140,7 @@ class ReferenceExpertCall:
     shape: ExpertShape
     rows: Floats
 
-    def run(
-        self, addresses: NDArray[np.uint64], offsets: Ints, tokens: Ints, dests: Ints
-    ) -> None:
+    def run(self, addresses: NDArray[np.uint64], offsets: Ints, tokens: Ints, dests: Ints) -> None:
         for i, address in enumerate(addresses.tolist()):
             span = slice(offsets[i], offsets[i + 1])
             gate_up, down = self._decode(address)
@@ -166,4 +160,4 @@ class ReferenceExpertCall:
 
 
 def _bytes_at(address: int, nbytes: int) -> NDArray[np.uint8]:
-    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), dtype=np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))

@@ -1,4 +1,4 @@
-"""Where an expert lies on disk."""
+"""Where bytes of a pack lie: what its reader says and the expert cache asks for."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A record: `nbytes` at `offset` of `path`, both multiples of 4096.
+    """Where the record of one expert lies.
 
-    crc32c: of all nbytes; None: not checked.
+    offset and nbytes are multiples of 4096. crc32c: of all nbytes; None: not checked.
     """
 
     path: Path
