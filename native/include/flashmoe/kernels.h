@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/attention/attention.h"
+#include "cpu/codec/codec.h"
 #include "cpu/delta/delta.h"
 #include "cpu/elementwise/elementwise.h"
 #include "cpu/linear/linear.h"
@@ -17,6 +18,7 @@ namespace flashmoe {
 
 struct Kernels {
     std::string isa;
+    CodecKernels codec;
     LinearKernels linear;
     NormKernels norm;
     RopeKernels rope;

@@ -1,8 +1,8 @@
 """Speed of the matrix kernels beside what the machine can do at best.
 
-Weights are read from DRAM, as in decode: each measurement goes through at least 1 GiB of them before
-it meets the same bytes again. Every figure is the best of several repeats; other work on the machine
-can only make it slower. Run: python -m flashmoe.bench.kernels [--threads 1 2]
+Weights are read from DRAM, as in decode: a measurement goes through 1.25 GiB of them before it meets
+the same bytes again. Every figure is the best of many runs of a few milliseconds: other work on the
+machine can only make one slower. Run: python -m flashmoe.bench.kernels [--threads 1 2]
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from functools import partial
 
 import numpy as np
@@ -22,7 +23,8 @@ from flashmoe.quant.layout import Bytes, Floats
 
 GIB = 1 << 30
 POOL_BYTES = GIB + GIB // 4
-REPEATS = 7
+RUN_BYTES = 64 << 20
+REPEATS = 60
 FORMATS = (Format("q4", 64), Format("q8", 64), Format("bf16"))
 
 
@@ -41,11 +43,11 @@ class Figure:
         return f"{self.what:<40}{self.threads:>3} threads {self.rate:9.1f} {self.unit:<6}{share}"
 
 
-def best_seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Shortest of several runs, after one that is not counted."""
+def best_seconds(work: Callable[[], object]) -> float:
+    """Shortest of REPEATS runs, after one that is not counted."""
     work()
     times = []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
@@ -54,14 +56,16 @@ def best_seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
 
 def read_bandwidth(pool: _native.Pool) -> float:
     """Bytes per second of a plain read of memory far larger than the caches."""
-    data = np.ones(2 * GIB, dtype=np.uint8)
-    return data.size / best_seconds(lambda: _native.read_sum(pool, data))
+    memory = copies(np.ones(RUN_BYTES, dtype=np.uint8), RUN_BYTES)
+    calls = [partial(_native.read_sum, pool, part) for part in memory]
+    return RUN_BYTES / best_seconds(cycle_calls(calls, per_run=1))
 
 
 def int8_peak(pool: _native.Pool) -> float:
     """int8 multiply-adds per second without memory traffic, two operations each."""
-    rounds = 20_000_000 if _native.isa() == "avx2" else 1_000_000_000
-    return _native.int8_work(pool, rounds) / best_seconds(lambda: _native.int8_work(pool, rounds))
+    rounds = 1_000_000
+    operations: int = _native.int8_work(pool, rounds)
+    return operations / best_seconds(partial(_native.int8_work, pool, rounds))
 
 
 def random_weights(rows: int, cols: int) -> Floats:
@@ -75,7 +79,7 @@ def copies(data: Bytes, stride: int) -> Bytes:
     return pool
 
 
-def cycle_calls(calls: list[Callable[[], object]], per_run: int) -> Callable[[], None]:
+def cycle_calls(calls: Sequence[Callable[[], object]], per_run: int) -> Callable[[], None]:
     """A run makes the next per_run of the calls, round and round."""
     order: Iterator[Callable[[], object]] = itertools.cycle(calls)
 
@@ -94,7 +98,7 @@ def gemv(pool: _native.Pool, fmt: Format, rows: int, cols: int) -> float:
     memory = copies(fmt.encode(random_weights(rows, cols)), nbytes)
     matrices = [_native.Matrix(fmt.name, fmt.group, rows, cols, data) for data in memory]
     calls = [partial(_native.linear, pool, acts, [m], [out]) for m in matrices]
-    per_run = len(calls) // 4
+    per_run = -(-RUN_BYTES // nbytes)
     return per_run * nbytes / best_seconds(cycle_calls(calls, per_run))
 
 
@@ -119,10 +123,11 @@ def moe(pool: _native.Pool, fmt: Format, hidden: int, intermediate: int, experts
     tokens, dests = np.zeros(experts, np.int32), np.arange(experts, dtype=np.int32)
     sets = shuffled[: len(shuffled) // experts * experts].reshape(-1, experts)
     calls = [
-        partial(_native.moe_ffn, pool, acts, layout, a, offsets, tokens, dests, out) for a in sets
+        partial(_native.moe_ffn, pool, acts, layout, chosen, offsets, tokens, dests, out)
+        for chosen in sets
     ]
-    per_run = len(calls) // 2
     nbytes = experts * (up_bytes + down_bytes)
+    per_run = -(-RUN_BYTES // nbytes)
     return per_run * nbytes / best_seconds(cycle_calls(calls, per_run))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -53,7 +53,7 @@ class SyntheticCheckpoint:
             bits = _stretch(_normal_block(tensor.shape[-1], self._seed), begin, count)
         return np.ascontiguousarray(bits).view(np.uint8)
 
-    def small_files(self) -> dict[str, bytes]:
+    def small_files(self, names: Sequence[str]) -> dict[str, bytes]:
         """config.json and a tokenizer with the right number of made-up tokens."""
         return {
             "config.json": json.dumps(self.config, indent=1).encode(),

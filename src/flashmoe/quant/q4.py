@@ -25,10 +25,10 @@ def row_bytes(cols: int, group: int) -> int:
 
 def encode(w: Floats, group: int) -> Bytes:
     """w [rows, cols] -> bytes in kernel layout."""
-    w = layout.pad_rows(w)
+    w = layout.pad_rows(w) + np.float32(0)  # -0 becomes +0: of the two, min and max may pick either
     grouped = w.reshape(w.shape[0], -1, group)
     low, high = grouped.min(axis=2), grouped.max(axis=2)
-    bias_bits = layout.to_bf16(low + np.float32(0))  # of +0 and -0, min may give either: store +0
+    bias_bits = layout.to_bf16(low)
     scale_bits = layout.to_bf16((high - low) / np.float32(15))
     scale, bias = layout.from_bf16(scale_bits), layout.from_bf16(bias_bits)
     divisor = np.where(scale == 0, np.float32(1), scale)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from flashmoe import _native
-from flashmoe.checkpoint.directory import Checkpoint
+from flashmoe.checkpoint.directory import Source
 from flashmoe.checkpoint.safetensors import to_float32
 from flashmoe.errors import NonFiniteError
 from flashmoe.quant.layout import Bytes
@@ -21,7 +21,7 @@ PIECE_BYTES = 8 << 20
 PIECE_ROWS = 2 * INTERLEAVE
 
 
-def item_pieces(pool: _native.Pool, checkpoint: Checkpoint, item: Item) -> Iterator[Bytes]:
+def item_pieces(pool: _native.Pool, checkpoint: Source, item: Item) -> Iterator[Bytes]:
     """The item.nbytes bytes of an item in order, padding included, as uint8 arrays.
 
     Raises:
@@ -43,7 +43,7 @@ def _zeros(count: int) -> Iterator[Bytes]:
         yield np.zeros(count, np.uint8)
 
 
-def _vector(checkpoint: Checkpoint, part: CopyVector) -> Bytes:
+def _vector(checkpoint: Source, part: CopyVector) -> Bytes:
     source = part.source
     values = to_float32(_read(checkpoint, source, 0, 1), source.tensor.dtype)
     try:
@@ -54,7 +54,7 @@ def _vector(checkpoint: Checkpoint, part: CopyVector) -> Bytes:
 
 
 def _matrix_pieces(
-    pool: _native.Pool, checkpoint: Checkpoint, part: EncodeMatrix
+    pool: _native.Pool, checkpoint: Source, part: EncodeMatrix
 ) -> Iterator[Bytes]:
     row_bytes = part.sources[0].row_bytes
     step = max(PIECE_BYTES // row_bytes // PIECE_ROWS, 1) * PIECE_ROWS
@@ -70,7 +70,7 @@ def _matrix_pieces(
         yield out
 
 
-def read_rows(checkpoint: Checkpoint, part: EncodeMatrix, start: int, stop: int) -> Bytes:
+def read_rows(checkpoint: Source, part: EncodeMatrix, start: int, stop: int) -> Bytes:
     """Rows [start, stop) of the matrix to encode -> checkpoint bytes, uint8 [rows, row_bytes]."""
     if part.interleave:
         halves = [_read(checkpoint, source, start // 2, stop // 2) for source in part.sources]
@@ -85,7 +85,7 @@ def read_rows(checkpoint: Checkpoint, part: EncodeMatrix, start: int, stop: int)
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-def _read(checkpoint: Checkpoint, source: Rows, start: int, stop: int) -> Bytes:
+def _read(checkpoint: Source, source: Rows, start: int, stop: int) -> Bytes:
     size = source.row_bytes
     data = checkpoint.read(source.tensor, (source.first + start) * size, (stop - start) * size)
     return data.reshape(stop - start, size)
