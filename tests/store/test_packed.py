@@ -51,7 +51,7 @@ def test_not_a_directory(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_not_a_pack(model: PackedModel, tmp_path: Path) -> None:
-    with pytest.raises(PackError, match="source: not a packed model.*flashmoe pack"):
+    with pytest.raises(PackError, match=r"source: not a packed model.*flashmoe pack"):
         PackedModel.open(tmp_path / "source")
 
 
@@ -76,7 +76,7 @@ def test_any_changed_header_byte_is_seen(model: PackedModel) -> None:
     path = model.path / "experts-001.safetensors"
     for at in (0, 7, 8, 30, 4095):
         flip(path, at)
-        with pytest.raises(PackError, match="experts-001.safetensors: header is not the one"):
+        with pytest.raises(PackError, match=r"experts-001\.safetensors: header is not the one"):
             PackedModel.open(model.path)
         flip(path, at)
     PackedModel.open(model.path)
@@ -96,7 +96,7 @@ def test_any_changed_resident_byte_is_seen(model: PackedModel) -> None:
 def test_file_that_shrinks_while_loading(model: PackedModel) -> None:
     path = model.path / "resident.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(StorageError, match="resident.safetensors: file ends too early"):
+    with pytest.raises(StorageError, match=r"resident\.safetensors: file ends too early"):
         model.load_resident()
 
 

@@ -1,4 +1,4 @@
-"""Interrupted packs: killed, out of space, torn journal. What comes out is always the same bytes."""
+"""Interrupted packs: killed, out of space, torn journal. The result is always the same bytes."""
 
 from __future__ import annotations
 
