@@ -103,5 +103,5 @@ def test_text_part_of_a_multimodal_config() -> None:
     reader = ConfigReader(raw).text_model()
     assert reader.integer("n") == 1
     assert reader.flag("tie_word_embeddings") is True
-    with pytest.raises(ConfigError, match="config.json: text_config: absent: key is missing"):
+    with pytest.raises(ConfigError, match=r"config\.json: text_config: absent: key is missing"):
         reader.integer("absent")

@@ -1,6 +1,6 @@
 """Tiny random checkpoints of every layout that is found in the wild, written with NumPy alone.
 
-The weights depend on family and seed only: the same model in another layout packs to the same bytes.
+The weights depend on config and seed only: in any layout, a model packs to the same bytes.
 """
 
 from __future__ import annotations
