@@ -29,7 +29,7 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
         + (k + _HIDDEN_COPIES) * config.hidden_size
         + 2 * k * config.moe_intermediate_size
     )
-    return 4 * (chunk * per_token + 2 * config.vocab_size)
+    return 4 * (chunk * per_token + 2 * int(config.vocab_size))
 
 
 def floor_slots(num_experts_per_tok: int, readers: int) -> int:

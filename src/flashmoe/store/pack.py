@@ -17,7 +17,7 @@ from pathlib import Path
 from flashmoe import _native
 from flashmoe.checkpoint.directory import Checkpoint, Source
 from flashmoe.errors import CheckpointError, StorageError, UsageError
-from flashmoe.files import read_small, storage_errors, sync, sync_directory, write_exactly
+from flashmoe.files import storage_errors, sync, sync_directory, write_exactly
 from flashmoe.models.registry import family_name, load_family
 from flashmoe.store import format as fmt
 from flashmoe.store.journal import Journal
@@ -78,7 +78,9 @@ def _plan(checkpoint: Source, options: PackOptions) -> PackPlan:
     family = family_name(checkpoint.config)
     module = load_family(family)
     specs = module.weights(module.read_config(checkpoint.config))
-    files = {name: _small_file(data) for name, data in checkpoint.small_files(fmt.SMALL_FILES).items()}
+    files = {
+        name: _small_file(data) for name, data in checkpoint.small_files(fmt.SMALL_FILES).items()
+    }
     name = checkpoint.path.resolve().name
     return make_plan(family, name, specs, checkpoint.tensors, files, options)
 

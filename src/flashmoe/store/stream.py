@@ -53,9 +53,7 @@ def _vector(checkpoint: Source, part: CopyVector) -> Bytes:
     return (values + np.float32(part.add)).astype("<f4").view(np.uint8).reshape(-1)
 
 
-def _matrix_pieces(
-    pool: _native.Pool, checkpoint: Source, part: EncodeMatrix
-) -> Iterator[Bytes]:
+def _matrix_pieces(pool: _native.Pool, checkpoint: Source, part: EncodeMatrix) -> Iterator[Bytes]:
     row_bytes = part.sources[0].row_bytes
     step = max(PIECE_BYTES // row_bytes // PIECE_ROWS, 1) * PIECE_ROWS
     for start in range(0, part.rows, step):
