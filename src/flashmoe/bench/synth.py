@@ -1,8 +1,8 @@
 """Checkpoints that do not exist: random weights in the shapes of a known model, for measuring.
 
 They look like an open Checkpoint to the packer, which encodes and writes them like any other.
-Matrices are slices of one block of normally distributed numbers with standard deviation
-1 / sqrt(fan-in), so that hidden states keep their size and routing spreads; norms are 1.
+Matrices are slices of one block of normally distributed numbers, scaled so that hidden states keep
+their size and routing spreads; norms are 1.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SyntheticCheckpoint:
             bits = to_bf16(np.full(count, constant, dtype=np.float32))
         else:
             begin = (zlib.crc32(tensor.name.encode()) + first) % _BLOCK_WEIGHTS
-            bits = _stretch(_normal_block(tensor.shape[-1], self._seed), begin, count)
+            bits = _stretch(_normal_block(_variance_divisor(tensor), self._seed), begin, count)
         return np.ascontiguousarray(bits).view(np.uint8)
 
     def small_files(self, names: Sequence[str]) -> dict[str, bytes]:
@@ -75,10 +75,21 @@ class SyntheticCheckpoint:
         self.close()
 
 
+def _variance_divisor(tensor: Tensor) -> int:
+    """1 / variance. What layers add must stay small beside the embedding: random attention gives
+    every token the same average, and if that dominates, all tokens are routed alike."""
+    if tensor.name.endswith("embed_tokens.weight"):
+        return 1
+    adds_to_residual = tensor.name.endswith(
+        ("o_proj.weight", "out_proj.weight", "down_proj.weight")
+    )
+    return tensor.shape[-1] * (16 if adds_to_residual else 1)
+
+
 @functools.lru_cache(maxsize=8)
-def _normal_block(fan_in: int, seed: int) -> NDArray[np.uint16]:
+def _normal_block(variance_divisor: int, seed: int) -> NDArray[np.uint16]:
     block = np.random.default_rng(seed).standard_normal(_BLOCK_WEIGHTS, dtype=np.float32)
-    return to_bf16(block / np.float32(fan_in**0.5))
+    return to_bf16(block / np.float32(variance_divisor**0.5))
 
 
 def _stretch(block: NDArray[np.uint16], begin: int, count: int) -> NDArray[np.uint16]:
