@@ -8,7 +8,9 @@
 namespace flashmoe {
 namespace {
 
-constexpr int64_t kGrainBytes = 64 << 10;
+// What the prefetch reads past the end of a turn must stay a small part of it.
+constexpr int64_t kTurnBytes = 256 << 10;
+constexpr int64_t kSerialBytes = 64 << 10;
 
 // Items are (token chunk, 8-row block), blocks running through all matrices in turn.
 struct LinearJob {
@@ -47,8 +49,8 @@ struct LinearJob {
 
 int64_t weight_grain(int64_t items, int64_t item_bytes, int64_t tokens, int threads) {
     const int64_t work = item_bytes * std::clamp<int64_t>(tokens, 1, kTokenChunk);
-    if (items * work <= kGrainBytes) return items;
-    return std::clamp<int64_t>(items / (4 * threads), 1, std::max<int64_t>(1, kGrainBytes / work));
+    if (items * work <= kSerialBytes) return items;
+    return std::clamp<int64_t>(items / (4 * threads), 1, std::max<int64_t>(1, kTurnBytes / work));
 }
 
 void linear(Pool& pool, const Rows& rows, int64_t count, const std::vector<MatrixView>& matrices,

@@ -51,8 +51,8 @@ void register_linear_avx2(LinearKernels& table);
 constexpr int64_t kTokenChunk = 64;
 
 // Items per turn of a worker, when an item multiplies item_bytes of weights by `tokens` tokens:
-// about 64 KiB times tokens, but at least 4 turns for each thread. All of them when there is no
-// more work than that: waking the pool would cost more.
+// about 256 KiB times tokens, but at least 4 turns for each thread. All of them when 64 KiB is all
+// the work: waking the pool would cost more.
 int64_t weight_grain(int64_t items, int64_t item_bytes, int64_t tokens, int threads);
 
 // outs[i][t] (+)= matrices[i] . row t of rows, for t in [0, count); outs[i] is [count, rows_i].

@@ -1,4 +1,5 @@
-// One table of kernels per instruction set: a complete scalar baseline that each faster set overwrites.
+// One table of kernels per instruction set: a complete scalar baseline that each faster set
+// overwrites.
 #pragma once
 
 #include <string>
