@@ -27,7 +27,8 @@ Source checked_source(const Array<const uint8_t, 1>& data, const std::string& dt
 // Throws if a weight cannot be stored, naming the first one.
 void expect_encodable(int64_t index, const MatrixView& shape, const Source& source) {
     if (index < 0) return;
-    const float w = source.at(index);
+    float w;
+    source.load(index, 1, &w);
     const std::string rule = std::isfinite(w)
                                  ? std::string(" is too large for ") + format_name(shape.format)
                                  : std::string(" is not finite");

@@ -164,7 +164,9 @@ ExpertLayout checked_layout(const std::string& gate_up_format, int64_t gate_up_g
 }  // namespace
 
 void bind_linear(nb::module_& m) {
-    nb::class_<Activations>(m, "Activations", "Input rows of matrix products, in reused buffers.")
+    nb::class_<Activations>(
+        m, "Activations",
+        "Input rows of matrix products and workspaces, in reused buffers; for one call at a time.")
         .def(nb::init<>())
         .def("assign", &assign_activations, nb::arg("pool"), nb::arg("x").noconvert(),
              nb::arg("group"),

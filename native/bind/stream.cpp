@@ -26,10 +26,10 @@ Bytes view(nb::pointer_and_handle<Arena> arena, size_t offset, size_t nbytes) {
     return Bytes(arena.p->data() + offset, {nbytes}, arena.h);
 }
 
-int open_file(Reader& reader, const std::string& path) {
+int open_file(Reader& reader, const std::string& path, bool direct) {
     try {
         const nb::gil_scoped_release released;
-        return reader.open(path);
+        return reader.open(path, direct);
     } catch (const std::system_error& error) {
         errno = error.code().value();
         PyErr_SetFromErrnoWithFilename(PyExc_OSError, path.c_str());
@@ -44,9 +44,9 @@ std::vector<std::tuple<int64_t, int, int64_t>> wait(Reader& reader, double timeo
     return results;
 }
 
-nb::dict stats(const Reader& reader) {
+nb::typed<nb::dict, nb::str, double> stats(const Reader& reader) {
     const ReaderStats stats = reader.stats();
-    nb::dict result;
+    nb::typed<nb::dict, nb::str, double> result;
     result["bytes"] = stats.bytes;
     result["reads"] = stats.reads;
     result["busy_s"] = stats.busy_s;
@@ -74,8 +74,10 @@ void bind_stream(nb::module_& m) {
 
     nb::class_<Reader>(m, "Reader", "Threads that read blocks of files into given memory.")
         .def(nb::init<int, bool>(), nb::arg("threads"), nb::arg("verify") = true)
-        .def("open", &open_file, nb::arg("path"), "Returns a handle; raises OSError.")
-        .def("direct", &Reader::direct, nb::arg("handle"), "False: O_DIRECT was refused.")
+        .def(
+            "open", &open_file, nb::arg("path"), nb::arg("direct") = true,
+            "Returns a handle; raises OSError. direct: past the page cache where that is possible.")
+        .def("direct", &Reader::direct, nb::arg("handle"), "Whether reads go past the page cache.")
         .def("close_file", &Reader::close_file, nb::arg("handle"))
         .def("submit", &Reader::submit, nb::arg("tag"), nb::arg("handle"), nb::arg("offset"),
              nb::arg("nbytes"), nb::arg("address"), nb::arg("crc").none() = nb::none(),
@@ -88,7 +90,7 @@ void bind_stream(nb::module_& m) {
         .def("stats", &stats, "bytes, reads, busy_s (summed over threads).");
 
     m.def("crc32c", &checksum, nb::arg("buffer"), nb::arg("crc") = 0, nb::arg("portable") = false,
-          "CRC-32C of a uint8 array, continuing crc; portable: without SSE4.2.");
+          "CRC-32C of bytes or a uint8 array, continuing crc; portable: without SSE4.2.");
 }
 
 }  // namespace flashmoe

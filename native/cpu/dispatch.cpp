@@ -9,6 +9,7 @@ namespace {
 Kernels build(const std::string& isa) {
     Kernels table;
     table.isa = isa;
+    register_codec_scalar(table.codec);
     register_linear_scalar(table.linear);
     register_norm_scalar(table.norm);
     register_rope_scalar(table.rope);
@@ -16,8 +17,10 @@ Kernels build(const std::string& isa) {
     register_delta_scalar(table.delta);
     register_routing_scalar(table.routing);
     register_elementwise_scalar(table.elementwise);
+    register_probe_scalar(table.probe);
 #if defined(__x86_64__)
     if (isa == "avx2") {
+        register_codec_avx2(table.codec);
         register_linear_avx2(table.linear);
         register_norm_avx2(table.norm);
         register_rope_avx2(table.rope);
@@ -25,6 +28,7 @@ Kernels build(const std::string& isa) {
         register_delta_avx2(table.delta);
         register_routing_avx2(table.routing);
         register_elementwise_avx2(table.elementwise);
+        register_probe_avx2(table.probe);
     }
 #endif
     return table;

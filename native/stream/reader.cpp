@@ -47,25 +47,37 @@ struct Reader::File {
     File(const File&) = delete;
     File& operator=(const File&) = delete;
 
-    static std::shared_ptr<const File> open(const std::string& path) {
-        int fd = open_retrying(path.c_str(), O_DIRECT);
-        if (fd >= 0 && reads_direct(fd)) return std::make_shared<const File>(fd, true);
-        if (fd >= 0)
-            ::close(fd);
-        else if (errno != EINVAL)
-            throw std::system_error(errno, std::generic_category(), path);
-        fd = open_retrying(path.c_str(), 0);
+    // Null where O_DIRECT is refused.
+    static std::shared_ptr<const File> open_direct(const std::string& path) {
+        const int fd = open_retrying(path.c_str(), O_DIRECT);
+        if (fd < 0 && errno == EINVAL) return nullptr;
+        auto opened = adopt(fd, true, path);
+        return reads_direct(fd) ? opened : nullptr;
+    }
+
+    static std::shared_ptr<const File> open_buffered(const std::string& path) {
+        return adopt(open_retrying(path.c_str(), 0), false, path);
+    }
+
+    static std::shared_ptr<const File> adopt(int fd, bool direct, const std::string& path) {
         if (fd < 0) throw std::system_error(errno, std::generic_category(), path);
-        return std::make_shared<const File>(fd, false);
+        return std::make_shared<const File>(fd, direct);
     }
 };
 
 Reader::Reader(int threads, bool verify) : verify_(verify) {
     if (threads < 1) throw std::invalid_argument("[Reader] threads: expected at least 1");
-    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+    try {
+        for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+    } catch (...) {  // the system gives no more threads: end those that run
+        stop();
+        throw;
+    }
 }
 
-Reader::~Reader() {
+Reader::~Reader() { stop(); }
+
+void Reader::stop() {
     {
         const std::lock_guard lock(mutex_);
         queue_.clear();
@@ -75,8 +87,9 @@ Reader::~Reader() {
     for (auto& thread : threads_) thread.join();
 }
 
-int Reader::open(const std::string& path) {
-    auto opened = File::open(path);
+int Reader::open(const std::string& path, bool want_direct) {
+    auto opened = want_direct ? File::open_direct(path) : nullptr;
+    if (!opened) opened = File::open_buffered(path);
     const std::lock_guard lock(mutex_);
     files_.push_back(std::move(opened));
     return static_cast<int>(files_.size()) - 1;
@@ -104,8 +117,7 @@ void Reader::submit(int64_t tag, int handle, uint64_t offset, size_t bytes, uint
                     std::optional<uint32_t> crc) {
     if ((offset | bytes | address) % kReadAlignment != 0 || bytes == 0 || address == 0)
         throw std::invalid_argument(
-            "[Reader.submit] offset, nbytes, address: expected multiples of "
-            "4096, got " +
+            "[Reader.submit] offset, nbytes, address: expected multiples of 4096, got " +
             std::to_string(offset) + ", " + std::to_string(bytes) + ", " + std::to_string(address));
     {
         const std::lock_guard lock(mutex_);
@@ -126,6 +138,7 @@ void Reader::cancel() {
     std::unique_lock lock(mutex_);
     for (const Request& request : queue_) landed_.push_back({request.tag, kCancelled, 0});
     queue_.clear();
+    finished_.notify_all();
     finished_.wait(lock, [this] { return active_ == 0; });
 }
 
@@ -167,8 +180,7 @@ Landed Reader::perform(const Request& request) const {
         const bool at_end = got == 0 || (file->direct && done % kReadAlignment != 0);
         if (at_end && done < bytes) return {tag, kShortRead, static_cast<int64_t>(done)};
     }
-    // Records are kept in the slots: a second copy in the page cache would be memory over the
-    // budget.
+    // The slots are the cache: a second copy of the record would be memory over the budget.
     if (!file->direct)
         posix_fadvise(file->fd, static_cast<off_t>(offset), static_cast<off_t>(bytes),
                       POSIX_FADV_DONTNEED);

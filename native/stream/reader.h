@@ -42,9 +42,9 @@ class Reader {
     Reader(const Reader&) = delete;
     Reader& operator=(const Reader&) = delete;
 
-    // Throws std::system_error. Falls back to buffered reads where O_DIRECT is refused: see
-    // direct().
-    int open(const std::string& path);
+    // Throws std::system_error. Reads go past the page cache unless want_direct is false or the
+    // file system refuses: see direct().
+    int open(const std::string& path, bool want_direct = true);
     bool direct(int handle) const;
     void close_file(int handle);  // reads under way keep the file until they end
 
@@ -74,6 +74,7 @@ class Reader {
     };
 
     void work();
+    void stop();
     Landed perform(const Request& request) const;
     std::shared_ptr<const File> file(int handle) const;
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.demo import demo_model_path
-from flashmoe.errors import UsageError
+from flashmoe.errors import PackError, UsageError
 from flashmoe.generate.engine import Engine, PhaseTimes, Session
 from flashmoe.generate.loop import Piece, Progress
 from flashmoe.generate.loop import generate as run_loop
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
-from flashmoe.loading import LoadedModel, load_model
+from flashmoe.loading import TOKENIZER, LoadedModel, TextParts, load_model
 from flashmoe.settings import EngineSettings, environment
 from flashmoe.stats import Stats
 from flashmoe.text.chat_template import ChatTemplate
@@ -89,17 +89,17 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         """Text to token ids and back."""
-        return self._loaded.tokenizer
+        return self._text().tokenizer
 
     @property
     def chat_template(self) -> ChatTemplate:
         """Messages to text."""
-        return self._loaded.chat_template
+        return self._text().chat_template
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """Token ids that end an answer."""
-        return self._loaded.stop_ids
+        return self._text().stop_ids
 
     # What it does.
 
@@ -202,6 +202,15 @@ class Model:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _text(self) -> TextParts:
+        if self._loaded.text is None:
+            raise PackError(
+                "the pack has no tokenizer",
+                where=self.path / TOKENIZER,
+                hint="Its checkpoint had none. Token ids still work: model.session().feed(ids).",
+            )
+        return self._loaded.text
 
     def _open(self) -> Engine:
         if self._engine is None:

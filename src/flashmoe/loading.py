@@ -14,7 +14,6 @@ from flashmoe.errors import MemoryBudgetError, UsageError
 from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_limit, parse_cache
 from flashmoe.experts.cache import ExpertCache, open_cache
 from flashmoe.experts.memory import read_system_memory
-from flashmoe.experts.packed_source import PackedSource
 from flashmoe.experts.streamed import StreamedExperts
 from flashmoe.generate.engine import Engine
 from flashmoe.models.decoder import Decoder, Weights
@@ -31,6 +30,7 @@ from flashmoe.text.tokenizer import Tokenizer
 
 # What the process takes beyond the named parts: allocator slack, thread stacks, kernel memory.
 _RESERVE = 48 << 20
+TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,21 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class TextParts:
+    """What turns text into token ids and back."""
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+    stop_ids: frozenset[int]
+
+    @staticmethod
+    def load(path: Path) -> TextParts:
+        """From the tokenizer files of a pack."""
+        tokenizer, template = Tokenizer(path), ChatTemplate(path)
+        return TextParts(tokenizer, template, stop_ids(path, tokenizer, template))
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """Everything that one open model owns."""
 
@@ -57,9 +72,7 @@ class LoadedModel:
     engine: Engine
     cache: ExpertCache
     arena: _native.Arena
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate
-    stop_ids: frozenset[int]
+    text: TextParts | None
     fixed_figures: dict[str, Any]
 
     def cache_counts(self) -> tuple[int, int, int]:
@@ -76,13 +89,13 @@ def load_model(path: Path, settings: EngineSettings) -> LoadedModel:
     """Open a pack and build its engine; errors as for flashmoe.load."""
     pack = PackedModel.open(path)
     family = load_family(pack.manifest.family)
-    tokenizer, template = Tokenizer(path), ChatTemplate(path)
+    text = TextParts.load(path) if TOKENIZER in pack.manifest.files else None
     _select_isa(settings.isa)
     plan = make_plan(pack, family, settings)
     ops = CpuOps(plan.threads)
     arena, weights = _load_weights(pack, ops)
     cache = open_cache(
-        PackedSource(pack),
+        pack,
         slots=plan.budget.slots,
         slot_bytes=pack.manifest.experts.record_bytes,
         reader_threads=settings.readers,
@@ -98,9 +111,7 @@ def load_model(path: Path, settings: EngineSettings) -> LoadedModel:
         engine=engine,
         cache=cache,
         arena=arena,
-        tokenizer=tokenizer,
-        chat_template=template,
-        stop_ids=stop_ids(path, tokenizer, template),
+        text=text,
         fixed_figures=_fixed_figures(pack, plan, cache),
     )
 
@@ -119,7 +130,7 @@ def _select_isa(name: str) -> None:
 
 def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> Plan:
     """Decide sizes; raises MemoryBudgetError with the sum if the floor is above the limit."""
-    config, native_k = family.read_config(pack.config), 0
+    config = family.read_config(pack.config)
     native_k = config.num_experts_per_tok
     config = _with_experts_per_token(config, settings.experts_per_token)
     context = _context_length(config, settings.context_length)

@@ -23,8 +23,8 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
     for matrix in specs.matrices:
         if matrix.name.startswith("layers."):
             widths[matrix.name.split(".")[1]] += matrix.rows
-    k = config.num_experts_per_tok
-    per_token = (
+    k: int = config.num_experts_per_tok
+    per_token: int = (
         2 * max(widths.values())
         + (k + _HIDDEN_COPIES) * config.hidden_size
         + 2 * k * config.moe_intermediate_size

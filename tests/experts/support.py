@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from flashmoe._native import Arena
 
+from flashmoe._native import Arena, crc32c
 from flashmoe.experts.cache import ExpertCache
 from flashmoe.experts.source import Extent
 from flashmoe.experts.ticket import Ticket
-from tests.support.fake_reader import crc32c_of
 
 RECORD = 8192
 HEADER = 4096
@@ -41,7 +40,7 @@ class TaggedSource:
         return HEADER + expert * RECORD
 
     def extent(self, layer: int, expert: int) -> Extent:
-        crc = crc32c_of(self.record(layer, expert))
+        crc = crc32c(self.record(layer, expert))
         return Extent(self.path(layer), self.offset(expert), RECORD, crc)
 
     def write(self) -> TaggedSource:

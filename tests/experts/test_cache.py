@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from flashmoe._native import Reader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flashmoe._native import Reader
 from flashmoe.errors import ChecksumError, FlashMoeError, StorageError
 from flashmoe.experts.cache import ExpertCache, default_reader_threads, open_cache
 from flashmoe.experts.fetch import Verify
@@ -195,6 +196,14 @@ def test_begin_closes_a_forgotten_ticket(source: TaggedSource) -> None:
     assert run(cache, trace) == expected(source, trace)
 
 
+def test_closing_an_old_ticket_does_not_touch_the_new_one(source: TaggedSource) -> None:
+    cache = fake_cache(source, FakeReader())
+    old = cache.begin(0, [0])
+    new = cache.begin(0, [1, 2])
+    old.close()
+    assert consume(new, 2) == [source.record(0, 1), source.record(0, 2)]
+
+
 def test_an_interrupt_inside_the_reader_loses_nothing_but_time(
     source: TaggedSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,8 +218,9 @@ def test_an_interrupt_inside_the_reader_loses_nothing_but_time(
         patch.setattr(reader, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             consume(cache.begin(0, [0, 1]), 2)
-    trace = [(0, [0, 1, 2])]
+    trace = [(0, [0, 1, 2, 3])]
     assert run(cache, trace) == expected(source, trace)
+    assert cache.resident() == {(0, 0), (0, 1), (0, 2), (0, 3)}  # no slot is lost
 
 
 def test_a_file_cut_short_under_an_open_engine(tmp_path: Path) -> None:
@@ -250,6 +260,20 @@ def test_buffered_reads_are_said_aloud(
     cache = fake_cache(source, reader)
     assert cache.buffered_files == (source.path(1),)
     assert "O_DIRECT is refused" in caplog.text
+
+
+def test_a_closed_cache_holds_nothing_and_serves_nothing(source: TaggedSource) -> None:
+    memory = arena(4)
+    cache = ExpertCache(source, memory, FakeReader(), slot_bytes=RECORD)
+    run(cache, [(0, [1])])
+    cache.begin(0, [1, 2])
+    held = sys.getrefcount(memory)
+    cache.close()
+    cache.close()
+    assert sys.getrefcount(memory) == held - 1
+    assert cache.resident() == frozenset()
+    with pytest.raises(AssertionError, match="closed"):
+        cache.begin(0, [1])
 
 
 def test_open_cache_owns_arena_and_reader(source: TaggedSource) -> None:

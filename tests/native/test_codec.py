@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -40,9 +40,13 @@ def matrices(cols: int) -> st.SearchStrategy[Floats]:
 
 
 @formats
-@settings(max_examples=40, deadline=None)
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one ISA serves all examples
+)
 @given(data=st.data())
-def test_encode_is_bit_identical(fmt: Format, data: st.DataObject) -> None:
+def test_encode_is_bit_identical(isa: str, fmt: Format, data: st.DataObject) -> None:
     w = data.draw(matrices(cols=fmt.group or 6))
     assert np.array_equal(encode(fmt, w), fmt.encode(w))
 
@@ -50,7 +54,7 @@ def test_encode_is_bit_identical(fmt: Format, data: st.DataObject) -> None:
 @formats
 @pytest.mark.parametrize("shape", [(1, 128), (7, 256), (21, 384), (70, 1280)], ids=str)
 def test_encode_and_dequantize_match_on_ordinary_weights(
-    fmt: Format, shape: tuple[int, int]
+    isa: str, fmt: Format, shape: tuple[int, int]
 ) -> None:
     matrix = random_stored(np.random.default_rng(21), fmt, *shape)
     w = np.random.default_rng(22).standard_normal(shape).astype(np.float32)
@@ -61,7 +65,7 @@ def test_encode_and_dequantize_match_on_ordinary_weights(
 
 
 @formats
-def test_every_16_bit_weight_is_read_right(fmt: Format) -> None:
+def test_every_16_bit_weight_is_read_right(isa: str, fmt: Format) -> None:
     bits = np.arange(1 << 16, dtype=np.uint16).reshape(-1, 128)
     for dtype, values in [
         ("f16", bits.view(np.float16).astype(np.float32)),
@@ -83,7 +87,7 @@ def test_padding_rows_are_those_of_the_format() -> None:
 @formats
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-def test_a_non_finite_weight_is_named(fmt: Format, bad: float, dtype: str) -> None:
+def test_a_non_finite_weight_is_named(isa: str, fmt: Format, bad: float, dtype: str) -> None:
     w = np.zeros((30, 256), dtype=np.float32)
     w[17, 201] = w[17, 203] = w[29, 0] = bad
     source = {

@@ -7,11 +7,13 @@ from functools import partial
 
 import numpy as np
 import pytest
-from flashmoe._native import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-LANES = 3 * 2048  # the SSE4.2 code changes its ways at multiples of this
+from flashmoe._native import crc32c
+
+# The SSE4.2 code changes its ways at multiples of these.
+SHORT, LONG = 3 * 2048, 3 * 65536
 
 paths = pytest.mark.parametrize(
     "crc", [crc32c, partial(crc32c, portable=True)], ids=["cpu", "portable"]
@@ -56,15 +58,23 @@ def test_equals_the_bitwise_definition(crc: Crc, data: bytes) -> None:
 
 
 @paths
-@pytest.mark.parametrize("size", [LANES - 1, LANES, LANES + 1, 2 * LANES + 15])
-def test_lanes_equal_the_bitwise_definition(crc: Crc, size: int) -> None:
+@pytest.mark.parametrize("size", [SHORT - 1, SHORT, SHORT + 1, 2 * SHORT + 15])
+def test_short_lanes_equal_the_bitwise_definition(crc: Crc, size: int) -> None:
     data = np.random.default_rng(size).bytes(size + 3)
     for start in (0, 3):  # the second start is not aligned
         assert crc(array(data)[start : start + size]) == bitwise(data[start : start + size])
 
 
+@pytest.mark.parametrize("size", [LONG - 1, LONG, LONG + 1, 2 * LONG + SHORT + 15])
+def test_long_lanes_equal_the_portable_code(size: int) -> None:
+    data = array(np.random.default_rng(size).bytes(size + 3))
+    for start in (0, 3):
+        part = data[start : start + size]
+        assert crc32c(part) == crc32c(part, portable=True)
+
+
 @paths
-@given(st.integers(0, 4 * LANES), st.integers(0, 2**32))
+@given(st.integers(0, 4 * SHORT), st.integers(0, 2**32))
 def test_pieces_continue(crc: Crc, cut: int, seed: int) -> None:
-    data = array(np.random.default_rng(seed).bytes(4 * LANES))
+    data = array(np.random.default_rng(seed).bytes(4 * SHORT))
     assert crc(data[cut:], crc(data[:cut])) == crc(data)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from flashmoe._native import Arena, Reader, crc32c
 
 BLOCK = 4096
@@ -81,6 +82,26 @@ def test_where_o_direct_is_refused_reads_are_buffered() -> None:
     assert arena.view(0, len(data)).tobytes() == data
 
 
+def test_buffered_reads_on_request(path: Path, content: np.ndarray) -> None:
+    reader, arena = Reader(2), Arena(SIZE)
+    handle = reader.open(str(path), direct=False)
+    assert not reader.direct(handle)
+    reader.submit(1, handle, 0, SIZE, arena.address, crc32c(content))
+    assert land(reader, 1) == {1: (0, 0)}
+    assert (arena.view(0, SIZE) == content).all()
+
+
+def test_partial_reads_continue() -> None:
+    file = Path("/proc/kallsyms")  # procfs gives it out in pieces of odd sizes
+    if not file.exists():
+        pytest.skip("the kernel has no /proc/kallsyms")
+    reader, arena = Reader(1), Arena(SIZE)
+    reader.submit(1, reader.open(str(file)), 0, SIZE, arena.address)
+    assert land(reader, 1) == {1: (0, 0)}
+    with file.open("rb") as symbols:
+        assert arena.view(0, SIZE).tobytes() == symbols.read(SIZE)
+
+
 @pytest.mark.parametrize("cut", [10 * BLOCK, 10 * BLOCK + 100, 8 * BLOCK, 0])
 def test_a_file_that_ends_early(path: Path, cut: int) -> None:
     reader, arena = Reader(2), Arena(SIZE)
@@ -127,8 +148,8 @@ def test_wait_returns_at_once_when_there_is_nothing_to_wait_for() -> None:
     assert time.perf_counter() - begin < 10
 
 
-def test_waiting_does_not_hold_the_interpreter(tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"  # a read of a FIFO fails at once, its opening blocks
+def test_opening_does_not_hold_the_interpreter(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"  # opening it blocks until there is a writer
     os.mkfifo(fifo)
     reader = Reader(1)
     opener = threading.Thread(target=lambda: reader.open(str(fifo)))

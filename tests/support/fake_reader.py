@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-import numpy as np
 from flashmoe._native import crc32c
-
 from flashmoe.experts.source import BAD_CHECKSUM, CANCELLED, READ_OK, SHORT_READ
 
 
@@ -104,10 +102,5 @@ class FakeReader:
         if read.crc is None:
             return read.tag, READ_OK, 0
         self.checked.append(read.offset)
-        found = crc32c_of(bytes(data))
+        found = crc32c(data)
         return (read.tag, READ_OK, 0) if found == read.crc else (read.tag, BAD_CHECKSUM, found)
-
-
-def crc32c_of(data: bytes) -> int:
-    """CRC-32C of bytes."""
-    return crc32c(np.frombuffer(data, dtype=np.uint8))

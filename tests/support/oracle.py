@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ def tiny_model(family: str, **overrides: Any) -> Any:
 def save(model: Any, path: Path, *, fused: bool) -> Path:
     """Write the model as a bf16 checkpoint, experts fused or one by one."""
     t = torch()
-    model.to(t.bfloat16).save_pretrained(path, save_original_format=not fused)
-    model.float()
+    # A copy: the way to bf16 and back would cost the rotary frequencies their precision.
+    copy.deepcopy(model).to(t.bfloat16).save_pretrained(path, save_original_format=not fused)
     return path
 
 

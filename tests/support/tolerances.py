@@ -15,6 +15,17 @@ SILU = 5e-7
 # difference flips one in about 1e4, so that two flips in one row are already rare.
 HIDDEN_CODE_FLIPS = 2
 
+# Log-probabilities: one float64 log-sum-exp over float32 logits of size 20, here and in the test.
+LOGPROB_ATOL = 1e-12
+
+# Logits of a bf16 pack against transformers in float32 on the same weights: both round in float32,
+# in another order, through every layer. The project's promise; what is measured is about 1e-5.
+LOGITS_ORACLE = 2e-3
+
+# Prefill in one piece, in chunks and token by token: only the gated delta rule changes its order of
+# arithmetic with the cut. The project's promise; what is measured is about 1e-6.
+LOGITS_CHUNKED = 1e-4
+
 # A row operation in float32 (norm, gate, rope, convolution) against float64, relative to the
 # largest result: about ten roundings (6e-8 each), exp to 2 ulp, and a blocked sum of squares.
 ROW = 2e-6
@@ -36,3 +47,7 @@ DELTA = 1e-5
 
 # Softmax weights in float32 against float64, relative: exp to 2 ulp, a sum of at most 513 terms.
 SOFTMAX = 2e-6
+
+# Log-probabilities: the terms of the sum are float32 powers; a power is off by its rounding (6e-8)
+# and by that of its exponent, up to 20 in these tests (20 * 2**-24 = 1.2e-6).
+LOGPROB_ATOL = 2e-6

@@ -1,12 +1,38 @@
 // Stored weights from and to floats, bit for bit as the NumPy twins in src/flashmoe/quant do it.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "cpu/codec/matrix.h"
 #include "flashmoe/pool.h"
 
 namespace flashmoe {
+
+struct CodecKernels {
+    // to[i] = the float of the i-th 16-bit value at bytes.
+    using Widen = void (*)(const uint8_t* bytes, int64_t n, float* to);
+    Widen widen_bf16;
+    Widen widen_f16;
+    // The largest magnitude of n floats, as bits: NaN counts as more than infinity.
+    uint32_t (*largest)(const float* w, int64_t n);
+    // One row's part of a group: bytes points at the row's first unit of codes, tail at its scale.
+    using EncodeGroup = void (*)(const float* w, int64_t group, uint8_t* bytes, uint8_t* tail);
+    EncodeGroup encode_q8;
+    EncodeGroup encode_q4;
+};
+
+void register_codec_scalar(CodecKernels& table);
+void register_codec_avx2(CodecKernels& table);
+
+inline uint16_t to_bf16(float x) {
+    const auto bits = std::bit_cast<uint32_t>(x);
+    return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+inline float from_bf16(uint16_t bits) {
+    return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
 
 enum class SourceType { bf16, f16, f32 };
 
@@ -16,7 +42,6 @@ struct Source {
     const uint8_t* data;
 
     int64_t item_bytes() const { return type == SourceType::f32 ? 4 : 2; }
-    float at(int64_t index) const;
     // to[i] = weight index + i.
     void load(int64_t index, int64_t n, float* to) const;
 };

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <functional>
 
@@ -11,7 +10,7 @@ namespace {
 float load_bf16(const uint8_t* bytes) {
     uint16_t bits;
     std::memcpy(&bits, bytes, 2);
-    return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+    return from_bf16(bits);
 }
 
 void decode_bf16(const uint8_t* unit, int64_t cols, float* out) {

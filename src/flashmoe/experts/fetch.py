@@ -16,9 +16,9 @@ from flashmoe.experts.source import (
     READ_OK,
     SHORT_READ,
     ExpertSource,
-    Extent,
     Reader,
 )
+from flashmoe.store.extent import Extent
 
 Verify = Literal["first", "always", "never"]
 """When a record's checksum is checked: on its first read, on every read, or not at all."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
+
+from flashmoe.store.extent import Extent
 
 READ_ALIGNMENT: Final = 4096
 """Offsets and sizes of records, in bytes, are multiples of this."""
@@ -15,19 +16,6 @@ READ_OK: Final = 0
 SHORT_READ: Final = -1
 BAD_CHECKSUM: Final = -2
 CANCELLED: Final = -3
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """Where the record of one expert lies.
-
-    offset and nbytes are multiples of READ_ALIGNMENT. crc32c: of all nbytes; None: not checked.
-    """
-
-    path: Path
-    offset: int
-    nbytes: int
-    crc32c: int | None
 
 
 class ExpertSource(Protocol):

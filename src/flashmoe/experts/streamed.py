@@ -8,7 +8,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from flashmoe.experts.cache import ExpertCache, Ticket
+from flashmoe.experts.cache import ExpertCache
+from flashmoe.experts.ticket import Ticket
 from flashmoe.ops.base import ExpertShape, Floats, Ints, Ops
 
 

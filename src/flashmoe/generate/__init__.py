@@ -1,0 +1,1 @@
+"""From a prompt to an answer: sampling, stop strings, the token loop."""

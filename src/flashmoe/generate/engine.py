@@ -75,7 +75,8 @@ class Engine:
 
     def last_logits(self, batch: Batch) -> Floats:
         """Run a batch -> logits [vocab_size] after its last token; a copy."""
-        return self._run(batch, slice(-1, None))[0]
+        logits: Floats = self._run(batch, slice(-1, None))[0]
+        return logits
 
     def all_logits(self, batch: Batch) -> Floats:
         """Run a batch -> logits [T, vocab_size] after each token; a copy."""
@@ -109,7 +110,7 @@ class Session:
     """One growing sequence on an engine: feed tokens, get logits."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
         self._state = engine.new_state()
         self._broken = False
 
@@ -131,19 +132,19 @@ class Session:
         """
         tokens = self._checked(ids)
         self._broken = True  # until every chunk went through: the states of layers must agree
-        for begin in range(0, len(tokens), self._engine.prefill_chunk):
-            chunk = tokens[begin : begin + self._engine.prefill_chunk]
-            logits = self._engine.last_logits(Batch.single(self._state, chunk))
+        for begin in range(0, len(tokens), self.engine.prefill_chunk):
+            chunk = tokens[begin : begin + self.engine.prefill_chunk]
+            logits = self.engine.last_logits(Batch.single(self._state, chunk))
         self._broken = False
         return logits
 
     def feed_all(self, ids: Sequence[int], chunk: int | None = None) -> Floats:
         """Like feed -> logits float32 [T, vocab_size] after each token; chunk: tokens per pass."""
         tokens = self._checked(ids)
-        size = chunk or self._engine.prefill_chunk
+        size = chunk or self.engine.prefill_chunk
         self._broken = True
         parts = [
-            self._engine.all_logits(Batch.single(self._state, tokens[begin : begin + size]))
+            self.engine.all_logits(Batch.single(self._state, tokens[begin : begin + size]))
             for begin in range(0, len(tokens), size)
         ]
         self._broken = False
@@ -155,12 +156,12 @@ class Session:
         tokens: NDArray[np.int64] = np.asarray(ids, dtype=np.int64).reshape(-1)
         if tokens.size == 0:
             raise UsageError("no tokens to run", where="prompt", hint="Give at least one token.")
-        wrong = tokens[(tokens < 0) | (tokens >= self._engine.vocab_size)]
+        wrong = tokens[(tokens < 0) | (tokens >= self.engine.vocab_size)]
         if wrong.size:
             raise UsageError(
                 "token id outside the vocabulary",
                 where="prompt",
-                expected=f"0..{self._engine.vocab_size - 1}",
+                expected=f"0..{self.engine.vocab_size - 1}",
                 got=int(wrong[0]),
             )
         if self.position + tokens.size > self.context_length:

@@ -16,7 +16,7 @@ from flashmoe.ops.base import Floats, Matrix, Ops
 
 @dataclass(frozen=True)
 class GatedDeltaWeights:
-    """Kd = Hk * Dk, Vd = Hv * Dv; rows of in_proj_qkv and channels of conv1d in the order q, k, v."""
+    """Kd = Hk * Dk, Vd = Hv * Dv; in_proj_qkv and conv1d are in the order q, k, v."""
 
     in_proj_qkv: Matrix  # [2 Kd + Vd, H]
     in_proj_z: Matrix  # [Vd, H]

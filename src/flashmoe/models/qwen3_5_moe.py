@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flashmoe.checkpoint.config import ConfigReader
+from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader
+from flashmoe.layers.attention import Attention, AttentionWeights
+from flashmoe.layers.gated_delta import GatedDelta, GatedDeltaWeights
+from flashmoe.layers.moe import SharedExpert, SparseMoe
+from flashmoe.layers.rope import RotaryTable
+from flashmoe.models.decoder import Decoder, DecoderLayer, Mixer, Weights
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import WeightSpecs
 
@@ -66,7 +71,10 @@ def read_config(raw: dict[str, Any]) -> Config:
 
 
 def _read_fields(reader: ConfigReader) -> Config:
-    layers, heads = reader.integer("num_hidden_layers"), reader.integer("num_attention_heads")
+    layers, heads = (
+        reader.integer("num_hidden_layers", high=MAX_LAYERS),
+        reader.integer("num_attention_heads"),
+    )
     head_dim, rope = reader.integer("head_dim"), reader.rope(default_partial=0.25)
     rotary_dim = int(head_dim * rope.partial_rotary_factor)
     if rotary_dim % 2 or not rotary_dim:
@@ -155,3 +163,96 @@ def _moe(specs: SpecList, stem: str, config: Config) -> None:
     specs.gate_up(f"{stem}.shared_expert", shared, hidden)
     specs.matrix(f"{stem}.shared_expert.down_proj", hidden, shared)
     specs.matrix(f"{stem}.shared_expert_gate", 1, hidden, role="exact")
+
+
+def build(config: Config, weights: Weights) -> Decoder:
+    """Assemble the model from its resident weights."""
+    m, v = weights.matrices, weights.vectors
+    return Decoder(
+        embed_tokens=m["embed_tokens"],
+        layers=tuple(_layer(n, config, weights) for n in range(config.num_hidden_layers)),
+        norm=v["norm"],
+        lm_head=m["embed_tokens" if config.tie_word_embeddings else "lm_head"],
+        rope=RotaryTable(config.rotary_dim, config.rope_theta),
+        eps=config.rms_norm_eps,
+    )
+
+
+def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
+    v, p = weights.vectors, f"layers.{n}."
+    mixer: Mixer = (
+        _delta(n, config, weights)
+        if config.layer_types[n] == LINEAR
+        else _attention(n, config, weights)
+    )
+    return DecoderLayer(
+        input_layernorm=v[p + "input_layernorm"],
+        mixer=mixer,
+        post_attention_layernorm=v[p + "post_attention_layernorm"],
+        moe=_sparse_moe(n, config, weights),
+    )
+
+
+def _sparse_moe(n: int, config: Config, weights: Weights) -> SparseMoe:
+    m, p = weights.matrices, f"layers.{n}.mlp."
+    return SparseMoe(
+        layer=n,
+        gate=m[p + "gate"],
+        num_experts_per_tok=config.num_experts_per_tok,
+        norm_topk_prob=config.norm_topk_prob,
+        shared=SharedExpert(
+            gate_up=m[p + "shared_expert.gate_up"],
+            down=m[p + "shared_expert.down_proj"],
+            gate=m[p + "shared_expert_gate"],
+        ),
+    )
+
+
+def _attention(n: int, config: Config, weights: Weights) -> Attention:
+    m, v, p = weights.matrices, weights.vectors, f"layers.{n}.self_attn."
+    return Attention(
+        weights=AttentionWeights(
+            q_proj=m[p + "q_proj"],
+            k_proj=m[p + "k_proj"],
+            v_proj=m[p + "v_proj"],
+            o_proj=m[p + "o_proj"],
+            q_norm=v[p + "q_norm"],
+            k_norm=v[p + "k_norm"],
+        ),
+        layer=n,
+        num_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        eps=config.rms_norm_eps,
+        gated=True,
+    )
+
+
+def _delta(n: int, config: Config, weights: Weights) -> GatedDelta:
+    m, v, p = weights.matrices, weights.vectors, f"layers.{n}.linear_attn."
+    return GatedDelta(
+        weights=GatedDeltaWeights(
+            in_proj_qkv=m[p + "in_proj_qkv"],
+            in_proj_z=m[p + "in_proj_z"],
+            in_proj_a=m[p + "in_proj_a"],
+            in_proj_b=m[p + "in_proj_b"],
+            out_proj=m[p + "out_proj"],
+            conv1d=v[p + "conv1d"],
+            a_log=v[p + "A_log"],
+            dt_bias=v[p + "dt_bias"],
+            norm=v[p + "norm"],
+        ),
+        layer=n,
+        eps=config.rms_norm_eps,
+        num_key_heads=config.linear_num_key_heads,
+        num_value_heads=config.linear_num_value_heads,
+    )
+
+
+def state_bytes(config: Config, context_length: int, kv_itemsize: int) -> int:
+    """Bytes of one sequence's state at the full context."""
+    full = config.layer_types.count(FULL)
+    kv = 2 * config.num_key_value_heads * config.head_dim * kv_itemsize * context_length
+    conv = (config.linear_conv_kernel_dim - 1) * (2 * config.key_dim + config.value_dim)
+    recurrent = config.value_dim * config.linear_key_head_dim
+    return full * kv + (len(config.layer_types) - full) * 4 * (conv + recurrent)

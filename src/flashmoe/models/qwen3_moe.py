@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flashmoe.checkpoint.config import ConfigReader
+from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader
+from flashmoe.layers.attention import Attention, AttentionWeights
+from flashmoe.layers.moe import SparseMoe
+from flashmoe.layers.rope import RotaryTable
+from flashmoe.models.decoder import Decoder, DecoderLayer, Weights
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import WeightSpecs
 
@@ -59,7 +63,7 @@ def _read_fields(reader: ConfigReader, rope_theta: float) -> Config:
     return Config(
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden_size,
-        num_hidden_layers=reader.integer("num_hidden_layers"),
+        num_hidden_layers=reader.integer("num_hidden_layers", high=MAX_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=reader.divisor("num_key_value_heads", of=heads),
         head_dim=reader.even("head_dim", default=hidden_size // heads),
@@ -94,3 +98,56 @@ def weights(config: Config) -> WeightSpecs:
         specs.experts(layer, config.num_experts, hidden, config.moe_intermediate_size)
     specs.vector("norm", hidden)
     return specs.finish(tied=config.tie_word_embeddings)
+
+
+def build(config: Config, weights: Weights) -> Decoder:
+    """Assemble the model from its resident weights."""
+    m, v = weights.matrices, weights.vectors
+    return Decoder(
+        embed_tokens=m["embed_tokens"],
+        layers=tuple(_layer(n, config, weights) for n in range(config.num_hidden_layers)),
+        norm=v["norm"],
+        lm_head=m["embed_tokens" if config.tie_word_embeddings else "lm_head"],
+        rope=RotaryTable(config.head_dim, config.rope_theta),
+        eps=config.rms_norm_eps,
+    )
+
+
+def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
+    m, v, p = weights.matrices, weights.vectors, f"layers.{n}."
+    return DecoderLayer(
+        input_layernorm=v[p + "input_layernorm"],
+        mixer=_attention(n, config, weights),
+        post_attention_layernorm=v[p + "post_attention_layernorm"],
+        moe=SparseMoe(
+            layer=n,
+            gate=m[p + "mlp.gate"],
+            num_experts_per_tok=config.num_experts_per_tok,
+            norm_topk_prob=config.norm_topk_prob,
+        ),
+    )
+
+
+def _attention(n: int, config: Config, weights: Weights) -> Attention:
+    m, v, p = weights.matrices, weights.vectors, f"layers.{n}.self_attn."
+    return Attention(
+        weights=AttentionWeights(
+            q_proj=m[p + "q_proj"],
+            k_proj=m[p + "k_proj"],
+            v_proj=m[p + "v_proj"],
+            o_proj=m[p + "o_proj"],
+            q_norm=v[p + "q_norm"],
+            k_norm=v[p + "k_norm"],
+        ),
+        layer=n,
+        num_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        eps=config.rms_norm_eps,
+    )
+
+
+def state_bytes(config: Config, context_length: int, kv_itemsize: int) -> int:
+    """Bytes of one sequence's state at the full context."""
+    per_position = 2 * config.num_key_value_heads * config.head_dim * kv_itemsize
+    return config.num_hidden_layers * context_length * per_position

@@ -54,7 +54,7 @@ class ExpertsSpec:
 
 @dataclass(frozen=True)
 class WeightSpecs:
-    """All weights of a model. ignored: prefixes of checkpoint tensors that are left out on purpose."""
+    """All weights of a model. ignored: prefixes of checkpoint tensors left out on purpose."""
 
     matrices: tuple[MatrixSpec, ...]
     vectors: tuple[VectorSpec, ...]

@@ -23,13 +23,8 @@ Ints = NDArray[np.int32]
 Array = NDArray[Any]
 
 
-class Matrix(Protocol):
-    """A backend's handle of a stored matrix [rows, cols]."""
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def cols(self) -> int: ...
+# A backend's own handle of a stored matrix, with `rows` and `cols`; only that backend looks inside.
+Matrix = Any
 
 
 class ExpertShape(Protocol):

@@ -46,9 +46,7 @@ class CpuOps:
     def begin_layer(self) -> None:
         self.scratch.reset()
 
-    def matrix(
-        self, fmt: Format, rows: int, cols: int, data: NDArray[np.uint8]
-    ) -> _native.Matrix:
+    def matrix(self, fmt: Format, rows: int, cols: int, data: NDArray[np.uint8]) -> _native.Matrix:
         return _native.Matrix(fmt.name, fmt.group, rows, cols, data)
 
     def concat(self, parts: Sequence[Floats]) -> Floats:
@@ -116,7 +114,8 @@ class CpuOps:
 
     def sigmoid(self, x: Floats) -> Floats:
         # tanh does not overflow where exp(-x) would.
-        return np.float32(0.5) * (np.float32(1) + np.tanh(np.float32(0.5) * x))
+        half: Floats = np.tanh(x * np.float32(0.5))
+        return half * np.float32(0.5) + np.float32(0.5)
 
     def sigmoid_gate(self, x: Floats, gate: Floats) -> None:
         start = perf_counter()
@@ -207,9 +206,7 @@ class CpuExpertCall:
         self.rows = ops.scratch.take(rows, shape.hidden_size)
         ops.clock.add(perf_counter() - start)
 
-    def run(
-        self, addresses: NDArray[np.uint64], offsets: Ints, tokens: Ints, dests: Ints
-    ) -> None:
+    def run(self, addresses: NDArray[np.uint64], offsets: Ints, tokens: Ints, dests: Ints) -> None:
         start = perf_counter()
         _native.moe_ffn(
             self._ops.pool,

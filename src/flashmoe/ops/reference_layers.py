@@ -146,5 +146,5 @@ def combine(rows: Floats, weights: Floats, out: Floats) -> Doubles:
     """rows [T * K, H], weights [T, K] -> out [T, H] + the weighted sum of each token's rows."""
     tokens, topk = weights.shape
     grouped = _double(rows).reshape(tokens, topk, rows.shape[1])
-    total: Doubles = _double(out) + np.einsum("tk,tkh->th", _double(weights), grouped)
-    return total
+    total: Doubles = np.einsum("tk,tkh->th", _double(weights), grouped)
+    return _double(out) + total

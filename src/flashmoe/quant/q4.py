@@ -25,23 +25,23 @@ def row_bytes(cols: int, group: int) -> int:
 
 def encode(w: Floats, group: int) -> Bytes:
     """w [rows, cols] -> bytes in kernel layout."""
-    w = layout.pad_rows(w)
+    w = layout.pad_rows(w) + np.float32(0)  # -0 becomes +0: of the two, min and max may pick either
     grouped = w.reshape(w.shape[0], -1, group)
     low, high = grouped.min(axis=2), grouped.max(axis=2)
-    bias_bits = layout.to_bf16(low + np.float32(0))  # of +0 and -0, min may give either: store +0
+    bias_bits = layout.to_bf16(low)
     scale_bits = layout.to_bf16((high - low) / np.float32(15))
     scale, bias = layout.from_bf16(scale_bits), layout.from_bf16(bias_bits)
     divisor = np.where(scale == 0, np.float32(1), scale)
-    code = np.rint((grouped - bias[..., None]) / divisor[..., None])
-    code = np.where(scale[..., None] == 0, 0, np.clip(code, 0, 15)).astype(np.uint8)
-    return _join(code, scale_bits, bias_bits)
+    exact = (grouped - bias[..., None]) / divisor[..., None]
+    code = np.where(scale[..., None] == 0, 0, np.clip(np.rint(exact), 0, 15))
+    return _join(code.astype(np.uint8), scale_bits, bias_bits)
 
 
 def _join(code: Bytes, scale_bits: np.ndarray, bias_bits: np.ndarray) -> Bytes:
     rows, groups, group = code.shape
     blocks = rows // layout.ROWS
     halves = code.reshape(rows, groups, group // 8, 2, 4)
-    packed: Bytes = (halves[..., 0, :] | (halves[..., 1, :] << 4)).reshape(rows, -1)
+    packed = (halves[..., 0, :] | (halves[..., 1, :] << np.uint8(4))).reshape(rows, -1)
     units = layout.interleave(packed).reshape(blocks, groups, group * layout.ROWS // 2)
     return np.concatenate([units, _tail(scale_bits), _tail(bias_bits)], axis=2).reshape(-1)
 

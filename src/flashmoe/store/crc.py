@@ -1,4 +1,4 @@
-"""CRC-32C (Castagnoli). `crc32c` is the native one; `crc32c_reference` its slow twin in NumPy."""
+"""CRC-32C (Castagnoli) in NumPy: the slow twin of `flashmoe._native.crc32c`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from flashmoe import _native
-
 POLYNOMIAL = 0x82F63B78  # reflected
 Words = NDArray[np.uint32]
 
 
-def crc32c_reference(buffer: bytes | memoryview | NDArray[np.uint8], crc: int = 0) -> int:
+def crc32c(buffer: bytes | memoryview | NDArray[np.uint8], crc: int = 0) -> int:
     """CRC-32C of the bytes, continuing from the CRC of what came before.
 
     A CRC without initial value is linear and does not see leading zeros. So the bytes, zero-padded
@@ -79,6 +77,3 @@ def _byte_table() -> Words:
     for _ in range(8):
         table = (table >> np.uint32(1)) ^ (table & np.uint32(1)) * np.uint32(POLYNOMIAL)
     return table
-
-
-crc32c = getattr(_native, "crc32c", crc32c_reference)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from flashmoe.checkpoint.safetensors import to_float32
+from flashmoe import _native
+from flashmoe.checkpoint.safetensors import ITEM_BYTES, to_float32
 from flashmoe.quant import Format
-from flashmoe.quant.layout import Bytes
+from flashmoe.quant.layout import Bytes, Floats
 
 
-class NonFiniteWeight(ValueError):
-    """A weight is NaN or infinite: its row and column within the encoded rows, and its value."""
+class BadWeight(Exception):
+    """A weight that no format can hold: its row and column within the rows given, its value."""
 
     def __init__(self, row: int, col: int, value: float) -> None:
         super().__init__(f"weight [{row}, {col}] is {value}")
         self.row, self.col, self.value = row, col, value
 
 
-def encode(format_: Format, raw: Bytes, dtype: str, out: Bytes) -> None:
+def encode(pool: _native.Pool, format_: Format, raw: Bytes, dtype: str, out: Bytes) -> None:
     """Rows of a checkpoint matrix -> rows in kernel layout.
 
     Args:
@@ -25,16 +26,24 @@ def encode(format_: Format, raw: Bytes, dtype: str, out: Bytes) -> None:
         out: uint8 [format_.nbytes(rows, cols)], written.
 
     Raises:
-        NonFiniteWeight: names the first NaN or infinite weight.
+        BadWeight: a weight is NaN, infinite or too large for the format.
     """
-    weights = to_float32(raw, dtype)
-    check_finite(weights)
-    out[:] = format_.encode(weights)
+    rows, cols = len(raw), raw.view(f"u{ITEM_BYTES[dtype]}").shape[1]
+    source = np.ascontiguousarray(raw).reshape(-1)
+    try:
+        _native.encode(pool, format_.name, format_.group, source, dtype.lower(), rows, cols, out)
+    except ValueError as cause:
+        raise _worst(to_float32(raw, dtype)) from cause
 
 
-def check_finite(weights: np.ndarray) -> None:
-    """Raises NonFiniteWeight for the first NaN or infinity of weights [rows, cols]."""
-    finite = np.isfinite(weights)
-    if not finite.all():
-        row, col = (int(i) for i in np.unravel_index(int(finite.argmin()), weights.shape))
-        raise NonFiniteWeight(row, col, float(weights[row, col]))
+def check_finite(weights: Floats) -> None:
+    """Raises BadWeight for weights [rows, cols] with a NaN or infinity."""
+    if not np.isfinite(weights).all():
+        raise _worst(weights)
+
+
+def _worst(weights: Floats) -> BadWeight:
+    """The first NaN, else the largest magnitude."""
+    index = int(np.abs(weights).argmax())
+    row, col = divmod(index, weights.shape[1])
+    return BadWeight(row, col, float(weights[row, col]))

@@ -14,19 +14,18 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from flashmoe.checkpoint.directory import Checkpoint
+from flashmoe import _native
+from flashmoe.checkpoint.directory import Checkpoint, Source
 from flashmoe.errors import CheckpointError, StorageError, UsageError
 from flashmoe.files import read_small, storage_errors, sync, sync_directory, write_exactly
 from flashmoe.models.registry import family_name, load_family
 from flashmoe.store import format as fmt
-from flashmoe.store.crc import crc32c
 from flashmoe.store.journal import Journal
 from flashmoe.store.manifest import to_json
 from flashmoe.store.plan import Item, PackOptions, PackPlan, expert_key, fingerprint, make_plan
 from flashmoe.store.stream import item_pieces
 
 Progress = Callable[[int, int], None]
-MAX_SMALL_FILE = 256 << 20
 # Work lost at most when a pack is killed; syncing more often costs throughput.
 SYNC_BYTES = 128 << 20
 
@@ -49,31 +48,39 @@ def pack_checkpoint(
         CheckpointError: the checkpoint is damaged, unsupported or contradicts its config.
         StorageError: reading or writing failed; the same call resumes.
     """
-    if destination.exists():
-        raise UsageError("destination already exists", where=destination)
+    _expect_free(destination)
     with Checkpoint(source) as checkpoint:
-        plan = _plan(checkpoint, options)
-        work = destination.with_name(destination.name + ".partial")
-        manifest = _Packer(checkpoint, plan, work, progress, sync_bytes).run()
+        return pack_open_checkpoint(checkpoint, destination, options, progress, sync_bytes)
+
+
+def pack_open_checkpoint(
+    checkpoint: Source,
+    destination: Path,
+    options: PackOptions,
+    progress: Progress | None = None,
+    sync_bytes: int = SYNC_BYTES,
+) -> fmt.Manifest:
+    """Like pack_checkpoint, from anything that reads like a checkpoint."""
+    _expect_free(destination)
+    plan = _plan(checkpoint, options)
+    work = destination.with_name(destination.name + ".partial")
+    manifest = _Packer(checkpoint, plan, work, progress, sync_bytes).run()
     _publish(work, destination)
     return manifest
 
 
-def _plan(checkpoint: Checkpoint, options: PackOptions) -> PackPlan:
+def _expect_free(destination: Path) -> None:
+    if destination.exists():
+        raise UsageError("destination already exists", where=destination)
+
+
+def _plan(checkpoint: Source, options: PackOptions) -> PackPlan:
     family = family_name(checkpoint.config)
     module = load_family(family)
     specs = module.weights(module.read_config(checkpoint.config))
-    files = {name: _small_file(data) for name, data in _small_files(checkpoint.path).items()}
+    files = {name: _small_file(data) for name, data in checkpoint.small_files(fmt.SMALL_FILES).items()}
     name = checkpoint.path.resolve().name
     return make_plan(family, name, specs, checkpoint.tensors, files, options)
-
-
-def _small_files(path: Path) -> dict[str, bytes]:
-    return {
-        name: read_small(path / name, MAX_SMALL_FILE, CheckpointError)
-        for name in fmt.SMALL_FILES
-        if (path / name).exists()
-    }
 
 
 def _small_file(data: bytes) -> fmt.SmallFile:
@@ -85,7 +92,7 @@ class _Packer:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Source,
         plan: PackPlan,
         work: Path,
         progress: Progress | None,
@@ -95,6 +102,7 @@ class _Packer:
         self._pack = work / "pack"
         self._progress, self._sync_bytes = progress, sync_bytes
         self._fds: dict[str, int] = {}
+        self._pool = _native.Pool(len(os.sched_getaffinity(0)))
         self._pending: dict[str, int] = {}
         self._dirty: set[str] = set()
         self._pending_bytes = self._done_bytes = 0
@@ -160,9 +168,9 @@ class _Packer:
         """Writes all bytes of an item -> their CRC-32C."""
         fd, where = self._fds[item.file], self._pack / item.file
         crc, position = 0, item.offset
-        for piece in item_pieces(self._checkpoint, item):
+        for piece in item_pieces(self._pool, self._checkpoint, item):
             write_exactly(fd, piece.data, position, where)
-            crc = crc32c(piece, crc)
+            crc = _native.crc32c(piece, crc)
             position += len(piece)
             self._pending_bytes += len(piece)
             self._report(len(piece))
@@ -185,7 +193,7 @@ class _Packer:
     def _finish(self, crcs: Mapping[str, int]) -> fmt.Manifest:
         """Writes the small files and the manifest, syncs everything."""
         manifest = _with_checksums(self._plan.manifest, crcs)
-        texts = _small_files(self._checkpoint.path)
+        texts = self._checkpoint.small_files(fmt.SMALL_FILES)
         if {name: _small_file(data) for name, data in texts.items()} != manifest.files:
             raise CheckpointError("files changed while packing", where=self._checkpoint.path)
         texts[fmt.MANIFEST] = to_json(manifest).encode("ascii")

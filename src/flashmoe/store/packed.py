@@ -11,27 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flashmoe import _native
 from flashmoe.checkpoint.directory import read_config_json
 from flashmoe.errors import ChecksumError, PackError, UsageError
 from flashmoe.files import opened, read_exactly, read_small, storage_errors
 from flashmoe.quant import Format
 from flashmoe.quant.layout import Bytes
 from flashmoe.store import format as fmt
-from flashmoe.store.crc import crc32c
+from flashmoe.store.extent import Extent
 from flashmoe.store.manifest import MAX_BYTES, from_json
 
 # Bytes per read while loading; what was read is dropped from the page cache at once.
 PIECE_BYTES = 8 << 20
-
-
-@dataclass(frozen=True)
-class Extent:
-    """Bytes of one expert record: all but crc32c are what a reader needs to fetch it."""
-
-    path: Path
-    offset: int
-    nbytes: int
-    crc32c: int
 
 
 @dataclass(frozen=True)
@@ -62,16 +53,12 @@ class PackedModel:
             UsageError: the path is not a directory.
             PackError: it is not a packed model, or is damaged; names the file.
         """
-        if not path.is_dir():
-            raise UsageError("is not a directory", where=path)
-        if not (path / fmt.MANIFEST).exists():
-            hint = "Make one from a checkpoint with `flashmoe pack`"
-            raise PackError(f"not a packed model: no {fmt.MANIFEST}", where=path, hint=hint)
-        manifest = from_json(read_small(path / fmt.MANIFEST, MAX_BYTES, PackError))
+        manifest = read_manifest(path)
         for name, (header, size) in manifest.data_files().items():
-            _check_file(path / name, header, size)
+            check_size(path / name, size)
+            check_header(path / name, header)
         for name, file in manifest.files.items():
-            _check_size(path / name, file.nbytes)
+            check_size(path / name, file.nbytes)
         return cls(path, manifest)
 
     @property
@@ -90,9 +77,17 @@ class PackedModel:
         layout = self.manifest.experts
         return len(self.manifest.layers) * layout.num_experts * layout.record_bytes
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The experts files, in layer order."""
+        return tuple(self.path / layer.file for layer in self.manifest.layers)
+
+    def extent(self, layer: int, expert: int) -> Extent:
+        """Where the record of a routed expert lies."""
+        return self._extents[layer][expert]
+
     @functools.cached_property
-    def extents(self) -> dict[int, tuple[Extent, ...]]:
-        """extents[layer][expert]: where a record lies; offsets and sizes are multiples of 4096."""
+    def _extents(self) -> dict[int, tuple[Extent, ...]]:
         start, size = len(self.manifest.experts_header()), self.manifest.experts.record_bytes
         return {
             layer.layer: tuple(
@@ -130,6 +125,16 @@ class PackedModel:
         return loaded
 
 
+def read_manifest(path: Path) -> fmt.Manifest:
+    """The manifest of a packed model directory; the other files are not looked at."""
+    if not path.is_dir():
+        raise UsageError("is not a directory", where=path)
+    if not (path / fmt.MANIFEST).exists():
+        hint = "Make one from a checkpoint with `flashmoe pack`"
+        raise PackError(f"not a packed model: no {fmt.MANIFEST}", where=path, hint=hint)
+    return from_json(read_small(path / fmt.MANIFEST, MAX_BYTES, PackError))
+
+
 def aligned_bytes(nbytes: int) -> Bytes:
     """Uninitialised uint8 [nbytes] whose first byte is 64-byte aligned."""
     raw = np.empty(nbytes + fmt.BLOB_ALIGN, np.uint8)
@@ -139,7 +144,7 @@ def aligned_bytes(nbytes: int) -> Bytes:
 
 def check_crc(stored: Bytes, expected: int, where: object) -> None:
     """Raises ChecksumError if the bytes are not those that were written."""
-    got = crc32c(stored)
+    got = _native.crc32c(stored)
     if got != expected:
         raise ChecksumError(
             "checksum does not match", where=where, expected=f"{expected:08x}", got=f"{got:08x}"
@@ -152,8 +157,8 @@ def _view(tensor: fmt.Tensor, stored: Bytes) -> Loaded:
     return LoadedMatrix(tensor.format, tensor.rows, tensor.cols, stored[: tensor.nbytes])
 
 
-def _check_file(path: Path, header: bytes, size: int) -> None:
-    _check_size(path, size)
+def check_header(path: Path, header: bytes) -> None:
+    """Raises PackError if a safetensors file does not begin with the expected bytes."""
     found = np.empty(len(header), np.uint8)
     with opened(path) as fd:
         read_exactly(fd, found.data, 0, path)
@@ -161,7 +166,8 @@ def _check_file(path: Path, header: bytes, size: int) -> None:
         raise PackError(f"header is not the one that {fmt.MANIFEST} describes", where=path)
 
 
-def _check_size(path: Path, size: int) -> None:
+def check_size(path: Path, size: int) -> None:
+    """Raises PackError if a file is missing or not of the expected size."""
     if not path.exists():
         raise PackError("file is missing", where=path)
     with storage_errors("cannot read", path):

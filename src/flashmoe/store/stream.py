@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flashmoe.checkpoint.directory import Checkpoint
+from flashmoe import _native
+from flashmoe.checkpoint.directory import Source
 from flashmoe.checkpoint.safetensors import to_float32
 from flashmoe.errors import NonFiniteError
 from flashmoe.quant.layout import Bytes
-from flashmoe.store.encode import NonFiniteWeight, check_finite, encode
+from flashmoe.store.encode import BadWeight, check_finite, encode
 from flashmoe.store.format import INTERLEAVE
 from flashmoe.store.plan import CopyVector, EncodeMatrix, Item, Rows
 
@@ -20,11 +21,11 @@ PIECE_BYTES = 8 << 20
 PIECE_ROWS = 2 * INTERLEAVE
 
 
-def item_pieces(checkpoint: Checkpoint, item: Item) -> Iterator[Bytes]:
+def item_pieces(pool: _native.Pool, checkpoint: Source, item: Item) -> Iterator[Bytes]:
     """The item.nbytes bytes of an item in order, padding included, as uint8 arrays.
 
     Raises:
-        NonFiniteError: a weight is NaN or infinite; names tensor, row and column.
+        NonFiniteError: a weight is NaN, infinite or beyond bf16; names tensor, row and column.
     """
     position = 0
     if isinstance(item.parts, CopyVector):
@@ -32,7 +33,7 @@ def item_pieces(checkpoint: Checkpoint, item: Item) -> Iterator[Bytes]:
         return
     for part in item.parts:
         yield from _zeros(part.at - position)
-        yield from _matrix_pieces(checkpoint, part)
+        yield from _matrix_pieces(pool, checkpoint, part)
         position = part.at + part.format.nbytes(part.rows, part.cols)
     yield from _zeros(item.nbytes - position)
 
@@ -42,17 +43,19 @@ def _zeros(count: int) -> Iterator[Bytes]:
         yield np.zeros(count, np.uint8)
 
 
-def _vector(checkpoint: Checkpoint, part: CopyVector) -> Bytes:
+def _vector(checkpoint: Source, part: CopyVector) -> Bytes:
     source = part.source
     values = to_float32(_read(checkpoint, source, 0, 1), source.tensor.dtype)
     try:
         check_finite(values)
-    except NonFiniteWeight as cause:
+    except BadWeight as cause:
         raise _non_finite(source, cause.row, cause) from cause
     return (values + np.float32(part.add)).astype("<f4").view(np.uint8).reshape(-1)
 
 
-def _matrix_pieces(checkpoint: Checkpoint, part: EncodeMatrix) -> Iterator[Bytes]:
+def _matrix_pieces(
+    pool: _native.Pool, checkpoint: Source, part: EncodeMatrix
+) -> Iterator[Bytes]:
     row_bytes = part.sources[0].row_bytes
     step = max(PIECE_BYTES // row_bytes // PIECE_ROWS, 1) * PIECE_ROWS
     for start in range(0, part.rows, step):
@@ -60,14 +63,14 @@ def _matrix_pieces(checkpoint: Checkpoint, part: EncodeMatrix) -> Iterator[Bytes
         raw = read_rows(checkpoint, part, start, stop)
         out = np.empty(part.format.nbytes(stop - start, part.cols), np.uint8)
         try:
-            encode(part.format, raw, part.sources[0].tensor.dtype, out)
-        except NonFiniteWeight as cause:
+            encode(pool, part.format, raw, part.sources[0].tensor.dtype, out)
+        except BadWeight as cause:
             source, row = _locate(part, start + cause.row)
             raise _non_finite(source, row, cause) from cause
         yield out
 
 
-def read_rows(checkpoint: Checkpoint, part: EncodeMatrix, start: int, stop: int) -> Bytes:
+def read_rows(checkpoint: Source, part: EncodeMatrix, start: int, stop: int) -> Bytes:
     """Rows [start, stop) of the matrix to encode -> checkpoint bytes, uint8 [rows, row_bytes]."""
     if part.interleave:
         halves = [_read(checkpoint, source, start // 2, stop // 2) for source in part.sources]
@@ -82,7 +85,7 @@ def read_rows(checkpoint: Checkpoint, part: EncodeMatrix, start: int, stop: int)
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-def _read(checkpoint: Checkpoint, source: Rows, start: int, stop: int) -> Bytes:
+def _read(checkpoint: Source, source: Rows, start: int, stop: int) -> Bytes:
     size = source.row_bytes
     data = checkpoint.read(source.tensor, (source.first + start) * size, (stop - start) * size)
     return data.reshape(stop - start, size)
@@ -100,9 +103,9 @@ def _locate(part: EncodeMatrix, row: int) -> tuple[Rows, int]:
     raise AssertionError("row is outside of the matrix")
 
 
-def _non_finite(source: Rows, row: int, cause: NonFiniteWeight) -> NonFiniteError:
+def _non_finite(source: Rows, row: int, cause: BadWeight) -> NonFiniteError:
     return NonFiniteError(
-        "weight is not finite",
+        "weight is not finite or too large",
         where=f"{source.tensor.path}: {source.tensor.name}",
         got=f"{cause.value} at row {source.first + row}, column {cause.col}",
     )

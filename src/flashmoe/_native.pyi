@@ -1,0 +1,373 @@
+"""
+Kernels, disk reader and slot memory: bytes, pointers and shapes; no models, no policy.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+class Pool:
+    """Worker threads of a fixed number; the caller is one of them."""
+
+    def __init__(self, threads: int) -> None: ...
+    @property
+    def threads(self) -> int: ...
+
+def isa() -> str:
+    """The instruction set of the kernels in use."""
+
+def available_isas() -> list[str]:
+    """What this machine can run, slowest first."""
+
+def select_isa(name: str) -> None:
+    """
+    Use the kernels of one instruction set ('auto': the best). Not while kernels run.
+    """
+
+class Matrix:
+    """A stored weight matrix [rows, cols]; keeps its bytes alive."""
+
+    def __init__(
+        self,
+        format: str,
+        group: int,
+        rows: int,
+        cols: int,
+        data: Annotated[
+            NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
+        ],
+    ) -> None: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def encode(
+    pool: Pool,
+    format: str,
+    group: int,
+    source: Annotated[
+        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
+    ],
+    dtype: str,
+    rows: int,
+    cols: int,
+    out: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu")],
+) -> None:
+    """
+    Encode row-major weights, given as bytes of dtype 'bf16', 'f16' or 'f32'.
+
+    ValueError names row and column of a weight that the format cannot hold.
+    """
+
+def embed(
+    pool: Pool,
+    matrix: Matrix,
+    ids: Annotated[
+        NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)
+    ],
+    out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu")],
+) -> None:
+    """out[i] = decoded row ids[i] of the matrix."""
+
+def dequantize(
+    pool: Pool,
+    matrix: Matrix,
+    out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu")],
+) -> None:
+    """out [rows, cols] = the weights that the bytes mean."""
+
+class Activations:
+    """Input rows of matrix products, in reused buffers."""
+
+    def __init__(self) -> None: ...
+    def assign(
+        self,
+        pool: Pool,
+        x: Annotated[
+            NDArray[numpy.float32],
+            dict(shape=(None, None), order="C", device="cpu", writable=False),
+        ],
+        group: int,
+    ) -> None:
+        """
+        Take x [T, K], kept alive, as input; quantise it to int8 by group (0: do not).
+        """
+
+class ExpertLayout:
+    """Formats and shapes inside one expert record."""
+
+    def __init__(
+        self,
+        gate_up_format: str,
+        gate_up_group: int,
+        down_format: str,
+        down_group: int,
+        hidden_size: int,
+        intermediate_size: int,
+        down_offset: int,
+    ) -> None: ...
+    @property
+    def down_offset(self) -> int: ...
+    @property
+    def record_bytes_used(self) -> int: ...
+
+def linear(
+    pool: Pool,
+    acts: Activations,
+    matrices: Sequence[Matrix],
+    outs: Sequence[
+        Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu")]
+    ],
+    accumulate: bool = False,
+) -> None:
+    """
+    outs[i] [T, rows_i] (+)= x @ matrices[i].T, all in one parallel region.
+    """
+
+def ffn(
+    pool: Pool,
+    acts: Activations,
+    gate_up: Matrix,
+    down: Matrix,
+    out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu")],
+    scale: Annotated[
+        NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)
+    ]
+    | None = None,
+) -> None:
+    """
+    out [T, H] += scale [T] * (silu(gate) * up) @ down.T; gate and up rows alternate by 8.
+    """
+
+def moe_ffn(
+    pool: Pool,
+    acts: Activations,
+    layout: ExpertLayout,
+    addresses: Annotated[
+        NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)
+    ],
+    offsets: Annotated[
+        NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)
+    ],
+    tokens: Annotated[
+        NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)
+    ],
+    dests: Annotated[
+        NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)
+    ],
+    out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu")],
+) -> None:
+    """
+    Apply the expert record at addresses[i] to rows tokens[offsets[i]:offsets[i + 1]];
+    entry j is written, unweighted, to out[dests[j]].
+    """
+
+def rms_norm(
+    pool: Pool,
+    x: Annotated[NDArray, dict(device="cpu", writable=False)],
+    weight: Annotated[NDArray, dict(device="cpu", writable=False)],
+    eps: float,
+    out: Annotated[NDArray, dict(device="cpu")],
+) -> None:
+    """
+    out = x / sqrt(mean(x^2) + eps) * weight. x, out f32 [T, D]; weight f32 [D].
+    """
+
+def gated_rms_norm(
+    pool: Pool,
+    x: Annotated[NDArray, dict(device="cpu")],
+    gate: Annotated[NDArray, dict(device="cpu", writable=False)],
+    weight: Annotated[NDArray, dict(device="cpu", writable=False)],
+    eps: float,
+) -> None:
+    """
+    In place: x = rms(x) * weight * silu(gate). x, gate f32 [N, D]; weight f32 [D].
+    """
+
+def head_norm_rope(
+    pool: Pool,
+    x: Annotated[NDArray, dict(device="cpu", writable=False)],
+    weight: Annotated[NDArray, dict(device="cpu", writable=False)] | None,
+    eps: float,
+    cos: Annotated[NDArray, dict(device="cpu", writable=False)],
+    sin: Annotated[NDArray, dict(device="cpu", writable=False)],
+    out: Annotated[NDArray, dict(device="cpu")],
+) -> None:
+    """
+    Per-head RMS norm (left out if weight is None), then half-split rope on the first R dims.
+    x f32 [T, H, D], any strides on T and H; weight f32 [D]; cos, sin f32 [T, R / 2];
+    out f32 [T, H, D].
+    """
+
+def sigmoid_gate(
+    pool: Pool,
+    x: Annotated[NDArray, dict(device="cpu")],
+    gate: Annotated[NDArray, dict(device="cpu", writable=False)],
+) -> None:
+    """
+    In place: x *= sigmoid(gate). x f32 [T, H, D]; gate f32 [T, H, D], any strides on T and H.
+    """
+
+def causal_conv_silu(
+    pool: Pool,
+    u: Annotated[NDArray, dict(device="cpu", writable=False)],
+    weight: Annotated[NDArray, dict(device="cpu", writable=False)],
+    state: Annotated[NDArray, dict(device="cpu")],
+    out: Annotated[NDArray, dict(device="cpu")],
+) -> None:
+    """
+    out[t] = silu(sum_j weight[:, j] * u[t - W + 1 + j]). u, out f32 [T, C]; weight f32 [C, W],
+    2 <= W <= 8; state f32 [W - 1, C]: the inputs before u, oldest first, updated.
+    """
+
+def softmax_topk(
+    logits: Annotated[NDArray, dict(device="cpu", writable=False)],
+    ids: Annotated[NDArray, dict(device="cpu")],
+    weights: Annotated[NDArray, dict(device="cpu")],
+    renormalize: bool,
+    scale: float,
+) -> None:
+    """
+    The K largest of softmax(logits), sorted; equal ones: the lower id first. logits f32 [T, E];
+    ids i32 [T, K]; weights f32 [T, K], divided by their sum if renormalize, times scale.
+    """
+
+def combine(
+    pool: Pool,
+    rows: Annotated[NDArray, dict(device="cpu", writable=False)],
+    weights: Annotated[NDArray, dict(device="cpu", writable=False)],
+    out: Annotated[NDArray, dict(device="cpu")],
+) -> None:
+    """
+    out[t] += sum_k weights[t, k] * rows[t * K + k], k ascending. rows f32 [T * K, H];
+    weights f32 [T, K]; out f32 [T, H].
+    """
+
+def kv_store(
+    pool: Pool,
+    k: Annotated[NDArray, dict(device="cpu", writable=False)],
+    v: Annotated[NDArray, dict(device="cpu", writable=False)],
+    k_cache: Annotated[NDArray, dict(device="cpu")],
+    v_cache: Annotated[NDArray, dict(device="cpu")],
+    start: int,
+) -> None:
+    """
+    Copies k, v f32 [T, Hkv, D] to positions start.. of the caches f32 or f16 [Hkv, ctx, D].
+    """
+
+def attention(
+    pool: Pool,
+    q: Annotated[NDArray, dict(device="cpu", writable=False)],
+    k_cache: Annotated[NDArray, dict(device="cpu", writable=False)],
+    v_cache: Annotated[NDArray, dict(device="cpu", writable=False)],
+    start: int,
+    scale: float,
+    out: Annotated[NDArray, dict(device="cpu")],
+) -> None:
+    """
+    Causal grouped-query attention: query t, at position start + t, sees keys 0..start + t.
+    q, out f32 [T, Hq, D]; caches f32 or f16 [Hkv, ctx, D]; query head h uses kv head
+    h // (Hq / Hkv).
+    """
+
+def gated_delta(
+    pool: Pool,
+    qkv: Annotated[NDArray, dict(device="cpu", writable=False)],
+    a: Annotated[NDArray, dict(device="cpu", writable=False)],
+    b: Annotated[NDArray, dict(device="cpu", writable=False)],
+    a_log: Annotated[NDArray, dict(device="cpu", writable=False)],
+    dt_bias: Annotated[NDArray, dict(device="cpu", writable=False)],
+    state: Annotated[NDArray, dict(device="cpu")],
+    out: Annotated[NDArray, dict(device="cpu")],
+    chunk: int,
+) -> None:
+    """
+    The gated delta rule with its q, k normalisation and gates (see native/cpu/delta/delta.h).
+    qkv f32 [T, 2 * Hk * Dk + Hv * Dv]; a, b f32 [T, Hv]; a_log, dt_bias f32 [Hv];
+    state f32 [Hv, Dk, Dv], updated; out f32 [T, Hv, Dv]; chunk 0: token by token, else the
+    tokens of one chunk (at most 128): faster on prompts, equal up to rounding.
+    """
+
+def read_sum(
+    pool: Pool,
+    data: Annotated[
+        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
+    ],
+) -> int:
+    """
+    Sum of the 8-byte words of data (whole 128-byte lines of it), modulo 2^64: read bandwidth.
+    """
+
+def int8_work(pool: Pool, rounds: int) -> int:
+    """
+    Run int8 multiply-adds in registers on every thread; returns the operations done.
+    """
+
+class Arena:
+    """Pre-faulted memory for expert slots, 2 MiB aligned."""
+
+    def __init__(self, nbytes: int, huge_pages: bool = True, threads: int = 1) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def huge(self) -> bool:
+        """Whether the kernel took the advice to use huge pages."""
+
+    def huge_bytes(self) -> int:
+        """Bytes that are in huge pages now."""
+
+    def view(
+        self, offset: int, nbytes: int
+    ) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """uint8 [nbytes] of the arena, without a copy; keeps the arena alive."""
+
+class Reader:
+    """Threads that read blocks of files into given memory."""
+
+    def __init__(self, threads: int, verify: bool = True) -> None: ...
+    def open(self, path: str, direct: bool = True) -> int:
+        """
+        Returns a handle; raises OSError. direct: past the page cache where that is possible.
+        """
+
+    def direct(self, handle: int) -> bool:
+        """Whether reads go past the page cache."""
+
+    def close_file(self, handle: int) -> None: ...
+    def submit(
+        self, tag: int, handle: int, offset: int, nbytes: int, address: int, crc: int | None = None
+    ) -> None:
+        """Queue a read; the memory must stay until it has landed."""
+
+    def wait(self, timeout_s: float) -> list[tuple[int, int, int]]:
+        """
+        [(tag, status, detail)] of what has landed. Status: 0 good, > 0 errno, -1 short (detail: bytes got), -2 bad checksum (detail: the one found), -3 cancelled.
+        """
+
+    def cancel(self) -> None:
+        """Drop what has not started, wait for the rest."""
+
+    def stats(self) -> dict[str, float]:
+        """bytes, reads, busy_s (summed over threads)."""
+
+def crc32c(
+    buffer: Annotated[
+        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
+    ],
+    crc: int = 0,
+    portable: bool = False,
+) -> int:
+    """
+    CRC-32C of bytes or a uint8 array, continuing crc; portable: without SSE4.2.
+    """

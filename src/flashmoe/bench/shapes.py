@@ -1,0 +1,98 @@
+"""Shapes of known models: the config.json of each, as far as it decides sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flashmoe.errors import UsageError
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe",
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-235b-a22b": {
+        "model_type": "qwen3_moe",
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "num_hidden_layers": 94,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 1536,
+        "norm_topk_prob": True,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": False,
+    },
+}
+_QWEN3_5 = {
+    "model_type": "qwen3_5_moe_text",
+    "vocab_size": 248320,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e7,
+        "partial_rotary_factor": 0.25,
+    },
+    "max_position_embeddings": 262144,
+    "tie_word_embeddings": False,
+}
+SHAPES["qwen3.5-35b-a3b"] = {
+    **_QWEN3_5,
+    "hidden_size": 2048,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 16,
+    "linear_num_value_heads": 32,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+}
+SHAPES["qwen3.5-397b-a17b"] = {
+    **_QWEN3_5,
+    "hidden_size": 4096,
+    "num_hidden_layers": 60,
+    "num_attention_heads": 32,
+    "linear_num_value_heads": 64,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "moe_intermediate_size": 1024,
+    "shared_expert_intermediate_size": 1024,
+}
+
+
+def shape_config(name: str, layers: int | None = None) -> dict[str, Any]:
+    """config.json of a named model, with fewer layers if asked."""
+    if name not in SHAPES:
+        raise UsageError("unknown shape", where="SHAPE", expected=" | ".join(SHAPES), got=name)
+    config = dict(SHAPES[name])
+    if layers is not None:
+        if not 1 <= layers <= config["num_hidden_layers"]:
+            limit = f"1 to {config['num_hidden_layers']}"
+            raise UsageError("bad number of layers", where="--layers", expected=limit, got=layers)
+        config["num_hidden_layers"] = layers
+    return config

@@ -1,0 +1,132 @@
+"""Checkpoints that do not exist: random weights in the shapes of a known model, for measuring.
+
+They look like an open Checkpoint to the packer, which encodes and writes them like any other.
+Matrices are slices of one block of normally distributed numbers with standard deviation
+1 / sqrt(fan-in), so that hidden states keep their size and routing spreads; norms are 1.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashmoe.bench.shapes import shape_config
+from flashmoe.checkpoint.safetensors import Tensor
+from flashmoe.models.registry import family_name, load_family
+from flashmoe.models.specs import ExpertsSpec, VectorSpec, WeightSpecs
+from flashmoe.quant.layout import to_bf16
+
+# Weights in the block that all tensors are cut from.
+_BLOCK_WEIGHTS = 1 << 23
+_BF16_BYTES = 2
+
+
+class SyntheticCheckpoint:
+    """What the packer needs of flashmoe.checkpoint.directory.Checkpoint, made up as it is read."""
+
+    def __init__(self, name: str, layers: int | None = None, seed: int = 0) -> None:
+        self.path = Path(f"synthetic-{name}")
+        self.config = shape_config(name, layers)
+        self.files: dict[Path, Any] = {}
+        family = load_family(family_name(self.config))
+        specs = family.weights(family.read_config(dict(self.config)))
+        self.tensors = {tensor.name: tensor for tensor in _declare(specs, self.path)}
+        self._constant = {v.source: _constant(v) for v in specs.vectors}
+        self._seed = seed
+
+    def read(self, tensor: Tensor, start: int, nbytes: int) -> NDArray[np.uint8]:
+        """Bytes [start, start + nbytes) of a made-up bf16 tensor -> uint8 [nbytes]."""
+        first, count = start // _BF16_BYTES, nbytes // _BF16_BYTES
+        constant = self._constant.get(tensor.name)
+        if constant is not None:
+            bits = to_bf16(np.full(count, constant, dtype=np.float32))
+        else:
+            begin = (zlib.crc32(tensor.name.encode()) + first) % _BLOCK_WEIGHTS
+            bits = _stretch(_normal_block(tensor.shape[-1], self._seed), begin, count)
+        return np.ascontiguousarray(bits).view(np.uint8)
+
+    def small_files(self, names: Sequence[str]) -> dict[str, bytes]:
+        """config.json and a tokenizer with the right number of made-up tokens."""
+        return {
+            "config.json": json.dumps(self.config, indent=1).encode(),
+            "tokenizer.json": made_up_tokenizer(self.config["vocab_size"]).encode(),
+        }
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@functools.lru_cache(maxsize=8)
+def _normal_block(fan_in: int, seed: int) -> NDArray[np.uint16]:
+    block = np.random.default_rng(seed).standard_normal(_BLOCK_WEIGHTS, dtype=np.float32)
+    return to_bf16(block / np.float32(fan_in**0.5))
+
+
+def _stretch(block: NDArray[np.uint16], begin: int, count: int) -> NDArray[np.uint16]:
+    """count numbers of the block from begin on, round and round."""
+    if begin + count <= len(block):
+        return block[begin : begin + count]
+    return np.resize(np.roll(block, -begin), count)
+
+
+def _constant(vector: VectorSpec) -> float | None:
+    """What a vector is filled with: norms come out as 1, the rest is small; None: random."""
+    if vector.name.endswith("norm"):
+        return 1.0 - vector.offset
+    return None if len(vector.shape) > 1 else 0.0
+
+
+def _declare(specs: WeightSpecs, path: Path) -> Iterator[Tensor]:
+    for matrix in specs.matrices:
+        rows = matrix.rows // len(matrix.sources)
+        for source in matrix.sources:
+            yield _tensor(source, path, (rows, matrix.cols))
+    for vector in specs.vectors:
+        yield _tensor(vector.source, path, vector.shape)
+    for experts in specs.experts:
+        yield from _declare_experts(experts, path)
+
+
+def _declare_experts(spec: ExpertsSpec, path: Path) -> Iterator[Tensor]:
+    wide, narrow = spec.hidden_size, spec.intermediate_size
+    for expert in range(spec.num_experts):
+        yield _tensor(spec.gate.format(expert=expert), path, (narrow, wide))
+        yield _tensor(spec.up.format(expert=expert), path, (narrow, wide))
+        yield _tensor(spec.down.format(expert=expert), path, (wide, narrow))
+
+
+def _tensor(name: str, path: Path, shape: tuple[int, ...]) -> Tensor:
+    return Tensor(name, path, "BF16", shape, 0, _BF16_BYTES * int(np.prod(shape)))
+
+
+def made_up_tokenizer(vocab_size: int) -> str:
+    """tokenizer.json: one token per byte, the other ids filled with names of their own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = alphabet + [f"<{i}>" for i in range(len(alphabet), vocab_size)]
+    vocab = {name: i for i, name in enumerate(names)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    text: str = tokenizer.to_str()
+    return text

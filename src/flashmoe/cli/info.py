@@ -1,0 +1,47 @@
+"""`flashmoe info`: what a packed model is and how large its parts are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from flashmoe.store.info import PackInfo
+
+
+def info(
+    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show family, sizes, bits, experts and bytes per token of a packed model."""
+    from flashmoe.models.registry import load_family
+    from flashmoe.store.info import pack_info
+    from flashmoe.store.packed import PackedModel
+
+    packed = PackedModel.open(model)
+    config = load_family(packed.manifest.family).read_config(packed.config)
+    facts = pack_info(packed, config.num_experts_per_tok)
+    print(json_module.dumps(dataclasses.asdict(facts)) if json else _as_text(facts))
+
+
+def _as_text(facts: PackInfo) -> str:
+    from flashmoe.cli.units import human_bytes, human_count
+
+    rows = {
+        "family": f"{facts.family} (from {facts.source})",
+        "parameters": f"{human_count(facts.parameters)},"
+        f" {human_count(facts.active_parameters)} active per token",
+        "formats": f"experts {facts.experts_format}, dense {facts.dense_format}",
+        "bits per weight": f"{facts.bits_per_weight:.2f},"
+        f" experts {facts.expert_bits_per_weight:.2f}",
+        "size": f"{human_bytes(facts.total_bytes)}: resident {human_bytes(facts.resident_bytes)},"
+        f" experts {human_bytes(facts.expert_bytes)}",
+        "experts": f"{facts.moe_layers} layers of {facts.num_experts},"
+        f" {facts.num_experts_per_tok} per token, {human_bytes(facts.record_bytes)} each",
+        "bytes per token": f"{human_bytes(facts.bytes_per_token)} of experts, if none is cached",
+    }
+    return "\n".join(f"{name + ':':<17}{value}" for name, value in rows.items())

@@ -1,0 +1,64 @@
+"""`flashmoe pack`: a Hugging Face checkpoint becomes a packed model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def pack(
+    source: Annotated[Path, typer.Argument(help="Checkpoint directory (safetensors).")],
+    destination: Annotated[Path, typer.Argument(help="Directory to create.")],
+    experts: Annotated[str, typer.Option(help="Format of routed experts: q4, q8, bf16.")] = "q4",
+    dense: Annotated[str, typer.Option(help="Format of all other matrices: q8, q4, bf16.")] = "q8",
+    group: Annotated[int, typer.Option(help="Weights per scale: 32, 64 or 128.")] = 64,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Pack a checkpoint for streaming. Interrupted, the same command resumes."""
+    from flashmoe.cli.units import human_bytes
+    from flashmoe.store.info import total_bytes
+    from flashmoe.store.pack import pack_checkpoint
+    from flashmoe.store.packed import PackedModel
+    from flashmoe.store.plan import PackOptions
+
+    options = PackOptions.parse(experts, dense, group)
+    start = time.monotonic()
+    with progress_bar("packing", quiet) as progress:
+        pack_checkpoint(source, destination, options, progress)
+    if not quiet:
+        size = human_bytes(total_bytes(PackedModel.open(destination)))
+        print(f"{destination}: {size} in {time.monotonic() - start:.1f} s")
+
+
+@contextmanager
+def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar of bytes, rate and time left on stderr; None if quiet or not on a terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,31 @@
+"""`flashmoe verify`: every checksum of a packed model."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print damages only.")] = False,
+) -> None:
+    """Compare all bytes of a packed model with their checksums; exit code 1 if any is damaged."""
+    from flashmoe.cli.pack import progress_bar
+    from flashmoe.store.verify import verify as verify_pack
+
+    with progress_bar("verifying", quiet or json) as progress:
+        damages = [str(damage) for damage in verify_pack(model, progress)]
+    if json:
+        print(json_module.dumps({"sound": not damages, "damages": damages}))
+    else:
+        for damage in damages:
+            print(damage)
+        if not damages and not quiet:
+            print(f"{model}: sound")
+    if damages:
+        raise typer.Exit(1)

@@ -1,0 +1,33 @@
+"""`flashmoe.pack`: a checkpoint directory to a packed model, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flashmoe.store.pack import pack_checkpoint
+from flashmoe.store.plan import PackOptions
+
+
+def pack(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    experts: str = "q4",
+    dense: str = "q8",
+    group: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Pack the checkpoint directory `source` as the new directory `destination`.
+
+    Args:
+        experts, dense: weight formats of the routed experts and of the rest: bf16, q8, q4.
+        group: columns per group of the quantised formats: 32, 64 or 128.
+        progress: called with (bytes written, bytes in all).
+
+    Streams: peak memory stays under 1 GB. Interrupted, the same call resumes. The destination
+    appears only when it is complete. Raises UsageError, CheckpointError (with ConfigError and
+    NonFiniteError) or StorageError.
+    """
+    options = PackOptions.parse(experts, dense, group)
+    pack_checkpoint(Path(source), Path(destination), options, progress)

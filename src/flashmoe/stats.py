@@ -1,0 +1,76 @@
+"""What one generate() call cost: counters, times per phase, memory.
+
+Numbers only; how they are measured is the engine's business, how they are shown the command's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# Phases of a decode step in the order in which they are shown.
+PHASES = (
+    "attention",
+    "delta",
+    "router",
+    "disk_wait",
+    "experts",
+    "shared",
+    "head",
+    "sampling",
+    "python",
+    "other",
+)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures of the latest generate() call. Times in seconds of wall clock, sizes in bytes.
+
+    prompt_tokens: tokens run in prefill. decode_tokens: tokens that decode steps ran; the first
+    token of an answer is not among them, it comes out of prefill.
+    phase_seconds, prefill_phase_seconds: keys from PHASES; they sum to decode_seconds and
+    prefill_seconds.
+    cache_hits, cache_misses: routed experts found in memory, or read. bytes_read: from the disk.
+    direct_io: False when O_DIRECT was refused and reads go through the page cache.
+    native_experts_per_token: the model's own K; a smaller experts_per_token is lossy.
+    """
+
+    prompt_tokens: int = 0
+    decode_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    time_to_first_token: float = 0.0
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    prefill_phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    cache_hits: int = 0
+    cache_misses: int = 0
+    bytes_read: int = 0
+    peak_rss: int = 0
+    cache_slots: int = 0
+    cache_bytes: int = 0
+    resident_bytes: int = 0
+    kv_bytes: int = 0
+    num_layers: int = 0
+    direct_io: bool = True
+    experts_per_token: int = 0
+    native_experts_per_token: int = 0
+    isa: str = ""
+    threads: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the wanted experts that were in memory, 0 to 1; 0 when none was wanted."""
+        return _ratio(self.cache_hits, self.cache_hits + self.cache_misses)
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        return _ratio(self.decode_tokens, self.decode_seconds)
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        return _ratio(self.prompt_tokens, self.prefill_seconds)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0

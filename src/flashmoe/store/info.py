@@ -1,0 +1,93 @@
+"""Facts about a packed model, from its manifest and config alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from flashmoe.errors import PackError
+from flashmoe.quant import Format
+from flashmoe.store import format as fmt
+from flashmoe.store.packed import PackedModel
+
+EMBEDDING = "embed_tokens"
+
+
+@dataclass(frozen=True)
+class PackInfo:
+    """Sizes in bytes. Bits per weight include scales, biases and padding.
+
+    bytes_per_token: what one decoded token reads if no expert is cached. active_parameters: those
+    that one token uses; of the embedding that is one row, unless it is also the head.
+    """
+
+    family: str
+    source: str
+    experts_format: str
+    dense_format: str
+    parameters: int
+    active_parameters: int
+    total_bytes: int
+    resident_bytes: int
+    expert_bytes: int
+    bits_per_weight: float
+    expert_bits_per_weight: float
+    moe_layers: int
+    num_experts: int
+    num_experts_per_tok: int
+    record_bytes: int
+    bytes_per_token: int
+
+
+def pack_info(model: PackedModel, num_experts_per_tok: int) -> PackInfo:
+    """The facts that `flashmoe info` prints."""
+    manifest, layout = model.manifest, model.manifest.experts
+    layers, chosen = len(manifest.layers), num_experts_per_tok
+    each = 3 * layout.hidden_size * layout.intermediate_size
+    resident = {name: _parameters(tensor) for name, tensor in manifest.tensors.items()}
+    experts = layers * layout.num_experts * each
+    total = sum(resident.values()) + experts
+    return PackInfo(
+        family=manifest.family,
+        source=manifest.source_name,
+        experts_format=_label(manifest.experts_format),
+        dense_format=_label(manifest.dense_format),
+        parameters=total,
+        active_parameters=_active(resident, manifest) + layers * chosen * each,
+        total_bytes=total_bytes(model),
+        resident_bytes=model.resident_bytes,
+        expert_bytes=model.expert_bytes,
+        bits_per_weight=8 * (model.resident_bytes + model.expert_bytes) / total,
+        expert_bits_per_weight=8 * model.expert_bytes / experts,
+        moe_layers=layers,
+        num_experts=layout.num_experts,
+        num_experts_per_tok=chosen,
+        record_bytes=layout.record_bytes,
+        bytes_per_token=layers * chosen * layout.record_bytes,
+    )
+
+
+def total_bytes(model: PackedModel) -> int:
+    """Size of all files of the pack."""
+    data = sum(size for _, size in model.manifest.data_files().values())
+    small = sum(file.nbytes for file in model.manifest.files.values())
+    return data + small + (model.path / fmt.MANIFEST).stat().st_size
+
+
+def _parameters(tensor: fmt.Tensor) -> int:
+    if isinstance(tensor, fmt.Vector):
+        return math.prod(tensor.shape)
+    return tensor.rows * tensor.cols
+
+
+def _active(resident: dict[str, int], manifest: fmt.Manifest) -> int:
+    tied = "lm_head" not in manifest.tensors
+    embedding = manifest.tensors.get(EMBEDDING)
+    if not isinstance(embedding, fmt.Matrix):
+        raise PackError("tensor is missing", where=fmt.MANIFEST, expected=EMBEDDING)
+    unused = 0 if tied else (embedding.rows - 1) * embedding.cols
+    return sum(resident.values()) - unused
+
+
+def _label(format_: Format) -> str:
+    return f"{format_.name} g{format_.group}" if format_.group else format_.name

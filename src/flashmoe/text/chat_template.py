@@ -1,0 +1,154 @@
+"""Messages to prompt text, by the Jinja template that came with the model.
+
+Templates are code from strangers: they run in Jinja's immutable sandbox, with the few extras that
+published templates count on (raise_exception, strftime_now, tojson without ASCII escapes, break
+and continue).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Template
+from jinja2.exceptions import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from flashmoe.errors import PackError, UsageError
+from flashmoe.text.json_file import read_object, read_text
+from flashmoe.text.messages import Message, normalise
+
+TEMPLATE_FILE = "chat_template.jinja"
+CONFIG_FILE = "tokenizer_config.json"
+
+# What template code can raise for messages that it was not written for.
+_RENDER_ERRORS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
+
+class ChatTemplate:
+    """The chat template of a model directory: chat_template.jinja, else tokenizer_config.json.
+
+    A model may have none: `sources` is then empty and render() raises UsageError.
+
+    Raises:
+        PackError: a template does not compile, or a file is damaged.
+        StorageError: a file cannot be read.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        config = read_object(directory / CONFIG_FILE)
+        self.path, self.sources = _find_sources(directory, config)
+        self._variables = {
+            name: token_text(config.get(name)) for name in ("bos_token", "eos_token")
+        }
+        self._templates = {name: _compile(text, self.path) for name, text in self.sources.items()}
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        enable_thinking: bool | None = None,
+    ) -> str:
+        """The prompt text for `messages` ({"role", "content", …}) and JSON-schema `tools`.
+
+        enable_thinking: passed on if not None; what it does is up to the template.
+        Raises UsageError when there is no template or it refuses the messages.
+        """
+        variables: dict[str, Any] = {**self._variables, "tools": list(tools) if tools else None}
+        if enable_thinking is not None:
+            variables["enable_thinking"] = enable_thinking
+        template, turns = self._choose(bool(tools)), normalise(messages)
+        try:
+            return template.render(
+                messages=turns, add_generation_prompt=add_generation_prompt, **variables
+            )
+        except _RENDER_ERRORS as error:
+            raise UsageError(
+                f"the chat template refuses these messages ({error})", where=self.path
+            ) from error
+
+    def _choose(self, with_tools: bool) -> Template:
+        names = ("tool_use", "default") if with_tools else ("default",)
+        for name in names:
+            if name in self._templates:
+                return self._templates[name]
+        hint = "Give the prompt as plain text (--raw)."
+        raise UsageError("the model has no chat template", where=self.path, hint=hint)
+
+
+def token_text(token: object) -> str:
+    """The text of a token as tokenizer_config.json gives it: a string or {"content": …}."""
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""
+
+
+def _find_sources(directory: Path, config: Mapping[str, Any]) -> tuple[Path, dict[str, str]]:
+    path = directory / TEMPLATE_FILE
+    if path.exists():
+        return path, {"default": read_text(path)}
+    path, value = directory / CONFIG_FILE, config.get("chat_template")
+    if value is None:
+        return path, {}
+    named = value if isinstance(value, list) else [{"name": "default", "template": value}]
+    try:
+        sources = {str(entry["name"]): entry["template"] for entry in named}
+    except (TypeError, LookupError) as error:
+        raise PackError("chat_template is neither text nor a list of named", where=path) from error
+    return path, sources
+
+
+def _compile(source: str, path: Path) -> Template:
+    if not isinstance(source, str):
+        raise PackError("chat template is not text", where=path, got=type(source).__name__)
+    try:
+        return _environment().from_string(source)
+    except (TemplateError, RecursionError) as error:
+        raise PackError(f"chat template does not compile ({error})", where=path) from error
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )

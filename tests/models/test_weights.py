@@ -1,0 +1,202 @@
+"""What the families read from config.json and which weights they ask for."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashmoe.errors import ConfigError, FlashMoeError
+from flashmoe.models import qwen3_5_moe, qwen3_moe
+from flashmoe.models.registry import FAMILIES, family_name, load_family
+from tests.support.demo import demo_checkpoint
+from tests.support.tiny_checkpoints import CONFIGS, QWEN3_5_MOE, QWEN3_MOE, make_tensors
+
+
+def test_registry_knows_the_aliases() -> None:
+    assert family_name({"model_type": "qwen3_5_moe_text"}) == "qwen3_5_moe"
+    assert family_name({"model_type": "qwen3_5_moe"}) == "qwen3_5_moe"
+    for family in set(FAMILIES.values()):
+        assert callable(load_family(family).read_config)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", None, 7, ["qwen3_moe"]])
+def test_unknown_model_type_lists_what_is_supported(model_type: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model_type.*qwen3_moe \| qwen3_5_moe"):
+        family_name({"model_type": model_type})
+
+
+def test_unknown_family() -> None:
+    with pytest.raises(ConfigError, match="unknown model family"):
+        load_family("os")
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_ask_for_every_tensor_of_a_checkpoint_in_its_shape(family: str, tied: bool) -> None:
+    raw = {**CONFIGS[family], "tie_word_embeddings": tied}
+    tensors = make_tensors(raw)
+    module = load_family(family)
+    specs = module.weights(module.read_config(raw))
+    asked: dict[str, tuple[int, ...]] = {}
+    for m in specs.matrices:
+        asked |= dict.fromkeys(m.sources, (m.rows // len(m.sources), m.cols))
+    for v in specs.vectors:
+        asked[v.source] = v.shape
+    for e in specs.experts:
+        for i in range(e.num_experts):
+            asked[e.gate.format(expert=i)] = (e.intermediate_size, e.hidden_size)
+            asked[e.up.format(expert=i)] = (e.intermediate_size, e.hidden_size)
+            asked[e.down.format(expert=i)] = (e.hidden_size, e.intermediate_size)
+    assert asked == {
+        name: w.shape if ".conv1d." not in name else (w.shape[0], w.shape[2])
+        for name, w in tensors.items()
+    }
+    assert ("lm_head" in {m.name for m in specs.matrices}) is not tied
+
+
+def test_qwen3_5_moe_names_roles_and_offsets() -> None:
+    specs = qwen3_5_moe.weights(qwen3_5_moe.read_config(QWEN3_5_MOE))
+    exact = {m.name for m in specs.matrices if m.role == "exact" and m.name.startswith("layers.0.")}
+    assert exact == {
+        "layers.0.linear_attn.in_proj_a",
+        "layers.0.linear_attn.in_proj_b",
+        "layers.0.mlp.gate",
+        "layers.0.mlp.shared_expert_gate",
+    }
+    interleaved = {m.name for m in specs.matrices if m.interleave}
+    assert interleaved == {f"layers.{i}.mlp.shared_expert.gate_up" for i in range(4)}
+    plain = {v.name for v in specs.vectors if v.offset == 0}
+    parts = ("conv1d", "A_log", "dt_bias", "norm")
+    assert plain == {f"layers.{i}.linear_attn.{part}" for i in range(3) for part in parts}
+    assert {v.offset for v in specs.vectors} == {0.0, 1.0}
+    assert specs.ignored == (
+        "model.visual.",
+        "visual.",
+        "mtp.",
+        "lm_head.",
+        "language_model.lm_head.",
+    )
+
+
+def test_qwen3_moe_names_and_roles() -> None:
+    specs = qwen3_moe.weights(qwen3_moe.read_config(QWEN3_MOE))
+    assert {m.name for m in specs.matrices if m.role == "exact"} == {
+        "layers.0.mlp.gate",
+        "layers.1.mlp.gate",
+    }
+    assert {v.offset for v in specs.vectors} == {0.0}
+    assert specs.experts[1].fused_gate_up == "model.layers.1.mlp.experts.gate_up_proj"
+    assert specs.ignored == ()
+
+
+def test_qwen3_moe_old_and_new_config_agree() -> None:
+    moved = ("rope_theta", "rope_scaling", "num_experts", "torch_dtype", "use_sliding_window")
+    new = {
+        **{key: value for key, value in QWEN3_MOE.items() if key not in moved},
+        "num_local_experts": 6,
+        "dtype": "bfloat16",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "mlp_only_layers": None,
+    }
+    assert qwen3_moe.read_config(new) == qwen3_moe.read_config(QWEN3_MOE)
+
+
+def test_qwen3_moe_defaults() -> None:
+    raw = {k: v for k, v in QWEN3_MOE.items() if k not in ("norm_topk_prob", "head_dim")}
+    config = qwen3_moe.read_config(raw)
+    assert config.norm_topk_prob is False
+    assert config.head_dim == config.rotary_dim == 16
+
+
+def test_qwen3_5_moe_old_and_new_config_agree() -> None:
+    old = {
+        **{k: v for k, v in QWEN3_5_MOE.items() if k not in ("rope_parameters", "layer_types")},
+        "rope_theta": 1e7,
+        "rope_scaling": None,
+        "full_attention_interval": 4,
+        "attn_output_gate": True,
+        "mtp_num_hidden_layers": 1,
+        "norm_topk_prob": True,
+    }
+    config = qwen3_5_moe.read_config(old)
+    assert config == qwen3_5_moe.read_config(QWEN3_5_MOE)
+    assert config.rotary_dim == 8
+    assert config.norm_topk_prob is True
+
+
+def test_qwen3_5_moe_nested_config() -> None:
+    text = {k: v for k, v in QWEN3_5_MOE.items() if k != "tie_word_embeddings"}
+    raw = {"model_type": "qwen3_5_moe", "text_config": text, "tie_word_embeddings": True}
+    assert qwen3_5_moe.read_config(raw) == qwen3_5_moe.read_config(QWEN3_5_MOE)
+
+
+_BOTH = [
+    ({"hidden_act": "gelu"}, "hidden_act: unsupported value; expected 'silu', got 'gelu'"),
+    ({"attention_bias": True}, "attention_bias"),
+    ({"mlp_only_layers": [0]}, "mlp_only_layers"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+    ({"num_key_value_heads": 3}, "a divisor of 4, got 3"),
+    ({"num_experts_per_tok": 7}, r"num_experts_per_tok: .*\[1, 6\], got 7"),
+    ({"hidden_size": None}, "hidden_size: key is missing"),
+]
+_QWEN3_MOE = [
+    ({"use_sliding_window": True}, "use_sliding_window"),
+    ({"decoder_sparse_step": 2}, "decoder_sparse_step"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "got 'yarn'"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ({"head_dim": 31}, "an even integer"),
+]
+_QWEN3_5_MOE = [
+    ({"attn_output_gate": False}, "attn_output_gate"),
+    ({"norm_topk_prob": False}, "norm_topk_prob"),
+    ({"layer_types": ["full_attention"]}, "a list of 4"),
+    ({"layer_types": ["sliding_attention"] * 4}, "got 'sliding_attention'"),
+    ({"linear_num_key_heads": 3}, "a divisor of 4, got 3"),
+    ({"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.1}}, "an even number"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [("qwen3_moe", *case) for case in _BOTH + _QWEN3_MOE]
+    + [("qwen3_5_moe", *case) for case in _BOTH + _QWEN3_5_MOE],
+)
+def test_unsupported_values_are_refused(family: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_family(family).read_config({**CONFIGS[family], **change})
+
+
+_VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2**40)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.lists(st.integers(0, 3), max_size=3)
+    | st.dictionaries(st.sampled_from(["rope_type", "rope_theta", "x"]), st.floats(), max_size=2)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), family=st.sampled_from(sorted(CONFIGS)))
+def test_mutated_configs_raise_typed_errors_only(data: st.DataObject, family: str) -> None:
+    raw = dict(CONFIGS[family])
+    for key in data.draw(st.lists(st.sampled_from(sorted(raw)), min_size=1, max_size=3)):
+        raw[key] = data.draw(_VALUES)
+    module = load_family(family)
+    try:
+        module.weights(module.read_config(raw))
+    except FlashMoeError:
+        return
+
+
+@pytest.mark.checkpoint
+def test_demo_checkpoint() -> None:
+    raw = json.loads((demo_checkpoint() / "config.json").read_text())
+    config = qwen3_5_moe.read_config(raw)
+    assert (config.num_experts, config.rotary_dim, config.tie_word_embeddings) == (64, 16, True)

@@ -1,0 +1,103 @@
+"""docs/format.md is enough: a reader written from it alone, without the package, decodes a pack."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from flashmoe.quant import Format
+from flashmoe.store.plan import PackOptions
+from tests.store.support import make_pack
+from tests.support.tiny_checkpoints import CONFIGS, make_tensors
+
+
+def align(n: int, m: int) -> int:
+    return (n + m - 1) // m * m
+
+
+def bf16(two: bytes) -> float:
+    return float(struct.unpack("<f", b"\0\0" + two)[0])
+
+
+def read_matrix(data: bytes, f: dict[str, Any], rows: int, cols: int) -> NDArray[np.float32]:
+    """§3, one weight at a time."""
+    out, g = np.empty((rows, cols), np.float32), f["group"]
+    for row in range(rows):
+        for col in range(cols):
+            out[row, col] = read_weight(data, f["format"], g, cols, row, col)
+    return out
+
+
+def read_weight(data: bytes, name: str, g: int, cols: int, row: int, col: int) -> float:
+    block, r = divmod(row, 8)
+    if name == "bf16":
+        at = block * 8 * 2 * cols + (col // 2) * 32 + r * 4 + (col % 2) * 2
+        return bf16(data[at : at + 2])
+    group, c = divmod(col, g)
+    size = 8 * g + 32 if name == "q8" else 4 * g + 32
+    start = (block * (cols // g) + group) * size
+    if name == "q8":
+        (code,) = struct.unpack_from("<b", data, start + c // 4 * 32 + r * 4 + c % 4)
+        (scale,) = struct.unpack_from("<f", data, start + 8 * g + 4 * r)
+        return float(np.float32(code) * np.float32(scale))
+    byte = data[start + c // 8 * 32 + r * 4 + c % 4]
+    code = byte >> 4 if c % 8 >= 4 else byte & 15
+    scale = bf16(data[start + 4 * g + 2 * r :][:2])
+    bias = bf16(data[start + 4 * g + 16 + 2 * r :][:2])
+    return float(np.float32(code) * np.float32(scale) + np.float32(bias))
+
+
+@pytest.mark.parametrize("formats", [("q4", "q8", 32), ("q8", "q4", 64), ("bf16", "bf16", 64)])
+def test_a_reader_written_from_the_document(tmp_path: Path, formats: tuple[str, str, int]) -> None:
+    pack = make_pack(tmp_path, "qwen3_moe", PackOptions.parse(*formats)).path
+    manifest = json.loads((pack / "flashmoe.json").read_text())
+    tensors = make_tensors(CONFIGS["qwen3_moe"])
+
+    raw = (pack / "resident.safetensors").read_bytes()
+    (length,) = struct.unpack_from("<Q", raw)
+    assert (8 + length) % 4096 == 0
+    at = 8 + length
+    for name, f in manifest["tensors"].items():
+        if f["format"] == "f32":
+            found = np.frombuffer(raw, "<f4", int(np.prod(f["shape"])), at).reshape(f["shape"])
+            np.testing.assert_array_equal(found, tensors[f"model.{name}.weight"])
+            at += found.nbytes
+            continue
+        if name in ("layers.0.self_attn.k_proj", "layers.1.mlp.gate", "lm_head"):
+            source = "lm_head.weight" if name == "lm_head" else f"model.{name}.weight"
+            found = read_matrix(raw[at:], f, *f["shape"])
+            np.testing.assert_array_equal(found, expected(f, tensors[source]))
+        at += align(f["nbytes"], 64)
+    assert at == len(raw)
+
+    check_expert(pack, manifest, tensors, layer=1, expert=4)
+
+
+def check_expert(pack: Path, manifest: Any, tensors: Any, layer: int, expert: int) -> None:
+    experts = manifest["experts"]
+    hidden, inner = experts["hidden_size"], experts["intermediate_size"]
+    raw = (pack / experts["layers"][layer]["file"]).read_bytes()
+    (length,) = struct.unpack_from("<Q", raw)
+    record = raw[8 + length + expert * experts["record_bytes"] :][: experts["record_bytes"]]
+    gate_up = read_matrix(record, experts["gate_up"], 2 * inner, hidden)
+    down = read_matrix(record[experts["down_offset"] :], experts["down"], hidden, inner)
+    stem = f"model.layers.{layer}.mlp.experts.{expert}."
+    for row in range(inner):
+        block, r = divmod(row, 8)
+        for part, at in (("gate", 16 * block + r), ("up", 16 * block + 8 + r)):
+            source = tensors[f"{stem}{part}_proj.weight"]
+            np.testing.assert_array_equal(gate_up[at], expected(experts["gate_up"], source)[row])
+    source = tensors[f"{stem}down_proj.weight"]
+    np.testing.assert_array_equal(down, expected(experts["down"], source))
+
+
+def expected(f: dict[str, Any], w: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the format makes of the weights."""
+    format_ = Format(f["format"], f["group"])
+    return format_.decode(format_.encode(w), *w.shape)

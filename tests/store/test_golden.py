@@ -1,0 +1,87 @@
+"""The format, frozen. A change here is a new format version, not a new expected value.
+
+docs/format.md walks through the bytes of GOLDEN_BLOCKS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from flashmoe import _native
+from flashmoe.quant import Format
+from flashmoe.store.encode import encode
+from flashmoe.store.pack import pack_checkpoint
+from flashmoe.store.plan import PackOptions
+from tests.store.support import contents
+from tests.support.tiny_checkpoints import Tensors, write_checkpoint
+
+# (first 32 bytes, last 32 bytes) of the block of golden_matrix(8, 64).
+GOLDEN_BLOCKS = {
+    Format("q4", 64): (
+        "70d63b92e74da3085db4197fc53b81e74c92f85da3196fc52a81d64c92f75da3",
+        "d53dd13dd33dd53dd33dd33dd53dd33d48bf48bf44bf48bf48bf44bf48bf48bf",
+    ),
+    Format("q8", 64): (
+        "81df3d9af351af0d66c3217fd73593f14aa70563bb1977d52e8be9479ffd5bb9",
+        "2693c93b2693c93b2693c93b2693c93b2693c93b2693c93b2693c93b2693c93b",
+    ),
+    Format("bf16"): (
+        "48bf50bea0bd003f203fc0be80bea83ee83e0cbfd8be203e903e38bf18bf80bc",
+        "b03e28bf08bf403d303e403f34bf00be0000143f343f98be30bed03e083ff0be",
+    ),
+}
+GOLDEN_FILES = {
+    "qwen3_moe": {
+        "experts-000.safetensors": "9087d809975da2cf9a7f3e5f61b95a95efcc66d0b1222d4a7661ddeccd4989c4",
+        "experts-001.safetensors": "9a7019e5991bf0b5d7240669841f211b1c5f18cacf2bbc30905fe2e58577dc00",
+        "flashmoe.json": "5e615c0b6bbb3e24c05c8d033adbe85661a35c55dcc967337a877ee54bc88692",
+        "resident.safetensors": "4e80b402f0ff1ecf10b9cbbe02af0b95c0eec0517e28695117129464995ef3e9",
+    },
+    "qwen3_5_moe": {
+        "experts-000.safetensors": "e67f95b5e0d1ddc475055c5d98d2b8cd9e2983fa8f2ca343140bbca2afa7ece7",
+        "experts-001.safetensors": "17241be297bd910bd23789663a3e56fbe09d79b96da268abf1e30db22fe6e346",
+        "experts-002.safetensors": "6c995d8a1aee81ab2ac72bab15afa5308eb9f787a829172925e92405782b4a30",
+        "experts-003.safetensors": "9087d809975da2cf9a7f3e5f61b95a95efcc66d0b1222d4a7661ddeccd4989c4",
+        "flashmoe.json": "9f443290aac1bec051d7d1ddd0e7bde854a100350ddb2403bc05e2d081ba4442",
+        "resident.safetensors": "d91cdfeb8fb3abe4ca3881ac50179261f0cd100697b6b7112b9289f242e27303",
+    },
+}
+
+
+def golden_matrix(rows: int, cols: int, phase: int = 0) -> NDArray[np.float32]:
+    """w[i] = ((37 i + phase) mod 101 - 50) / 64 in row-major order: exact in bf16."""
+    i = np.arange(rows * cols, dtype=np.int64)
+    w = ((37 * i + phase) % 101 - 50) / 64
+    return w.astype(np.float32).reshape(rows, cols)
+
+
+@pytest.mark.parametrize("format_", GOLDEN_BLOCKS)
+def test_blocks(format_: Format) -> None:
+    w = golden_matrix(8, 64)
+    raw, found = w.view(np.uint8), np.empty(format_.nbytes(8, 64), np.uint8)
+    encode(_native.Pool(1), format_, raw, "F32", found)
+    assert (found[:32].tobytes().hex(), found[-32:].tobytes().hex()) == GOLDEN_BLOCKS[format_]
+    np.testing.assert_array_equal(found, format_.encode(w))
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_5_moe"])
+def test_files(tmp_path: Path, family: str) -> None:
+    def set_weights(tensors: Tensors) -> None:
+        for phase, name in enumerate(sorted(tensors)):
+            tensors[name][:] = golden_matrix(1, tensors[name].size, phase).reshape(
+                tensors[name].shape
+            )
+
+    source = write_checkpoint(tmp_path / "golden", family, change=set_weights)
+    pack_checkpoint(source, tmp_path / "pack", PackOptions.parse("q4", "q8", 32))
+    digests = {
+        name: hashlib.sha256(data).hexdigest()
+        for name, data in contents(tmp_path / "pack").items()
+        if name.endswith("safetensors") or name == "flashmoe.json"
+    }
+    assert digests == GOLDEN_FILES[family]
