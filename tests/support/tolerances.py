@@ -51,3 +51,12 @@ SOFTMAX = 2e-6
 # Log-probabilities: the terms of the sum are float32 powers; a power is off by its rounding (6e-8)
 # and by that of its exponent, up to 20 in these tests (20 * 2**-24 = 1.2e-6).
 LOGPROB_ATOL = 2e-6
+
+# float64 against float64: a few hundred roundings of 1e-16.
+EXACT = 1e-12
+
+# Where one side rounds an input or an intermediate to float32 (half an ulp: 6e-8), a few times.
+ROUNDED = 1e-6
+
+# The eps of the delta rule's key norm, against a key of squared length near 8 without it.
+NORM_EPS = 1e-5

@@ -121,9 +121,7 @@ class Attend {
 
     // Keys [key, key + count) against every row of the tile that may see them.
     void attend_block(Tile tile, int64_t key, int64_t count, Partial partial, int worker) {
-        prefetch(call_.cache.keys, tile.kv_head, key + kBlock);
         load_keys(tile.kv_head, key, count, keys_of(worker));
-        prefetch(call_.cache.values, tile.kv_head, key + kBlock);
         const Operand values = load_values(tile.kv_head, key, count, values_of(worker));
         const Panel scores{scores_of(worker), kBlock};
         const int64_t columns = (count + 7) / 8 * 8;
@@ -157,15 +155,6 @@ class Attend {
             const float* src = call_.q + row_offset(tile, t);
             for (int64_t i = 0; i < group_ * dim_; ++i) *dst++ = src[i] * call_.scale;
         }
-    }
-
-    // Asks for a block of a cache ahead of its use: the transposition alone reads too irregularly.
-    void prefetch(const void* cache, int64_t head, int64_t key) const {
-        if (key + kBlock > call_.cache.context) return;
-        const int64_t element = call_.cache.half ? 2 : 4;
-        const char* bytes = static_cast<const char*>(cache) +
-                            (head * call_.cache.context + key) * dim_ * element;
-        for (int64_t i = 0; i < kBlock * dim_ * element; i += 64) __builtin_prefetch(bytes + i, 0, 2);
     }
 
     void load_keys(int64_t head, int64_t key, int64_t count, float* dst) {

@@ -4,7 +4,8 @@
 //     q, k = q / |q| / sqrt(key_dim), k / |k|        decay = exp(-exp(a_log) softplus(a + dt_bias))
 //     S = decay S;  d = sigmoid(b) (v - S^T k);  S = S + k d^T;  out = S^T q
 //
-// Heads are independent; they are what threads share out.
+// Heads are independent: they are what threads share out (value heads, or in the chunked form key
+// heads).
 #pragma once
 
 #include <cstdint>
@@ -56,11 +57,11 @@ struct GatedDelta {
     }
 };
 
-// Normalised query (scaled by key_dim^-0.5) and key of one head, [key_dim] each.
-void delta_query(const GatedDelta& call, int64_t token, int64_t head, float* q);
-void delta_key(const GatedDelta& call, int64_t token, int64_t head, float* k);
+// Normalised query (scaled by key_dim^-0.5) and key of one key head, [key_dim] each.
+void delta_query(const GatedDelta& call, int64_t token, int64_t key_head, float* q);
+void delta_key(const GatedDelta& call, int64_t token, int64_t key_head, float* k);
 
-// log(decay) and beta of one head.
+// log(decay) and beta of one value head.
 float delta_log_decay(const GatedDelta& call, int64_t token, int64_t head);
 float delta_beta(const GatedDelta& call, int64_t token, int64_t head);
 
@@ -68,8 +69,8 @@ float delta_beta(const GatedDelta& call, int64_t token, int64_t head);
 // products: faster for prompts, equal up to rounding.
 void gated_delta(Pool& pool, const GatedDelta& call, int64_t chunk);
 
-// The chunked form of one head; scratch holds delta_chunk_floats floats.
+// The chunked form of all value heads of one key head; scratch holds delta_chunk_floats floats.
 int64_t delta_chunk_floats(const GatedDelta& call, int64_t chunk);
-void delta_chunked_head(const GatedDelta& call, int64_t head, int64_t chunk, float* scratch);
+void delta_chunked(const GatedDelta& call, int64_t key_head, int64_t chunk, float* scratch);
 
 }  // namespace flashmoe

@@ -103,7 +103,7 @@ inline void transpose_8x4(const T* src, int64_t row, float* dst, int64_t width) 
 inline float widen(float x) { return x; }
 inline float widen(uint16_t x) { return _cvtsh_ss(x); }
 
-// The part of a transposition below `first` that has no whole groups of 8 rows and 4 columns.
+// The rows of a transposition from first_row on, and of those the columns from first_dim on.
 template <typename T>
 void transpose_edge(const T* src, int64_t row, int64_t count, int64_t dim, int64_t first_row,
                     int64_t first_dim, float* dst, int64_t width) {
@@ -112,19 +112,36 @@ void transpose_edge(const T* src, int64_t row, int64_t count, int64_t dim, int64
             dst[d * width + j] = j < count ? widen(src[j * row + d]) : 0.0f;
 }
 
+// Brings a line into L2, where it does not displace what is being worked on. Any address will do.
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+
+// The eight rows from src, and a request for the same rows of the next block of `width`.
+template <typename T>
+void transpose_rows(const T* src, int64_t row, int64_t dim, float* dst, int64_t width) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t d = 0; d < dim; d += 4) {
+        if (d % kLine == 0)
+            for (int i = 0; i < 8; ++i) prefetch(src + (width + i) * row + d);
+        transpose_8x4(src + d, row, dst + d * width, width);
+    }
+}
+
 template <typename T>
 void transpose(const T* src, int64_t row, int64_t count, int64_t dim, float* dst, int64_t width) {
     const int64_t whole_rows = count / 8 * 8, whole_dims = dim / 4 * 4;
     for (int64_t j = 0; j < whole_rows; j += 8)
-        for (int64_t d = 0; d < whole_dims; d += 4)
-            transpose_8x4(src + j * row + d, row, dst + d * width + j, width);
+        transpose_rows(src + j * row, row, whole_dims, dst + j, width);
     transpose_edge(src, row, count, whole_dims, whole_rows, 0, dst, width);
     transpose_edge(src, row, count, dim, 0, whole_dims, dst, width);
 }
 
 void from_half(const uint16_t* src, int64_t n, float* dst) {
     avx2::for_vectors(
-        n, [&](int64_t i) { _mm256_storeu_ps(dst + i, avx2::load(src + i)); },
+        n,
+        [&](int64_t i) {
+            prefetch(src + n + i);
+            _mm256_storeu_ps(dst + i, avx2::load(src + i));
+        },
         [&](int64_t i, int64_t count) {
             avx2::store_first(dst + i, count, avx2::load_first(src + i, count));
         });

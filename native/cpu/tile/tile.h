@@ -29,7 +29,8 @@ struct TileKernels {
     void (*matmul)(Extent size, Operand a, Operand b, Panel c, bool accumulate);
 
     // dst[d * width + j] = src[j * row + d] for j < count and d < dim; zero for count <= j < width.
-    // width must be a multiple of 8.
+    // width must be a multiple of 8. Like from_half, it may ask the cache for the block that
+    // follows.
     void (*transpose)(const float* src, int64_t row, int64_t count, int64_t dim, float* dst,
                       int64_t width);
     void (*transpose_half)(const uint16_t* src, int64_t row, int64_t count, int64_t dim, float* dst,
