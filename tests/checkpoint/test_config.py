@@ -47,6 +47,12 @@ def test_refusals_name_the_key(raw: dict[str, Any], read: Any, message: str) -> 
         read(ConfigReader(raw))
 
 
+def test_aliases_that_disagree() -> None:
+    reader = ConfigReader({"num_experts": 8, "num_local_experts": 16})
+    with pytest.raises(ConfigError, match=r"num_experts and num_local_experts: .*\[8, 16\]"):
+        reader.integer("num_experts", "num_local_experts")
+
+
 def test_aliases() -> None:
     for name in ("num_experts", "num_local_experts"):
         assert ConfigReader({name: 8}).integer("num_experts", "num_local_experts") == 8
@@ -79,6 +85,10 @@ def test_rope_partial_factor_and_image_positions() -> None:
         ({"rope_theta": 1.0, "rope_scaling": {"type": "yarn", "factor": 4}}, "got 'yarn'"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1.0}}, "got 'linear'"),
         ({"rope_parameters": {"rope_theta": 1.0, "factor": 2.0}}, "factor"),
+        (
+            {"rope_parameters": {"rope_theta": 1.0}, "rope_scaling": {"rope_type": "yarn"}},
+            "rope_scaling: rope_type: unsupported value",
+        ),
         ({"rope_theta": 2.0, "rope_parameters": {"rope_theta": 1.0}}, "expected 1.0 as in"),
         ({"rope_theta": 2.0, "partial_rotary_factor": 1.5}, r"\(0, 1\]"),
     ],
@@ -105,3 +115,9 @@ def test_text_part_of_a_multimodal_config() -> None:
     assert reader.flag("tie_word_embeddings") is True
     with pytest.raises(ConfigError, match=r"config\.json: text_config: absent: key is missing"):
         reader.integer("absent")
+
+
+def test_head_tied_here_and_untied_there() -> None:
+    raw = {"text_config": {"tie_word_embeddings": False}, "tie_word_embeddings": True}
+    with pytest.raises(ConfigError, match=r"text_config: tie_word_embeddings: .*True, got False"):
+        ConfigReader(raw).text_model()

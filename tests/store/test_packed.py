@@ -82,6 +82,12 @@ def test_any_changed_header_byte_is_seen(model: PackedModel) -> None:
     PackedModel.open(model.path)
 
 
+def test_a_changed_text_file_is_seen(model: PackedModel) -> None:
+    flip(model.path / "config.json", 40)
+    with pytest.raises(ChecksumError, match=r"config\.json: checksum does not match"):
+        PackedModel.open(model.path)
+
+
 def test_any_changed_resident_byte_is_seen(model: PackedModel) -> None:
     path, start = model.path / "resident.safetensors", len(model.manifest.resident_header())
     for name, offset in model.manifest.tensor_offsets().items():

@@ -9,8 +9,9 @@ import pytest
 
 
 def demo_checkpoint() -> Path:
-    """Its directory, as FLASHMOE_DEMO_CHECKPOINT says; skips the test where that is not set."""
-    path = os.environ.get("FLASHMOE_DEMO_CHECKPOINT")
-    if not path:
-        pytest.skip("FLASHMOE_DEMO_CHECKPOINT does not name the demo checkpoint")
-    return Path(path)
+    """Its directory: FLASHMOE_DEMO_CHECKPOINT or ../shared/demo-model; else skips the test."""
+    beside = Path(__file__).parents[3] / "shared" / "demo-model"
+    path = Path(os.environ.get("FLASHMOE_DEMO_CHECKPOINT", beside))
+    if not path.is_dir():
+        pytest.skip(f"the demo checkpoint is not at {path} (FLASHMOE_DEMO_CHECKPOINT)")
+    return path

@@ -47,8 +47,10 @@ HARMLESS = frozenset(
         "vision_start_token_id",
     )
 )
-# How positions of image tokens are laid out; text tokens see plain RoPE.
-ROPE_HARMLESS = frozenset(("mrope_section", "mrope_interleaved"))
+# mrope: how positions of image tokens are laid out; text tokens see plain RoPE.
+ROPE_KEYS = frozenset(
+    ("rope_type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
+)
 
 
 @dataclass(frozen=True)
@@ -140,21 +142,21 @@ class ConfigReader:
             return self
         self._refuse_quantised()
         if self.has("tie_word_embeddings"):
-            text._raw = {"tie_word_embeddings": self.flag("tie_word_embeddings"), **text._raw}
+            tied = self.flag("tie_word_embeddings")
+            text.require("tie_word_embeddings", tied, default=tied)
+            text._raw = {**text._raw, "tie_word_embeddings": tied}
         self.finish()
         return text
 
     def rope(self, default_partial: float) -> Rope:
         """`rope_parameters`, or the older `rope_theta` with `rope_scaling`."""
         new, old = self.section("rope_parameters"), self.section("rope_scaling")
-        reader = new or old or ConfigReader({}, self._where)
-        reader.require(_first(reader, "rope_type", "type"), "default", default="default")
-        theta = self._agreed(reader, "rope_theta", None)
-        partial = self._agreed(reader, "partial_rotary_factor", default_partial)
-        reader._seen.update(ROPE_HARMLESS)
-        unknown = reader.unknown()
-        if unknown:
-            reader.fail(unknown[0], "default RoPE keys", reader._raw[unknown[0]])
+        sections = [section for section in (new, old) if section is not None]
+        for section in sections:
+            section._expect_default_rope()
+        nested = sections[0] if sections else ConfigReader({}, self._where)
+        theta = self._agreed(nested, "rope_theta", None)
+        partial = self._agreed(nested, "partial_rotary_factor", default_partial)
         if partial > 1:
             self.fail("partial_rotary_factor", "a number in (0, 1]", partial)
         return Rope(theta, partial)
@@ -180,9 +182,11 @@ class ConfigReader:
 
     def _get(self, names: tuple[str, ...], default: T) -> Any | T:
         self._seen.update(names)
-        for name in names:
-            if self._raw.get(name) is not None:
-                return self._raw[name]
+        found = [self._raw[name] for name in names if self._raw.get(name) is not None]
+        if any(value != found[0] for value in found):
+            self.fail(" and ".join(names), "the same value under each name", found)
+        if found:
+            return found[0]
         if default is _REQUIRED:
             raise ConfigError("key is missing", where=f"{self._where}: {names[0]}")
         return default
@@ -196,11 +200,13 @@ class ConfigReader:
         value = there if there is not None else here if here is not None else default
         return value if value is not None else self.number(name)
 
+    def _expect_default_rope(self) -> None:
+        name = "type" if self.has("type") else "rope_type"
+        self.require(name, "default", default="default")
+        self._seen.update(ROPE_KEYS)
+        for unknown in self.unknown():
+            self.fail(unknown, "default RoPE keys", self._raw[unknown])
+
     def _refuse_quantised(self) -> None:
         for name in ("quantization_config", "quantization"):
             self.require(name, None, default=None)
-
-
-def _first(reader: ConfigReader, *names: str) -> str:
-    """The first of the names that is there, else the first."""
-    return next((name for name in names if reader.has(name)), names[0])

@@ -43,6 +43,7 @@ def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] 
         BarColumn,
         DownloadColumn,
         Progress,
+        TaskID,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
@@ -60,5 +61,12 @@ def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] 
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        tasks: list[TaskID] = []
+
+        def show(done: int, total: int) -> None:
+            # The first call brings what an earlier run has done, which must not count as speed.
+            if not tasks:
+                tasks.append(bar.add_task(what, total=total, completed=done))
+            bar.update(tasks[0], completed=done)
+
+        yield show

@@ -40,7 +40,8 @@ def pack_checkpoint(
     """Packs the checkpoint directory `source` as the new directory `destination`.
 
     Args:
-        progress: called with (data bytes written, data bytes in all), resumed ones included.
+        progress: called with (data bytes written, data bytes in all), first with those that an
+            interrupted run has left.
         sync_bytes: data written between two entries of the journal.
 
     Raises:
@@ -155,15 +156,14 @@ class _Packer:
             )
 
     def _write_items(self, journal: Journal, done: dict[str, int]) -> None:
-        for item in self._plan.items:
-            if item.key not in done:
-                done[item.key] = self._write_item(item)
-                self._pending[item.key] = done[item.key]
-                self._dirty.add(item.file)
-                if self._pending_bytes >= self._sync_bytes:
-                    self._flush(journal)
-            else:
-                self._report(item.nbytes)
+        missing = [item for item in self._plan.items if item.key not in done]
+        self._report(self._plan.data_bytes - sum(item.nbytes for item in missing))
+        for item in missing:
+            done[item.key] = self._write_item(item)
+            self._pending[item.key] = done[item.key]
+            self._dirty.add(item.file)
+            if self._pending_bytes >= self._sync_bytes:
+                self._flush(journal)
         self._flush(journal)
 
     def _write_item(self, item: Item) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,14 +52,14 @@ class PackedModel:
 
         Raises:
             UsageError: the path is not a directory.
-            PackError: it is not a packed model, or is damaged; names the file.
+            PackError: it is not a packed model, or a header or text file is damaged.
         """
         manifest = read_manifest(path)
         for name, (header, size) in manifest.data_files().items():
             check_size(path / name, size)
             check_header(path / name, header)
         for name, file in manifest.files.items():
-            check_size(path / name, file.nbytes)
+            check_small_file(path / name, file)
         return cls(path, manifest)
 
     @property
@@ -120,7 +121,7 @@ class PackedModel:
         for name, offset in self.manifest.tensor_offsets().items():
             tensor = self.manifest.tensors[name]
             stored = data[offset : offset + tensor.stored_bytes]
-            check_crc(stored, tensor.crc32c, f"{path}: {name}")
+            check_crc(_native.crc32c(stored), tensor.crc32c, f"{path}: {name}")
             loaded[name] = _view(tensor, stored)
         return loaded
 
@@ -142,9 +143,8 @@ def aligned_bytes(nbytes: int) -> Bytes:
     return raw[start : start + nbytes]
 
 
-def check_crc(stored: Bytes, expected: int, where: object) -> None:
-    """Raises ChecksumError if the bytes are not those that were written."""
-    got = _native.crc32c(stored)
+def check_crc(got: int, expected: int, where: object) -> None:
+    """Raises ChecksumError if a CRC-32C is not the one that was written."""
     if got != expected:
         raise ChecksumError(
             "checksum does not match", where=where, expected=f"{expected:08x}", got=f"{got:08x}"
@@ -164,6 +164,14 @@ def check_header(path: Path, header: bytes) -> None:
         read_exactly(fd, found.data, 0, path)
     if found.tobytes() != header:
         raise PackError(f"header is not the one that {fmt.MANIFEST} describes", where=path)
+
+
+def check_small_file(path: Path, file: fmt.SmallFile) -> None:
+    """Raises PackError if a text file is not the one that was copied."""
+    check_size(path, file.nbytes)
+    digest = hashlib.sha256(read_small(path, file.nbytes, PackError)).hexdigest()
+    if digest != file.sha256:
+        raise ChecksumError("checksum does not match", where=path, expected=file.sha256, got=digest)
 
 
 def check_size(path: Path, size: int) -> None:

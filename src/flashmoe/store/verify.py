@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,10 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from flashmoe import _native
-from flashmoe.errors import ChecksumError, PackError, StorageError
-from flashmoe.files import opened, read_exactly, read_small
+from flashmoe.errors import PackError, StorageError
+from flashmoe.files import opened, read_exactly
 from flashmoe.store import format as fmt
-from flashmoe.store.packed import check_header, check_size, read_manifest
+from flashmoe.store.packed import (
+    check_crc,
+    check_header,
+    check_size,
+    check_small_file,
+    read_manifest,
+)
 
 PIECE_BYTES = 8 << 20
 
@@ -77,9 +82,7 @@ class _Check:
     def small_file(self, path: Path, file: fmt.SmallFile) -> None:
         """Size and SHA-256 of a text file."""
         with self._collecting():
-            check_size(path, file.nbytes)
-            digest = hashlib.sha256(read_small(path, file.nbytes, PackError)).hexdigest()
-            _compare(path, file.sha256, digest)
+            check_small_file(path, file)
 
     def data_file(self, path: Path, header: bytes, size: int, regions: Iterable[Region]) -> None:
         """Size, header and every region of a safetensors file."""
@@ -108,14 +111,9 @@ class _Check:
             read_exactly(fd, piece.data, region.offset + start, path)
             crc = _native.crc32c(piece, crc)
             self._advance(len(piece))
-        _compare(f"{path}: {region.name}", f"{region.crc32c:08x}", f"{crc:08x}")
+        check_crc(crc, region.crc32c, f"{path}: {region.name}")
 
     def _advance(self, nbytes: int) -> None:
         self.done += nbytes
         if self.progress is not None:
             self.progress(self.done, self.total)
-
-
-def _compare(where: object, expected: str, got: str) -> None:
-    if expected != got:
-        raise ChecksumError("checksum does not match", where=where, expected=expected, got=got)
