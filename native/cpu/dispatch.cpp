@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 
 #include "flashmoe/kernels.h"
@@ -34,8 +35,18 @@ Kernels build(const std::string& isa) {
     return table;
 }
 
-Kernels& current() {
-    static Kernels table = build(available_isas().back());
+// One table per instruction set, never changed: a kernel that runs keeps what it began with.
+const std::vector<Kernels>& tables() {
+    static const std::vector<Kernels> all = [] {
+        std::vector<Kernels> built;
+        for (const std::string& isa : available_isas()) built.push_back(build(isa));
+        return built;
+    }();
+    return all;
+}
+
+std::atomic<const Kernels*>& current() {
+    static std::atomic<const Kernels*> table{&tables().back()};
     return table;
 }
 
@@ -52,14 +63,15 @@ std::vector<std::string> available_isas() {
     return isas;
 }
 
-const Kernels& kernels() { return current(); }
+const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
 
 void select_isa(const std::string& name) {
-    const auto isas = available_isas();
-    const std::string wanted = name == "auto" ? isas.back() : name;
-    if (std::find(isas.begin(), isas.end(), wanted) == isas.end())
+    const std::string& wanted = name == "auto" ? tables().back().isa : name;
+    const auto found = std::find_if(tables().begin(), tables().end(),
+                                    [&](const Kernels& table) { return table.isa == wanted; });
+    if (found == tables().end())
         throw std::invalid_argument("[select_isa] this machine cannot run '" + name + "'");
-    current() = build(wanted);
+    current() = &*found;
 }
 
 }  // namespace flashmoe

@@ -162,7 +162,7 @@ class Model:
         than context_length.
         """
         self._start_figures()
-        return self.session().feed_all([int(id) for id in ids])
+        return self.session().feed_all(list(ids))
 
     @property
     def stats(self) -> Stats:

@@ -14,10 +14,12 @@ from flashmoe.errors import MemoryBudgetError, UsageError
 from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_limit, parse_cache
 from flashmoe.experts.cache import ExpertCache, open_cache
 from flashmoe.experts.memory import read_system_memory
+from flashmoe.experts.source import Reader
 from flashmoe.experts.streamed import StreamedExperts
 from flashmoe.generate.engine import Engine
 from flashmoe.models.decoder import Decoder, Weights
 from flashmoe.models.registry import load_family
+from flashmoe.ops.base import Ops
 from flashmoe.ops.cpu import CpuOps
 from flashmoe.ops.threads import default_threads
 from flashmoe.settings import DEFAULT_CONTEXT, PREFILL_CHUNKS, EngineSettings
@@ -71,7 +73,6 @@ class LoadedModel:
     config: Any
     engine: Engine
     cache: ExpertCache
-    arena: _native.Arena
     text: TextParts | None
     fixed_figures: dict[str, Any]
 
@@ -81,19 +82,28 @@ class LoadedModel:
         return stats.hits, stats.misses, stats.bytes_read
 
     def close(self) -> None:
-        """Stop the reads and close the files; memory goes with the last reference."""
+        """Stop the reads, close the files and let the memory go."""
+        self.engine.close()
         self.cache.close()
 
 
-def load_model(path: Path, settings: EngineSettings) -> LoadedModel:
-    """Open a pack and build its engine; errors as for flashmoe.load."""
+def load_model(
+    path: Path,
+    settings: EngineSettings,
+    *,
+    make_ops: Callable[[int, str], Ops] = CpuOps,
+    make_reader: Callable[[int], Reader] | None = None,
+) -> LoadedModel:
+    """Open a pack and build its engine; errors as for flashmoe.load.
+
+    make_ops, make_reader: another backend (of threads and isa) or reader (of threads).
+    """
     pack = PackedModel.open(path)
     family = load_family(pack.manifest.family)
     text = TextParts.load(path) if TOKENIZER in pack.manifest.files else None
-    _select_isa(settings.isa)
     plan = make_plan(pack, family, settings)
-    ops = CpuOps(plan.threads)
-    arena, weights = _load_weights(pack, ops)
+    ops = make_ops(plan.threads, _known_isa(settings.isa))
+    weights = _load_weights(pack, ops, plan.threads)
     cache = open_cache(
         pack,
         slots=plan.budget.slots,
@@ -102,6 +112,7 @@ def load_model(path: Path, settings: EngineSettings) -> LoadedModel:
         prefault_threads=plan.threads,
         keep=plan.budget.keep,
         verify=settings.verify,
+        make_reader=make_reader,
     )
     engine = _engine(pack, plan, family.build(plan.config, weights), cache, ops)
     return LoadedModel(
@@ -110,22 +121,22 @@ def load_model(path: Path, settings: EngineSettings) -> LoadedModel:
         config=plan.config,
         engine=engine,
         cache=cache,
-        arena=arena,
         text=text,
-        fixed_figures=_fixed_figures(pack, plan, cache),
+        fixed_figures=_fixed_figures(pack, plan, cache, settings.isa),
     )
 
 
-def _select_isa(name: str) -> None:
-    try:
-        _native.select_isa(name)
-    except ValueError as error:
+def _known_isa(name: str) -> str:
+    """The name, or for "auto" the best of this machine."""
+    available = _native.available_isas()
+    if name not in ("auto", *available):
         raise UsageError(
             "this machine cannot run these kernels",
             where="isa",
-            expected=" | ".join(["auto", *_native.available_isas()]),
+            expected=" | ".join(["auto", *available]),
             got=name,
-        ) from error
+        )
+    return available[-1] if name == "auto" else name
 
 
 def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> Plan:
@@ -214,10 +225,10 @@ def _context_length(config: Any, wanted: int | None) -> int:
     return wanted or min(longest, DEFAULT_CONTEXT)
 
 
-def _load_weights(pack: PackedModel, ops: CpuOps) -> tuple[_native.Arena, Weights]:
-    """Read the resident part into huge pages -> the arena that owns it, and handles into it."""
+def _load_weights(pack: PackedModel, ops: Ops, threads: int) -> Weights:
+    """Read the resident part into huge pages -> handles into it, which keep it alive."""
     try:
-        arena = _native.Arena(pack.resident_bytes, huge_pages=True, threads=ops.pool.threads)
+        arena = _native.Arena(pack.resident_bytes, huge_pages=True, threads=threads)
     except MemoryError as error:
         raise MemoryBudgetError(
             "the system refuses the memory for the resident weights",
@@ -230,11 +241,11 @@ def _load_weights(pack: PackedModel, ops: CpuOps) -> tuple[_native.Arena, Weight
             matrices[name] = ops.matrix(tensor.format, tensor.rows, tensor.cols, tensor.data)
         else:
             vectors[name] = tensor
-    return arena, Weights(matrices, vectors)
+    return Weights(matrices, vectors)
 
 
 def _engine(
-    pack: PackedModel, plan: Plan, decoder: Decoder, cache: ExpertCache, ops: CpuOps
+    pack: PackedModel, plan: Plan, decoder: Decoder, cache: ExpertCache, ops: Ops
 ) -> Engine:
     return Engine(
         decoder=decoder,
@@ -247,7 +258,7 @@ def _engine(
     )
 
 
-def _fixed_figures(pack: PackedModel, plan: Plan, cache: ExpertCache) -> dict[str, Any]:
+def _fixed_figures(pack: PackedModel, plan: Plan, cache: ExpertCache, isa: str) -> dict[str, Any]:
     """The fields of Stats that do not change while the model is open."""
     return {
         "cache_slots": cache.slots,
@@ -258,6 +269,6 @@ def _fixed_figures(pack: PackedModel, plan: Plan, cache: ExpertCache) -> dict[st
         "direct_io": not cache.buffered_files,
         "experts_per_token": plan.config.num_experts_per_tok,
         "native_experts_per_token": plan.native_experts_per_token,
-        "isa": _native.isa(),
+        "isa": _known_isa(isa),
         "threads": plan.threads,
     }

@@ -57,6 +57,9 @@ class ScriptedEngine:
         answering = self.position >= self._prompt_tokens
         return peaked(next(self._script, END) if answering else END)
 
+    def step(self, id: int) -> NDArray[np.float32]:
+        return self.feed([id])
+
 
 def peaked(token: int) -> NDArray[np.float32]:
     """Logits [VOCAB] in which `token` is far ahead."""

@@ -37,7 +37,7 @@ const Kernels& kernels();
 std::vector<std::string> available_isas();
 
 // name: "auto" or one of available_isas(); throws std::invalid_argument otherwise.
-// Not to be called while kernels run.
+// The choice is the process's: kernels that other threads run follow it.
 void select_isa(const std::string& name);
 
 }  // namespace flashmoe

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -157,11 +157,13 @@ def open_cache(
     policy: Policy | None = None,
     keep: bool = True,
     verify: Verify = "first",
+    make_reader: Callable[[int], Reader] | None = None,
 ) -> ExpertCache:
     """A cache with an arena and a reader of its own; arguments as for ExpertCache.
 
-    reader_threads: reads in flight; default `default_reader_threads()`. Raises MemoryBudgetError if
-    the system does not give the memory, StorageError if a file of the source cannot be opened.
+    reader_threads: reads in flight; default `default_reader_threads()`. make_reader: a reader of
+    that many threads; default the native one. Raises MemoryBudgetError if the system does not give
+    the memory, StorageError if a file of the source cannot be opened.
     """
     from flashmoe import _native  # the only part of experts/ that needs compiled code
 
@@ -174,7 +176,7 @@ def open_cache(
             got=f"{slots} slots of {slot_bytes} bytes",
             hint="Ask for a smaller --cache or --ram",
         ) from error
-    reader = _native.Reader(reader_threads or default_reader_threads())
+    reader = (make_reader or _native.Reader)(reader_threads or default_reader_threads())
     return ExpertCache(
         source, memory, reader, slot_bytes=slot_bytes, policy=policy, keep=keep, verify=verify
     )

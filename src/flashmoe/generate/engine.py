@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from time import perf_counter
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from flashmoe.errors import ContextLengthError, NumericError, UsageError
 from flashmoe.layers.moe import RoutedExperts
@@ -59,6 +60,7 @@ class Engine:
     kv_dtype: DTypeLike
     prefill: PhaseTimes = field(default_factory=PhaseTimes)
     decode: PhaseTimes = field(default_factory=PhaseTimes)
+    closed: bool = False
 
     @contextmanager
     def between_steps(self, phase: str) -> Iterator[None]:
@@ -73,25 +75,32 @@ class Engine:
         """An empty sequence."""
         return self.decoder.new_state(self.context_length, self.kv_dtype)
 
-    def last_logits(self, batch: Batch) -> Floats:
-        """Run a batch -> logits [vocab_size] after its last token; a copy."""
-        logits: Floats = self._run(batch, slice(-1, None))[0]
+    def last_logits(self, batch: Batch, times: PhaseTimes) -> Floats:
+        """Run a batch -> logits [vocab_size] after its last token; a copy.
+
+        times: where to book the pass, `prefill` or `decode`.
+        """
+        logits: Floats = self._run(batch, slice(-1, None), times)[0]
         return logits
 
-    def all_logits(self, batch: Batch) -> Floats:
-        """Run a batch -> logits [T, vocab_size] after each token; a copy."""
-        return self._run(batch, slice(None))
+    def all_logits(self, batch: Batch, times: PhaseTimes) -> Floats:
+        """Run a batch -> logits [T, vocab_size] after each token; a copy. times: as above."""
+        return self._run(batch, slice(None), times)
 
-    def _run(self, batch: Batch, rows: slice) -> Floats:
+    def close(self) -> None:
+        """Let the weights go; sessions refuse to work from now on."""
+        self.closed = True
+        del self.decoder
+
+    def _run(self, batch: Batch, rows: slice, times: PhaseTimes) -> Floats:
         start = perf_counter()
-        self.ops.clock.take()
+        self.ops.begin_pass()
         try:
             h = self.decoder.forward(batch, self.experts, self.ops)
         finally:
             self.experts.end_step()
         logits = self.decoder.logits(h[rows], self.ops).copy()
         _check_finite(logits)
-        times = self.decode if len(batch.ids) == len(batch.segments) else self.prefill
         times.book(len(batch.ids), perf_counter() - start, self.ops.clock.take())
         return logits
 
@@ -127,14 +136,22 @@ class Session:
     def feed(self, ids: Sequence[int]) -> Floats:
         """Run ids after what was fed before -> logits float32 [vocab_size] after the last one.
 
-        Raises UsageError for no ids or ids outside the vocabulary, ContextLengthError past the
-        context. After an error or interrupt midway the session is dead and says so.
+        Raises UsageError for no ids, ids outside the vocabulary or a closed model,
+        ContextLengthError past the context. After an error or interrupt midway the session is dead
+        and says so.
         """
+        return self._run(ids, self.engine.prefill)
+
+    def step(self, id: int) -> Floats:
+        """feed([id]), counted as a decode step and not as a prompt."""
+        return self._run([id], self.engine.decode)
+
+    def _run(self, ids: Sequence[int], times: PhaseTimes) -> Floats:
         tokens = self._checked(ids)
         self._broken = True  # until every chunk went through: the states of layers must agree
         for begin in range(0, len(tokens), self.engine.prefill_chunk):
             chunk = tokens[begin : begin + self.engine.prefill_chunk]
-            logits = self.engine.last_logits(Batch.single(self._state, chunk))
+            logits = self.engine.last_logits(Batch.single(self._state, chunk), times)
         self._broken = False
         return logits
 
@@ -142,28 +159,21 @@ class Session:
         """Like feed -> logits float32 [T, vocab_size] after each token; chunk: tokens per pass."""
         tokens = self._checked(ids)
         size = chunk or self.engine.prefill_chunk
+        chunks = [tokens[begin : begin + size] for begin in range(0, len(tokens), size)]
         self._broken = True
-        parts = [
-            self.engine.all_logits(Batch.single(self._state, tokens[begin : begin + size]))
-            for begin in range(0, len(tokens), size)
-        ]
+        engine, state = self.engine, self._state
+        parts = [engine.all_logits(Batch.single(state, part), engine.prefill) for part in chunks]
         self._broken = False
         return np.concatenate(parts)
 
     def _checked(self, ids: Sequence[int]) -> Ints:
+        if self.engine.closed:
+            raise UsageError("the model is closed", where="session")
         if self._broken:
-            raise UsageError("the session ended with an error", hint="Start a new one.")
-        tokens: NDArray[np.int64] = np.asarray(ids, dtype=np.int64).reshape(-1)
-        if tokens.size == 0:
-            raise UsageError("no tokens to run", where="prompt", hint="Give at least one token.")
-        wrong = tokens[(tokens < 0) | (tokens >= self.engine.vocab_size)]
-        if wrong.size:
             raise UsageError(
-                "token id outside the vocabulary",
-                where="prompt",
-                expected=f"0..{self.engine.vocab_size - 1}",
-                got=int(wrong[0]),
+                "it ended with an error and cannot go on", where="session", hint="Start a new one."
             )
+        tokens = _token_ids(ids, self.engine.vocab_size)
         if self.position + tokens.size > self.context_length:
             raise ContextLengthError(
                 "the tokens do not fit the context",
@@ -172,4 +182,18 @@ class Session:
                 got=self.position + tokens.size,
                 hint="Shorten the prompt or raise --ctx.",
             )
-        return tokens.astype(np.int32)
+        return tokens
+
+
+def _token_ids(ids: Sequence[int], vocab_size: int) -> Ints:
+    if len(ids) == 0:
+        raise UsageError("no tokens to run", where="prompt", hint="Give at least one token.")
+    for index, id in enumerate(ids):
+        if not isinstance(id, Integral) or not 0 <= id < vocab_size:
+            raise UsageError(
+                "token id outside the vocabulary",
+                where=f"prompt[{index}]",
+                expected=f"an integer from 0 to {vocab_size - 1}",
+                got=repr(id),
+            )
+    return np.array(ids, dtype=np.int32)

@@ -34,6 +34,9 @@ class Engine(Protocol):
     def feed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Runs `ids` after what was fed before -> logits float32 [vocab] after the last one."""
 
+    def step(self, id: int) -> NDArray[np.float32]:
+        """Feeds one token of the answer."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -124,7 +127,7 @@ class _Steps:
         return token, logprob
 
     def feed(self, token: int) -> NDArray[np.float32]:
-        return self._engine.feed([token])
+        return self._engine.step(token)
 
     @property
     def exhausted(self) -> bool:

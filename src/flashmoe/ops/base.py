@@ -47,6 +47,9 @@ class Ops(Protocol):
 
     clock: PhaseClock
 
+    def begin_pass(self) -> None:
+        """A forward pass begins: the clock starts from nothing."""
+
     def begin_layer(self) -> None:
         """Give all scratch arrays back."""
 

@@ -34,14 +34,20 @@ def delta_spans(position: int, tokens: int) -> list[tuple[slice, int]]:
 
 
 class CpuOps:
-    """flashmoe.ops.base.Ops on native kernels with a thread pool of its own."""
+    """flashmoe.ops.base.Ops on native kernels of one isa, with a thread pool of its own."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, isa: str = "auto") -> None:
+        self._isa = isa
         self.clock = PhaseClock()
         self.pool = _native.Pool(threads)
         self.scratch = Scratch()
         self._acts = _native.Activations()
         self._expert_acts = _native.Activations()
+
+    def begin_pass(self) -> None:
+        # The choice is the process's, and another model may have chosen differently meanwhile.
+        _native.select_isa(self._isa)
+        self.clock.take()
 
     def begin_layer(self) -> None:
         self.scratch.reset()

@@ -45,6 +45,9 @@ class ReferenceOps:
     def __init__(self) -> None:
         self.clock = PhaseClock()
 
+    def begin_pass(self) -> None:
+        self.clock.take()
+
     def begin_layer(self) -> None:
         """Nothing is reused here."""
 
