@@ -1,0 +1,28 @@
+"""Packs that many tests read: made once per session, never changed (copy one to damage it)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.packs import TinyPacks
+
+
+@pytest.fixture(scope="session")
+def tiny_packs(tmp_path_factory: pytest.TempPathFactory) -> TinyPacks:
+    """Packs of tiny checkpoints of both families, by formats."""
+    return TinyPacks(tmp_path_factory.mktemp("packs"))
+
+
+@pytest.fixture(scope="session", params=["qwen3_moe", "qwen3_5_moe"])
+def family(request: pytest.FixtureRequest) -> str:
+    """Each family in turn."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def tiny(tiny_packs: TinyPacks, family: str) -> Path:
+    """A pack of the family as `flashmoe pack` makes it: q4 experts, q8 for the rest."""
+    return tiny_packs.get(family)
