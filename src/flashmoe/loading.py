@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from flashmoe import _native
-from flashmoe.errors import MemoryBudgetError, UsageError
+from flashmoe.errors import MemoryBudgetError, PackError, UsageError
 from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_limit, parse_cache
 from flashmoe.experts.cache import ExpertCache, open_cache
 from flashmoe.experts.memory import read_system_memory
@@ -18,13 +18,15 @@ from flashmoe.experts.source import Reader
 from flashmoe.experts.streamed import StreamedExperts
 from flashmoe.generate.engine import Engine
 from flashmoe.models.decoder import Decoder, Weights
-from flashmoe.models.registry import load_family
+from flashmoe.models.registry import family_name, load_family
 from flashmoe.ops.base import Ops
 from flashmoe.ops.cpu import CpuOps
 from flashmoe.ops.threads import default_threads
 from flashmoe.settings import DEFAULT_CONTEXT, PREFILL_CHUNKS, EngineSettings
 from flashmoe.sizes import parse_size
 from flashmoe.sizing import floor_slots, scratch_bytes
+from flashmoe.store.consistency import check_against
+from flashmoe.store.format import MANIFEST
 from flashmoe.store.packed import LoadedMatrix, PackedModel
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.stop_tokens import stop_ids
@@ -140,8 +142,11 @@ def _known_isa(name: str) -> str:
 
 
 def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> Plan:
-    """Decide sizes; raises MemoryBudgetError with the sum if the floor is above the limit."""
-    config = family.read_config(pack.config)
+    """Decide sizes; raises MemoryBudgetError with the sum if the floor is above the limit.
+
+    Raises PackError if the pack does not hold what its config describes.
+    """
+    config = _read_config(pack, family)
     native_k = config.num_experts_per_tok
     config = _with_experts_per_token(config, settings.experts_per_token)
     context = _context_length(config, settings.context_length)
@@ -169,6 +174,20 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
         state_bytes=state,
         budget=fitting,
     )
+
+
+def _read_config(pack: PackedModel, family: ModuleType) -> Any:
+    found = family_name(pack.config)
+    if found != pack.manifest.family:
+        raise PackError(
+            "the pack contradicts its config",
+            where=f"{pack.path / MANIFEST}: family",
+            expected=found,
+            got=pack.manifest.family,
+        )
+    config = family.read_config(pack.config)
+    check_against(pack.manifest, family.weights(config))
+    return config
 
 
 def _largest_chunk(budget: Callable[[int], Budget]) -> tuple[int, Budget]:

@@ -87,7 +87,9 @@ class FakeReader:
         fault = self.faults.get(read.offset)
         if fault is Fault.EIO:
             return read.tag, errno.EIO, 0
-        data = bytearray(read.path.read_bytes()[read.offset : read.offset + read.nbytes])
+        with read.path.open("rb") as file:
+            file.seek(read.offset)
+            data = bytearray(file.read(read.nbytes))
         if fault is Fault.SHORT:
             del data[self._random.randrange(len(data)) :]
         if fault is Fault.FLIP:

@@ -128,9 +128,11 @@ class PackedModel:
 
 def read_manifest(path: Path) -> fmt.Manifest:
     """The manifest of a packed model directory; the other files are not looked at."""
-    if not path.is_dir():
+    with storage_errors("cannot read", path):
+        is_directory, has_manifest = path.is_dir(), (path / fmt.MANIFEST).exists()
+    if not is_directory:
         raise UsageError("is not a directory", where=path)
-    if not (path / fmt.MANIFEST).exists():
+    if not has_manifest:
         hint = "Make one from a checkpoint with `flashmoe pack`"
         raise PackError(f"not a packed model: no {fmt.MANIFEST}", where=path, hint=hint)
     return from_json(read_small(path / fmt.MANIFEST, MAX_BYTES, PackError))
@@ -176,9 +178,9 @@ def check_small_file(path: Path, file: fmt.SmallFile) -> None:
 
 def check_size(path: Path, size: int) -> None:
     """Raises PackError if a file is missing or not of the expected size."""
-    if not path.exists():
-        raise PackError("file is missing", where=path)
     with storage_errors("cannot read", path):
+        if not path.is_file():
+            raise PackError("file is missing", where=path)
         got = path.stat().st_size
     if got != size:
         raise PackError(
