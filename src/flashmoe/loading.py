@@ -23,6 +23,7 @@ from flashmoe.ops.threads import default_threads
 from flashmoe.settings import DEFAULT_CONTEXT, PREFILL_CHUNKS, EngineSettings
 from flashmoe.sizes import parse_size
 from flashmoe.sizing import floor_slots, scratch_bytes
+from flashmoe.store.consistency import check_against
 from flashmoe.store.packed import LoadedMatrix, PackedModel
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.stop_tokens import stop_ids
@@ -131,13 +132,14 @@ def _select_isa(name: str) -> None:
 def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> Plan:
     """Decide sizes; raises MemoryBudgetError with the sum if the floor is above the limit."""
     config = family.read_config(pack.config)
+    specs = family.weights(config)
+    check_against(pack.manifest, specs)
     native_k = config.num_experts_per_tok
     config = _with_experts_per_token(config, settings.experts_per_token)
     context = _context_length(config, settings.context_length)
     # A bf16 pack is there to be exact: rounding keys and values would be its largest error.
     kv_itemsize = 4 if pack.manifest.dense_format.name == "bf16" else 2
     state = family.state_bytes(config, context, kv_itemsize)
-    specs = family.weights(config)
 
     def budget(chunk: int) -> Budget:
         parts = {
