@@ -26,6 +26,9 @@ from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.messages import Message
 from flashmoe.text.tokenizer import Tokenizer
 
+# The demo model fits into any memory; with less it shows what flashmoe is for.
+DEMO_CACHE = "25%"
+
 
 def load(path: str | Path | None = None, **settings: Any) -> Model:
     """Open a packed model; no path: the demo model that comes with the package.
@@ -48,7 +51,8 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
             got=", ".join(sorted(unknown)),
         )
     given = {name: value for name, value in settings.items() if value is not None}
-    chosen = EngineSettings(**{**environment(), **given})
+    defaults = environment() if path is not None else {"cache": DEMO_CACHE, **environment()}
+    chosen = EngineSettings(**{**defaults, **given})
     return Model(load_model(Path(path) if path is not None else demo_model_path(), chosen))
 
 

@@ -147,13 +147,14 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
     Raises PackError if the pack does not hold what its config describes.
     """
     config = _read_config(pack, family)
+    specs = family.weights(config)
+    check_against(pack.manifest, specs)
     native_k = config.num_experts_per_tok
     config = _with_experts_per_token(config, settings.experts_per_token)
     context = _context_length(config, settings.context_length)
     # A bf16 pack is there to be exact: rounding keys and values would be its largest error.
     kv_itemsize = 4 if pack.manifest.dense_format.name == "bf16" else 2
     state = family.state_bytes(config, context, kv_itemsize)
-    specs = family.weights(config)
 
     def budget(chunk: int) -> Budget:
         parts = {
@@ -185,9 +186,7 @@ def _read_config(pack: PackedModel, family: ModuleType) -> Any:
             expected=found,
             got=pack.manifest.family,
         )
-    config = family.read_config(pack.config)
-    check_against(pack.manifest, family.weights(config))
-    return config
+    return family.read_config(pack.config)
 
 
 def _largest_chunk(budget: Callable[[int], Budget]) -> tuple[int, Budget]:

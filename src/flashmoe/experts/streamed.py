@@ -28,7 +28,9 @@ class ExpertGroups:
 
     @staticmethod
     def of(ids: Ints) -> ExpertGroups:
-        """Group routed ids [T, K]."""
+        """Group routed ids [T, K]; the ids of one token are distinct."""
+        if len(ids) == 1:
+            return ExpertGroups._of_one_token(ids[0])
         flat = ids.reshape(-1)
         order = np.argsort(flat, kind="stable").astype(np.int32)
         ranked = flat[order]
@@ -36,8 +38,16 @@ class ExpertGroups:
         offsets = np.append(starts, len(flat)).astype(np.int32)
         return ExpertGroups(ranked[starts], offsets, order // np.int32(ids.shape[1]), order)
 
+    @staticmethod
+    def _of_one_token(ids: Ints) -> ExpertGroups:
+        order = ids.argsort()
+        each = np.arange(len(ids) + 1, dtype=np.int32)
+        return ExpertGroups(ids[order], each, np.zeros_like(ids), order.astype(np.int32))
+
     def select(self, chosen: list[int]) -> tuple[Ints, Ints, Ints]:
         """offsets, tokens and dests of the chosen experts only, in the order given."""
+        if len(chosen) == len(self.experts) and chosen == sorted(chosen):
+            return self.offsets, self.tokens, self.dests
         spans = [slice(self.offsets[i], self.offsets[i + 1]) for i in chosen]
         offsets = np.cumsum([0, *(span.stop - span.start for span in spans)], dtype=np.int32)
         tokens = np.concatenate([self.tokens[span] for span in spans])

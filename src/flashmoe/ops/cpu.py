@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -192,6 +193,19 @@ class CpuOps:
         self.clock.add(perf_counter() - start)
 
 
+@functools.lru_cache(maxsize=8)
+def _expert_layout(shape: ExpertShape) -> _native.ExpertLayout:
+    return _native.ExpertLayout(
+        shape.gate_up.name,
+        shape.gate_up.group,
+        shape.down.name,
+        shape.down.group,
+        shape.hidden_size,
+        shape.intermediate_size,
+        shape.down_offset,
+    )
+
+
 class CpuExpertCall:
     """flashmoe.ops.base.ExpertCall: x is quantised once, then expert after expert reads it."""
 
@@ -200,15 +214,7 @@ class CpuExpertCall:
         self._ops = ops
         self._acts = ops._expert_acts
         self._acts.assign(ops.pool, x, shape.gate_up.group)
-        self._layout = _native.ExpertLayout(
-            shape.gate_up.name,
-            shape.gate_up.group,
-            shape.down.name,
-            shape.down.group,
-            shape.hidden_size,
-            shape.intermediate_size,
-            shape.down_offset,
-        )
+        self._layout = _expert_layout(shape)
         self.rows = ops.scratch.take(rows, shape.hidden_size)
         ops.clock.add(perf_counter() - start)
 

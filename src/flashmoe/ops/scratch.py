@@ -6,8 +6,6 @@ kernels that fill it; so it is taken once and used again.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from flashmoe.ops.base import Floats
@@ -34,7 +32,9 @@ class Scratch:
 
     def take(self, *shape: int) -> Floats:
         """An uninitialised float32 array of this shape, valid until `reset`."""
-        size = math.prod(shape)
+        size = shape[0]
+        for extent in shape[1:]:
+            size *= extent
         padded = -(-size // _ALIGN_FLOATS) * _ALIGN_FLOATS
         self._wanted += padded
         if self._used + padded > self._block.size:
