@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from flashmoe.demo import demo_model_path
 from flashmoe.errors import PackError, UsageError
+from flashmoe.experts.memory import peak_resident
 from flashmoe.generate.engine import Engine, PhaseTimes, Session
 from flashmoe.generate.loop import Piece, Progress
 from flashmoe.generate.loop import generate as run_loop
@@ -184,7 +184,7 @@ class Model:
             cache_hits=hits,
             cache_misses=misses,
             bytes_read=read,
-            peak_rss=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            peak_rss=peak_resident(),
             **loaded.fixed_figures,
         )
 

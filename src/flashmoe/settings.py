@@ -40,8 +40,10 @@ class EngineSettings:
     def __post_init__(self) -> None:
         for name in ("threads", "context_length", "experts_per_token", "readers"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError("must be at least 1", where=name, got=value)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise UsageError(
+                    "wrong value", where=name, expected="an integer of at least 1", got=repr(value)
+                )
         if self.verify not in ("first", "always", "never"):
             raise UsageError(
                 "unknown choice", where="verify", expected="first | always | never", got=self.verify
@@ -55,7 +57,7 @@ def environment() -> dict[str, object]:
         if value := os.environ.get(f"FLASHMOE_{name.upper()}"):
             found[name] = value
     if threads := os.environ.get("FLASHMOE_THREADS"):
-        if not threads.isdigit():
+        if not threads.isdecimal():
             raise UsageError("not a number", where="FLASHMOE_THREADS", got=repr(threads))
         found["threads"] = int(threads)
     return found

@@ -54,6 +54,14 @@ def read_system_memory(root: Path = Path("/")) -> SystemMemory:
     )
 
 
+def peak_resident(root: Path = Path("/")) -> int:
+    """The most bytes that this process ever had resident.
+
+    Not ru_maxrss: that begins with what the parent had when it started us.
+    """
+    return _fields(root / "proc/self/status")["VmHWM"]
+
+
 def _fields(path: Path) -> dict[str, int]:
     """{name: bytes} of the lines "Name:  123 kB"."""
     try:
