@@ -17,6 +17,7 @@ from flashmoe import _native
 from flashmoe.api import Model
 from flashmoe.bench.routing import RoutingRecorder
 from flashmoe.errors import ContextLengthError, PackError, UsageError
+from flashmoe.evals.tool_calls import first_call
 from flashmoe.generate.loop import Piece
 from flashmoe.stats import PHASES
 from tests.support.tolerances import LOGPROB_ATOL
@@ -136,12 +137,8 @@ def test_logprobs_are_those_of_logits(model: Model) -> None:
     ids = [piece.token_id for piece in pieces]
     rows = model.logits(prompt + ids)[len(prompt) - 1 : -1].astype(np.float64)
     expected = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
-    # Prefill and decode differ by rounding in the delta rule, and codes may fall the other way.
     for row, piece in zip(expected, pieces, strict=True):
-        assert piece.logprob == pytest.approx(row[piece.token_id], abs=0.05)
-    first = model.session().feed(prompt).astype(np.float64)
-    exact = first[ids[0]] - np.logaddexp.reduce(first)
-    assert pieces[0].logprob == pytest.approx(exact, abs=LOGPROB_ATOL)
+        assert piece.logprob == pytest.approx(row[piece.token_id], abs=LOGPROB_ATOL)
 
 
 def test_a_seed_repeats_an_answer(model: Model) -> None:
@@ -170,7 +167,7 @@ def test_tools_reach_the_template(model: Model) -> None:
         with_tools = roomy.stats.prompt_tokens
         next(roomy.generate(messages=messages))
         assert with_tools > roomy.stats.prompt_tokens
-    assert '"name": "get_weather"' in reply
+    assert first_call(reply) is not None, reply
     with pytest.raises(UsageError, match="tools need messages"):
         model.generate("a", tools=[WEATHER])
 
@@ -189,7 +186,7 @@ def test_tools_reach_the_template(model: Model) -> None:
         (
             {"prompt": [1] * (CONTEXT + 1)},
             ContextLengthError,
-            "expected at most 128 tokens, got 129",
+            "at most 128 tokens, got 129",
         ),
         ({"messages": []}, UsageError, "messages"),
     ],
