@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from flashmoe.models.decoder import HEAD_ROWS
 from flashmoe.models.specs import WeightSpecs
 
 # Copies of [T, H] alive in a layer: residual, two normed inputs, mixer and expert results, and the
@@ -17,7 +18,7 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
 
     Every matrix of a layer gives its result, and at most one copy of it (rotated or convolved)
     lives beside it; each routed expert of a token gives a row of hidden_size and works on
-    moe_intermediate_size values. The head runs on one row.
+    moe_intermediate_size values. The head runs on HEAD_ROWS rows at a time.
     """
     widths: Counter[str] = Counter()
     for matrix in specs.matrices:
@@ -29,7 +30,7 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
         + (k + _HIDDEN_COPIES) * config.hidden_size
         + 2 * k * config.moe_intermediate_size
     )
-    return 4 * (chunk * per_token + 2 * int(config.vocab_size))
+    return 4 * (chunk * per_token + (HEAD_ROWS + 1) * int(config.vocab_size))
 
 
 def floor_slots(num_experts_per_tok: int, readers: int) -> int:

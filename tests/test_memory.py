@@ -1,0 +1,215 @@
+"""What is announced about memory, held against what is taken."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import flashmoe
+from flashmoe import loading
+from flashmoe.bench.shapes import SHAPES
+from flashmoe.bench.synth import SyntheticCheckpoint
+from flashmoe.errors import MemoryBudgetError, UsageError
+from flashmoe.experts.memory import SystemMemory
+from flashmoe.layers.state import KvCache
+from flashmoe.loading import Plan, make_plan
+from flashmoe.models.registry import load_family
+from flashmoe.settings import DEFAULT_READERS, PREFILL_CHUNKS, EngineSettings
+from flashmoe.sizing import floor_slots, scratch_bytes
+from flashmoe.store.pack import pack_open_checkpoint
+from flashmoe.store.packed import PackedModel
+from flashmoe.store.plan import PackOptions
+from tests.support.cgroup import MemoryGroup
+from tests.support.packs import TinyPacks, some_ids
+
+MIB = 1 << 20
+
+
+# The sum.
+
+
+def test_below_the_floor_the_sum_is_shown(tiny: Path) -> None:
+    with pytest.raises(MemoryBudgetError) as caught:
+        flashmoe.load(tiny, ram=10 * MIB)
+    text = str(caught.value)
+    assert text.startswith("the model does not fit the memory limit; expected at most 10.0 MiB")
+    parts = ("resident weights", "state of 256 tokens", "scratch of 64-token chunks", "interpreter")
+    for name in (*parts, "expert cache (12 slots of", "total", "limit: --ram"):
+        assert name in text
+    lines = dict(re.findall(r"^  (.*?)  +([\d.]+ \w+)$", text, re.MULTILINE))
+    assert len(lines) == 7
+    total = lines.pop("total")
+    assert f"got {total}" in text
+
+
+def test_at_the_floor_it_runs_and_one_byte_below_not(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = SystemMemory(physical=8 << 30, available=8 << 30, process=50 * MIB, cgroup=None)
+    monkeypatch.setattr(loading, "read_system_memory", lambda: system)
+    pack = PackedModel.open(tiny)
+    family = load_family(pack.manifest.family)
+
+    def plan(ram: int) -> Plan:
+        return make_plan(pack, family, EngineSettings(ram=ram))
+
+    fitting = plan(8 << 30)
+    assert fitting.prefill_chunk == PREFILL_CHUNKS[0]
+    assert fitting.budget.slots == 16 * fitting.config.num_hidden_layers
+    floor = smallest(plan, 8 << 30)
+    at_floor = plan(floor)
+    assert at_floor.budget.total == floor
+    assert at_floor.prefill_chunk == PREFILL_CHUNKS[-1]
+    assert at_floor.budget.slots == floor_slots(4, DEFAULT_READERS)
+
+
+def smallest(plan: Callable[[int], Plan], high: int) -> int:
+    """The least limit, to the byte, for which there is a plan."""
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            plan(middle)
+            high = middle
+        except MemoryBudgetError:
+            low = middle
+    return high
+
+
+@pytest.mark.parametrize("tokens", [1, 256])
+@pytest.mark.parametrize("dense", ["q8", "bf16"])
+def test_state_bytes_are_those_of_the_arrays(
+    tiny_packs: TinyPacks, family: str, dense: str, tokens: int
+) -> None:
+    with flashmoe.load(tiny_packs.get(family, "q4", dense), context_length=tokens) as model:
+        layers = model.session().engine.new_state().layers
+        arrays = [
+            array
+            for layer in layers
+            for array in (
+                (layer.k, layer.v) if isinstance(layer, KvCache) else (layer.conv, layer.s)
+            )
+        ]
+        assert model.stats.kv_bytes == sum(array.nbytes for array in arrays)
+
+
+@pytest.mark.parametrize("chunk", [1, 64, 200])
+def test_scratch_stays_within_its_estimate(tiny: Path, chunk: int) -> None:
+    with flashmoe.load(tiny) as model:
+        specs = load_family(model.family).weights(model.config)
+        estimate = scratch_bytes(model.config, specs, chunk)
+        session = model.session()
+        session.feed_all(some_ids(chunk), chunk=chunk)
+        session.feed([1])
+        hidden = 4 * chunk * model.config.hidden_size  # the residual is not from the scratch block
+        assert session.engine.ops.scratch.peak_bytes + hidden <= estimate  # type: ignore[attr-defined]
+
+
+def test_settings_from_the_environment(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"RAM": "900M", "CACHE": "0", "THREADS": "2", "ISA": "scalar"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"FLASHMOE_{name}", value)
+    with flashmoe.load(tiny) as model:
+        assert (model.stats.threads, model.stats.isa, model.stats.cache_slots) == (2, "scalar", 12)
+    with flashmoe.load(tiny, threads=1, cache="all") as model:
+        assert (model.stats.threads, model.stats.cache_slots) == (1, 16 * model.stats.num_layers)
+    monkeypatch.setenv("FLASHMOE_RAM", "10M")
+    with pytest.raises(MemoryBudgetError):
+        flashmoe.load(tiny)
+    for bad in ("two", "²", "-1"):
+        monkeypatch.setenv("FLASHMOE_THREADS", bad)
+        with pytest.raises(UsageError, match="FLASHMOE_THREADS: not a number"):
+            flashmoe.load(tiny)
+
+
+# What is taken.
+
+_REPORT = """
+import hashlib, json, sys, flashmoe
+model = flashmoe.load(sys.argv[1], context_length=600, ram=sys.argv[2] or None)
+session = model.session()
+logits = session.feed([(7 * i) % 1000 for i in range(520)])
+for _ in range(10):
+    logits = session.step(int(logits.argmax()))
+stats = model.stats
+print(json.dumps({
+    "digest": hashlib.sha256(logits.tobytes()).hexdigest(),
+    "peak_rss": stats.peak_rss,
+    "slots": stats.cache_slots,
+    "misses": stats.cache_misses,
+}))
+"""
+
+
+def report(pack: Path, ram: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _REPORT, str(pack), ram]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Random experts of 110 MB: more than the tests allow in memory."""
+    shape = {**SHAPES["qwen3-30b-a3b"], "num_hidden_layers": 4, "hidden_size": 512}
+    shape |= {"num_experts": 64, "moe_intermediate_size": 512, "vocab_size": 1000}
+    shape |= {"num_attention_heads": 8, "max_position_embeddings": 1024}
+    pack = tmp_path_factory.mktemp("synthetic") / "pack"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SHAPES, "small", shape)
+        with SyntheticCheckpoint("small") as checkpoint:
+            pack_open_checkpoint(checkpoint, pack, PackOptions.parse("q4", "q8", 64), None)
+    yield pack
+    for file in pack.iterdir():
+        file.unlink()
+
+
+@pytest.fixture(scope="module")
+def unlimited(synthetic: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(report(synthetic).stdout)
+    assert result["slots"] == 4 * 64
+    return result
+
+
+@pytest.mark.parametrize("ram_mib", [130, 180])
+def test_peak_memory_stays_under_ram(
+    synthetic: Path, unlimited: dict[str, Any], ram_mib: int
+) -> None:
+    result = json.loads(report(synthetic, f"{ram_mib}M").stdout)
+    assert result["slots"] < unlimited["slots"]
+    assert result["peak_rss"] <= ram_mib * MIB
+    assert result["digest"] == unlimited["digest"]
+
+
+def test_a_cgroup_limit_is_kept(synthetic: Path, unlimited: dict[str, Any]) -> None:
+    """A real one: above it the kernel kills."""
+    with MemoryGroup(140 * MIB) as group:
+        done = report(synthetic, preexec_fn=group.enter)
+        assert done.returncode != -signal.SIGKILL
+        result = json.loads(done.stdout)
+        assert group.kills() == 0
+    assert result["slots"] < unlimited["slots"]
+    assert result["misses"] > unlimited["misses"]
+    assert result["digest"] == unlimited["digest"]
+
+
+def test_a_cgroup_limit_below_the_floor_is_named(synthetic: Path) -> None:
+    with MemoryGroup(90 * MIB) as group:
+        done = report(synthetic, preexec_fn=group.enter)
+    assert done.returncode == 1
+    assert "MemoryBudgetError: the model does not fit the memory limit" in done.stderr
+    assert "90.0 MiB (cgroup limit /sys/fs/cgroup" in done.stderr
+
+
+def test_random_weights_use_all_experts(synthetic: Path) -> None:
+    """Else the tests above would not stream."""
+    with flashmoe.load(synthetic, context_length=64) as model:
+        model.logits(np.arange(64))
+        assert model.stats.cache_misses > 0.6 * 4 * 64
