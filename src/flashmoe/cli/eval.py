@@ -32,12 +32,12 @@ def eval(
 def _measure(
     model: Any, text: Path | None, windows: int, window_tokens: int, tool_calls: Path | None
 ) -> dict[str, Any]:
-    from flashmoe.evals.perplexity import score_text
+    from flashmoe.evals.perplexity import read_text, score_text
     from flashmoe.evals.tool_calls import read_cases, score_tool_calls
 
     result: dict[str, Any] = {}
     if text is not None:
-        score = score_text(model, text.read_text(encoding="utf-8"), windows, window_tokens)
+        score = score_text(model, read_text(text), windows, window_tokens)
         result |= {"nll": score.nll, "perplexity": score.perplexity}
         result |= {"windows": windows, "window_tokens": window_tokens}
         result |= {"scored_tokens": score.scored_tokens}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,14 @@ class TextScore:
     def perplexity(self) -> float:
         """exp(nll)."""
         return math.exp(self.nll)
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file; UsageError where it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the text: {error}", where=path) from error
 
 
 def score_text(
