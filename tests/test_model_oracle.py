@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import flashmoe
+from flashmoe.checkpoint.directory import Checkpoint
 from tests.support import oracle
 from tests.support.oracle import assert_close_and_same_choice
 from tests.support.tolerances import LOGITS_CHUNKED
@@ -72,6 +73,9 @@ def test_text_of_a_multimodal_checkpoint(tmp_path: Path) -> None:
     """As Qwen3.5 is published: text_config, model.language_model.*, vision tensors beside it."""
     tiny = oracle.tiny_multimodal_model()
     source = oracle.save(tiny, tmp_path / "source", fused=True)
+    with Checkpoint(source) as checkpoint:
+        stems = {".".join(name.split(".")[:2]) for name in checkpoint.tensors}
+        assert {"model.language_model", "model.visual"} <= stems
     flashmoe.pack(source, tmp_path / "packed", experts="bf16", dense="bf16")
     with flashmoe.load(tmp_path / "packed") as model:
         assert_close_and_same_choice(model.logits(IDS), oracle.logits(tiny, IDS))
