@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support.tiny_checkpoints import write_checkpoint
 
 # The promise is 1 GB for a source of any size; a small source must stay well below.
@@ -45,7 +43,6 @@ def write_big_embedding(path: Path) -> int:
     return 2 * VOCAB * HIDDEN
 
 
-@pytest.mark.slow
 def test_peak_memory_of_a_huge_embedding(tmp_path: Path) -> None:
     path = write_checkpoint(
         tmp_path / "s", "qwen3_moe", hidden_size=HIDDEN, tie_word_embeddings=True

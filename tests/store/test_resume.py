@@ -118,7 +118,6 @@ pack_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), options, sync_bytes=10_000
 """
 
 
-@pytest.mark.slow
 def test_kill_9_at_random_moments(tmp_path: Path, source: Path, expected: dict[str, bytes]) -> None:
     rng, kills = random.Random(5), 0
     for number in range(3):
