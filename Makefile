@@ -7,7 +7,7 @@ PROMPT ?= What is the capital of Italy?
 ORACLE ?= ,oracle
 SOURCES := $(shell find native src -name '*.cpp' -o -name '*.h' -o -name '*.py') CMakeLists.txt
 
-.PHONY: demo check test lint format clean
+.PHONY: demo check test lint stubs format clean
 
 demo: .stamp/demo
 	$(BIN)/flashmoe run "$(PROMPT)"
@@ -22,6 +22,10 @@ lint: .stamp/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	find native -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# After a change of native/bind: what Python sees of it, for mypy and readers.
+stubs: .stamp/dev
+	$(BIN)/python -m nanobind.stubgen -m flashmoe._native -o src/flashmoe/_native.pyi
 
 format: .stamp/dev
 	$(BIN)/ruff check --fix .

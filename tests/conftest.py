@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.support.packs import TinyPacks
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked slow run only where they are asked for."""
+    if os.environ.get("FLASHMOE_SLOW") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow (set FLASHMOE_SLOW=1)"))
 
 
 @pytest.fixture(scope="session")

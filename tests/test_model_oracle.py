@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import flashmoe
+from flashmoe.checkpoint.directory import Checkpoint
 from tests.support import oracle
-from tests.support.tolerances import LOGITS_CHUNKED, LOGITS_ORACLE
+from tests.support.oracle import assert_close_and_same_choice
+from tests.support.tolerances import LOGITS_CHUNKED
 
 pytestmark = pytest.mark.oracle
 IDS = np.arange(1, 151, dtype=np.int32) % 512
@@ -37,15 +39,6 @@ def packed(
     return root / "packed"
 
 
-def assert_close_and_same_choice(got: np.ndarray, expected: np.ndarray) -> None:
-    """Within tolerance, and the same argmax wherever it is not a near tie."""
-    assert np.abs(got - expected).max() <= LOGITS_ORACLE
-    top = np.sort(expected, axis=1)
-    clear = top[:, -1] - top[:, -2] > LOGITS_ORACLE
-    assert clear.any()
-    assert (got.argmax(1) == expected.argmax(1))[clear].all()
-
-
 def test_logits_equal_the_oracle(packed: Path, tiny: Any) -> None:
     with flashmoe.load(packed) as model:
         assert_close_and_same_choice(model.logits(IDS), oracle.logits(tiny, IDS))
@@ -64,3 +57,25 @@ def test_cuts_at_multiples_of_64_change_no_bit(packed: Path) -> None:
         whole = model.logits(IDS)
         np.testing.assert_array_equal(model.session().feed_all(IDS, chunk=64), whole)
         np.testing.assert_array_equal(model.session().feed_all(IDS, chunk=128), whole)
+
+
+def test_fewer_experts_per_token_equal_an_oracle_that_has_fewer(
+    tiny: Any, family: str, tmp_path: Path
+) -> None:
+    source = oracle.save(tiny, tmp_path / "source", fused=True)
+    flashmoe.pack(source, tmp_path / "packed", experts="bf16", dense="bf16")
+    fewer = oracle.tiny_model(family, num_experts_per_tok=1)
+    with flashmoe.load(tmp_path / "packed", experts_per_token=1) as model:
+        assert_close_and_same_choice(model.logits(IDS), oracle.logits(fewer, IDS))
+
+
+def test_text_of_a_multimodal_checkpoint(tmp_path: Path) -> None:
+    """As Qwen3.5 is published: text_config, model.language_model.*, vision tensors beside it."""
+    tiny = oracle.tiny_multimodal_model()
+    source = oracle.save(tiny, tmp_path / "source", fused=True)
+    with Checkpoint(source) as checkpoint:
+        stems = {".".join(name.split(".")[:2]) for name in checkpoint.tensors}
+        assert {"model.language_model", "model.visual"} <= stems
+    flashmoe.pack(source, tmp_path / "packed", experts="bf16", dense="bf16")
+    with flashmoe.load(tmp_path / "packed") as model:
+        assert_close_and_same_choice(model.logits(IDS), oracle.logits(tiny, IDS))

@@ -14,7 +14,7 @@ void bind_core(nb::module_& m) {
     m.def("isa", [] { return kernels().isa; }, "The instruction set of the kernels in use.");
     m.def("available_isas", &available_isas, "What this machine can run, slowest first.");
     m.def("select_isa", &select_isa, nb::arg("name"),
-          "Use the kernels of one instruction set ('auto': the best). Not while kernels run.");
+          "Use the kernels of one instruction set ('auto': the best) in the whole process.");
 }
 
 }  // namespace flashmoe

@@ -25,7 +25,7 @@ def available_isas() -> list[str]:
 
 def select_isa(name: str) -> None:
     """
-    Use the kernels of one instruction set ('auto': the best). Not while kernels run.
+    Use the kernels of one instruction set ('auto': the best) in the whole process.
     """
 
 class Matrix:

@@ -1,4 +1,4 @@
-"""The bf16 demo checkpoint, which is not part of the repository."""
+"""The bf16 demo checkpoint and the evaluation files, which are not part of the repository."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from pathlib import Path
 
 import pytest
 
+_SHARED = Path(__file__).parents[3] / "shared"
+
 
 def demo_checkpoint() -> Path:
     """Its directory: FLASHMOE_DEMO_CHECKPOINT or ../shared/demo-model; else skips the test."""
-    beside = Path(__file__).parents[3] / "shared" / "demo-model"
-    path = Path(os.environ.get("FLASHMOE_DEMO_CHECKPOINT", beside))
+    return _directory("FLASHMOE_DEMO_CHECKPOINT", _SHARED / "demo-model")
+
+
+def evaluation_files() -> Path:
+    """Their directory: FLASHMOE_EVAL_FILES or ../shared/eval; else skips the test."""
+    return _directory("FLASHMOE_EVAL_FILES", _SHARED / "eval")
+
+
+def _directory(variable: str, default: Path) -> Path:
+    path = Path(os.environ.get(variable, default))
     if not path.is_dir():
-        pytest.skip(f"the demo checkpoint is not at {path} (FLASHMOE_DEMO_CHECKPOINT)")
+        pytest.skip(f"nothing at {path} (set {variable})")
     return path

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.support.tolerances import LOGITS_ORACLE
+
 _COMMON = {
     "vocab_size": 512,
     "hidden_size": 128,
@@ -70,11 +72,25 @@ def transformers() -> Any:
 
 def tiny_model(family: str, **overrides: Any) -> Any:
     """A random float32 model whose weights are exact in bf16 and whose norms are not trivial."""
-    t, hf = torch(), transformers()
+    hf = transformers()
     config_name, model_name, arguments = _TINY[family]
     config = getattr(hf, config_name)(**{**arguments, **overrides})
+    return _random(getattr(hf, model_name), config)
+
+
+def tiny_multimodal_model() -> Any:
+    """A Qwen3.5-MoE with a vision tower, as `tiny_model`."""
+    hf = transformers()
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+    vision |= {"out_hidden_size": _COMMON["hidden_size"], "num_position_embeddings": 16}
+    config = hf.Qwen3_5MoeConfig(text_config=_TINY["qwen3_5_moe"][2], vision_config=vision)
+    return _random(hf.Qwen3_5MoeForConditionalGeneration, config)
+
+
+def _random(model_class: Any, config: Any) -> Any:
+    t = torch()
     t.manual_seed(0)
-    model = getattr(hf, model_name)(config).eval().float()
+    model = model_class(config).eval().float()
     noisy = ("norm", "bias", "A_log")
     with t.no_grad():
         for name, parameter in model.named_parameters():
@@ -99,3 +115,12 @@ def logits(model: Any, ids: NDArray[np.int32]) -> NDArray[np.float32]:
         out = model(input_ids=t.from_numpy(ids.astype(np.int64))[None]).logits[0]
     result: NDArray[np.float32] = out.float().numpy()
     return result
+
+
+def assert_close_and_same_choice(got: np.ndarray, expected: np.ndarray) -> None:
+    """Within tolerance, and the same argmax wherever it is not a near tie."""
+    assert np.abs(got - expected).max() <= LOGITS_ORACLE
+    top = np.sort(expected, axis=1)
+    clear = top[:, -1] - top[:, -2] > LOGITS_ORACLE
+    assert clear.any()
+    assert (got.argmax(1) == expected.argmax(1))[clear].all()

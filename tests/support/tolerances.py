@@ -69,3 +69,10 @@ LOGITS_FLIPPED = 0.5
 
 # In most prompts of a few tokens no code falls the other way. Measured: 2e-6.
 LOGITS_UNFLIPPED = 1e-4
+
+# Mean NLL of a window against transformers on the same weights: errors of single logits (1e-5) have
+# random signs and average out.
+NLL_ORACLE = 1e-4
+
+# Mean NLL of 40 windows against the frozen figure. The project's promise.
+NLL_FROZEN = 2e-3
