@@ -15,12 +15,13 @@ LIMIT_BYTES = 300_000_000
 VOCAB, HIDDEN = 250_000, 2304
 
 _MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
+from flashmoe.experts.memory import peak_resident
 from flashmoe.store.pack import pack_checkpoint
 from flashmoe.store.plan import PackOptions
 pack_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), PackOptions.parse("q4", "q4", 64))
-print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_resident())
 """
 
 
