@@ -1,6 +1,6 @@
 """Greedy answers against those of a reference: how many cases give the very same token ids.
 
-    python -m flashmoe.evals.reference PACK --reference reference-greedy.json --cases cases.jsonl
+python -m flashmoe.evals.reference PACK --reference reference-greedy.json --cases cases.jsonl
 """
 
 from __future__ import annotations
