@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -21,33 +22,24 @@ class ExpertGroups:
     x) and `dests` (token * K + rank: where its result goes).
     """
 
-    experts: Ints
+    experts: list[int]
     offsets: Ints
     tokens: Ints
     dests: Ints
 
     @staticmethod
     def of(ids: Ints) -> ExpertGroups:
-        """Group routed ids [T, K]; the ids of one token are distinct."""
-        if len(ids) == 1:
-            return ExpertGroups._of_one_token(ids[0])
+        """Group routed ids [T, K]."""
         flat = ids.reshape(-1)
         order = np.argsort(flat, kind="stable").astype(np.int32)
         ranked = flat[order]
         starts = np.flatnonzero(np.diff(ranked, prepend=-1))
         offsets = np.append(starts, len(flat)).astype(np.int32)
-        return ExpertGroups(ranked[starts], offsets, order // np.int32(ids.shape[1]), order)
-
-    @staticmethod
-    def _of_one_token(ids: Ints) -> ExpertGroups:
-        order = ids.argsort()
-        each = np.arange(len(ids) + 1, dtype=np.int32)
-        return ExpertGroups(ids[order], each, np.zeros_like(ids), order.astype(np.int32))
+        tokens = order // np.int32(ids.shape[1])
+        return ExpertGroups(ranked[starts].tolist(), offsets, tokens, order)
 
     def select(self, chosen: list[int]) -> tuple[Ints, Ints, Ints]:
         """offsets, tokens and dests of the chosen experts only, in the order given."""
-        if len(chosen) == len(self.experts) and chosen == sorted(chosen):
-            return self.offsets, self.tokens, self.dests
         spans = [slice(self.offsets[i], self.offsets[i + 1]) for i in chosen]
         offsets = np.cumsum([0, *(span.stop - span.start for span in spans)], dtype=np.int32)
         tokens = np.concatenate([self.tokens[span] for span in spans])
@@ -55,10 +47,34 @@ class ExpertGroups:
         return offsets, tokens, dests
 
 
+class OneTokenGroups:
+    """ExpertGroups of a single token [1, K], without array arithmetic.
+
+    Between streamed weights the interpreter's code is out of the processor's caches, and array
+    arithmetic on a few numbers costs ten times what it costs alone.
+    """
+
+    def __init__(self, ids: Ints) -> None:
+        ranked = sorted(zip(ids[0].tolist(), range(ids.shape[1]), strict=True))
+        self.experts = [expert for expert, _ in ranked]
+        self._ranks = [rank for _, rank in ranked]
+
+    def select(self, chosen: list[int]) -> tuple[Ints, Ints, Ints]:
+        """As ExpertGroups.select: one entry per expert."""
+        offsets, tokens = _one_entry_each(len(chosen))
+        dests: Ints = np.array([self._ranks[i] for i in chosen], dtype=np.int32)
+        return offsets, tokens, dests
+
+
+@functools.lru_cache(maxsize=64)
+def _one_entry_each(experts: int) -> tuple[Ints, Ints]:
+    return np.arange(experts + 1, dtype=np.int32), np.zeros(experts, dtype=np.int32)
+
+
 class RoutedTicket:
     """Reads under way for one layer; leaving the context gives up what was not finished."""
 
-    def __init__(self, groups: ExpertGroups, reads: Ticket) -> None:
+    def __init__(self, groups: ExpertGroups | OneTokenGroups, reads: Ticket) -> None:
         self.groups = groups
         self.reads = reads
 
@@ -85,8 +101,8 @@ class StreamedExperts:
 
     def begin(self, layer: int, ids: Ints) -> RoutedTicket:
         """Plan the layer and send its reads on their way; ids int32 [T, K]."""
-        groups = ExpertGroups.of(ids)
-        return RoutedTicket(groups, self.cache.begin(layer, groups.experts.tolist()))
+        groups = OneTokenGroups(ids) if len(ids) == 1 else ExpertGroups.of(ids)
+        return RoutedTicket(groups, self.cache.begin(layer, groups.experts))
 
     def finish(self, ticket: RoutedTicket, x: Floats, weights: Floats, out: Floats) -> None:
         """Compute hits, then misses as they land; then out [T, H] += the weighted sum."""
