@@ -73,7 +73,7 @@ def test_logits_equal_transformers(model: Model, transformers_model: Any, prompt
 def test_nll_of_a_few_windows_equals_transformers(
     model: Model, transformers_model: Any, name: str
 ) -> None:
-    for window in windows(model, name, 2, 256):
+    for window in windows(model, name, 2, 128):
         expected = token_nll(oracle.logits(transformers_model, window)[:-1], window[1:])
         got = token_nll(model.logits(window)[:-1], window[1:])
         assert abs(got.mean() - expected.mean()) <= NLL_ORACLE

@@ -16,8 +16,8 @@ def demo_checkpoint() -> Path:
 
 
 def evaluation_files() -> Path:
-    """Their directory: FLASHMOE_EVAL_FILES or ../shared/eval; else skips the test."""
-    return _directory("FLASHMOE_EVAL_FILES", _SHARED / "eval")
+    """Their directory: FLASHMOE_EVAL or ../shared/eval; else skips the test."""
+    return _directory("FLASHMOE_EVAL", _SHARED / "eval")
 
 
 def _directory(variable: str, default: Path) -> Path:

@@ -1,5 +1,4 @@
 import json
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from flashmoe.demo import demo_model_path
 from flashmoe.errors import PackError, UsageError
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.tokenizer import Tokenizer
+from tests.support.demo import demo_checkpoint, evaluation_files
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -169,12 +169,9 @@ def tool(name: str, description: str, **types: str) -> dict[str, Any]:
 
 @pytest.mark.checkpoint
 def test_all_prompts_of_the_reference_run_have_its_token_counts() -> None:
-    checkpoint, data = os.environ.get("FLASHMOE_DEMO_CHECKPOINT"), os.environ.get("FLASHMOE_EVAL")
-    if not checkpoint or not data:
-        pytest.skip("FLASHMOE_DEMO_CHECKPOINT and FLASHMOE_EVAL name the reference run")
-    lines = (Path(data) / "tool_calls.jsonl").read_text().splitlines()
+    lines = (evaluation_files() / "tool_calls.jsonl").read_text().splitlines()
     cases = [json.loads(line) for line in lines]
-    reference = json.loads((Path(checkpoint) / "reference-greedy.json").read_text())
+    reference = json.loads((demo_checkpoint() / "reference-greedy.json").read_text())
     made, tokenizer = ChatTemplate(demo_model_path()), Tokenizer(demo_model_path())
     prompts = [made.render(case["messages"], tools=case["tools"]) for case in cases]
     assert [len(tokenizer.encode(p)) for p in prompts] == [r["prompt_tokens"] for r in reference]
