@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flashmoe.bench.disk import HEADER, Case, Result, cases, main, measure, row
+from flashmoe.bench import disk
+from flashmoe.bench.disk import HEADER, Case, Result, cases, measure, row
 from flashmoe.errors import UsageError
 
 BLOCK = 8192
@@ -50,19 +51,10 @@ def test_a_depth_of_nothing(file: Path) -> None:
         measure(file, Case(BLOCK, 0, direct=False, huge_pages=False), seconds=0.05)
 
 
-def test_main_prints_a_table(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(file), "--block", str(BLOCK), "--depth", "1", "--seconds", "0.05"]
-    assert main(arguments) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == HEADER
-    assert len(lines) == 4
-
-
-def test_main_names_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "absent")]) == 1
-    assert "absent: No such file" in capsys.readouterr().err
-
-
-def test_main_exits_2_for_bad_usage(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(file), "--block", "100"]) == 2
-    assert "cannot read such blocks" in capsys.readouterr().err
+def test_blocks_come_from_all_files(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(bytes(3 * BLOCK))
+    places = disk._places([file, other], CASE)
+    assert len(places) == 20 + 3
+    assert places[20:] == [(1, 0), (1, BLOCK), (1, 2 * BLOCK)]
+    assert measure([file, other], CASE, seconds=0.05).nbytes > 0

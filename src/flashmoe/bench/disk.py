@@ -1,17 +1,13 @@
 """How fast experts can be read from a file: block size x reads in flight x kind of read and memory.
 
-    python -m flashmoe.bench.disk FILE [--block BYTES ...] [--depth N ...] [--seconds S]
-
 Blocks at random places go into memory that was touched before, as the engine's do. No block is
-read twice while others are left, but the disk itself may cache: take a file of several GB.
+read twice while others are left, but the disk itself may cache: take files of several GB.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from flashmoe._native import Arena, Reader
-from flashmoe.errors import FlashMoeError, StorageError, UsageError
+from flashmoe.errors import StorageError, UsageError
 from flashmoe.experts.source import READ_ALIGNMENT, READ_OK
 
 BLOCKS: Final = (256 << 10, 1 << 20, 2_654_208, 8 << 20)
@@ -57,17 +53,15 @@ class Result:
 
 
 class _Stream:
-    """Random blocks of a file, with always as many queued again as are being read."""
+    """Random blocks of some files, with always as many queued again as are being read."""
 
-    def __init__(self, path: Path, case: Case, seed: int) -> None:
-        self._path, self._nbytes = path, case.block_bytes
-        self._offsets = _for_ever(_places(path, case), seed)
+    def __init__(self, paths: Sequence[Path], case: Case, seed: int) -> None:
+        self._paths, self._nbytes = paths, case.block_bytes
+        self._blocks = _for_ever(_places(paths, case), seed)
         # Attributes are freed in this order: the reader before the memory that it writes into.
         self._reader = Reader(case.depth)
         self._memory = Arena(2 * case.depth * self._nbytes, huge_pages=case.huge_pages)
-        self._handle = self._reader.open(str(path), direct=case.direct)
-        if self._reader.direct(self._handle) != case.direct:
-            raise StorageError("the file system refuses O_DIRECT", where=path)
+        self._handles = [self._open(path, case.direct) for path in paths]
         for slot in range(2 * case.depth):
             self._submit(slot)
 
@@ -76,22 +70,32 @@ class _Stream:
         results = self._reader.wait(1.0)
         for slot, status, _ in results:
             if status != READ_OK:
-                raise StorageError(f"read failed with status {status}", where=self._path)
+                where = ", ".join(map(str, self._paths))
+                raise StorageError(f"read failed with status {status}", where=where)
             self._submit(slot)
         return len(results) * self._nbytes
 
     def stop(self) -> None:
         self._reader.cancel()
 
+    def _open(self, path: Path, direct: bool) -> int:
+        handle = self._reader.open(str(path), direct=direct)
+        if self._reader.direct(handle) != direct:
+            raise StorageError("the file system refuses O_DIRECT", where=path)
+        return handle
+
     def _submit(self, slot: int) -> None:
         address = self._memory.address + slot * self._nbytes
-        self._reader.submit(slot, self._handle, next(self._offsets), self._nbytes, address)
+        file, offset = next(self._blocks)
+        self._reader.submit(slot, self._handles[file], offset, self._nbytes, address)
 
 
-def measure(path: Path, case: Case, seconds: float, seed: int = 0) -> Result:
-    """Read for some seconds. Raises StorageError if the file cannot be read so, or OSError."""
-    _forget_cached(path)
-    stream = _Stream(path, case, seed)
+def measure(files: Path | Sequence[Path], case: Case, seconds: float, seed: int = 0) -> Result:
+    """Read for some seconds. Raises StorageError if a file cannot be read so, or OSError."""
+    paths = [files] if isinstance(files, Path) else list(files)
+    for path in paths:
+        _forget_cached(path)
+    stream = _Stream(paths, case, seed)
     landed, cpu, begin = 0, time.process_time(), time.perf_counter()
     while (elapsed := time.perf_counter() - begin) < seconds:
         landed += stream.land()
@@ -121,22 +125,34 @@ def row(result: Result) -> str:
 HEADER: Final = f"{'block':>10}  {'depth':>5}  {'read':<8}  {'pages':<5}  {'GB/s':>5}  CPU ms/GB"
 
 
-def _places(path: Path, case: Case) -> list[int]:
-    """Where the whole blocks of a file begin."""
-    nbytes, size = case.block_bytes, path.stat().st_size
-    if not 0 < nbytes <= size or nbytes % READ_ALIGNMENT:
-        raise UsageError(
-            "cannot read such blocks",
-            where=path,
-            expected=f"a multiple of {READ_ALIGNMENT}, at most the size of the file ({size} bytes)",
-            got=f"{nbytes} bytes",
-        )
+def supports_direct(path: Path) -> bool:
+    """Whether reads of the file can go past the page cache. Raises OSError."""
+    reader = Reader(1)
+    return reader.direct(reader.open(str(path)))
+
+
+def _places(paths: Sequence[Path], case: Case) -> list[tuple[int, int]]:
+    """(index of the file, offset) of every whole block."""
     if case.depth < 1:
         raise UsageError("depth is too small", expected="at least 1", got=case.depth)
-    return list(range(0, size - nbytes + 1, nbytes))
+    nbytes, sizes = case.block_bytes, [path.stat().st_size for path in paths]
+    for path, size in zip(paths, sizes, strict=True):
+        if not 0 < nbytes <= size or nbytes % READ_ALIGNMENT:
+            limit = f"at most the size of the file ({size} bytes)"
+            raise UsageError(
+                "cannot read such blocks",
+                where=path,
+                expected=f"a multiple of {READ_ALIGNMENT}, {limit}",
+                got=f"{nbytes} bytes",
+            )
+    return [
+        (file, offset)
+        for file, size in enumerate(sizes)
+        for offset in range(0, size - nbytes + 1, nbytes)
+    ]
 
 
-def _for_ever(places: list[int], seed: int) -> Iterator[int]:
+def _for_ever(places: list[tuple[int, int]], seed: int) -> Iterator[tuple[int, int]]:
     """All places in a random order, again and again."""
     shuffle = random.Random(seed)
     while True:
@@ -152,27 +168,3 @@ def _forget_cached(path: Path) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="flashmoe.bench.disk", description=__doc__.split("\n")[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--block", type=int, nargs="+", default=BLOCKS, metavar="BYTES")
-    parser.add_argument("--depth", type=int, nargs="+", default=DEPTHS, metavar="N")
-    parser.add_argument("--seconds", type=float, default=1.0)
-    options = parser.parse_args(arguments)
-    print(HEADER)
-    try:
-        for case in cases(options.block, options.depth):
-            print(row(measure(options.file, case, options.seconds)), flush=True)
-    except OSError as error:
-        print(f"{options.file}: {error.strerror}", file=sys.stderr)
-        return 1
-    except FlashMoeError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

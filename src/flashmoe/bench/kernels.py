@@ -3,12 +3,11 @@
 Weights are read from DRAM, as in decode: a measurement goes through 1.25 GiB of them before it
 meets the same bytes again. Kernel and limit (plain reads, or int8 arithmetic in registers) take
 turns of a few milliseconds and the best turn of each counts, because other work on the machine can
-only make one slower. Run: python -m flashmoe.bench.kernels [--threads 1 2]
+only make one slower.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -165,17 +164,3 @@ def figures(threads: int) -> Iterator[Figure]:
         if fmt.group:
             rates = best_rates(gemm(pool, fmt, tokens=512, rows=2048, cols=2048), arithmetic)
             yield Figure(f"{fmt.name} 2048 x 2048, 512 tokens", "op", *rates)
-
-
-def main() -> None:
-    """Print all figures."""
-    parser = argparse.ArgumentParser(description="Speed of the matrix kernels")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    for threads in parser.parse_args().threads:
-        print(f"{threads} threads, {_native.isa()}: best of {TURNS}, beside the machine's limit")
-        for figure in figures(threads):
-            print(figure, flush=True)
-
-
-if __name__ == "__main__":
-    main()

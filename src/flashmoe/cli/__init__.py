@@ -1,11 +1,15 @@
-"""The `flashmoe` command: one module per verb, imported only when it is called for."""
+"""The `flashmoe` command: one module per verb, imported only when it is called for.
+
+A verb may be a package with VERBS of its own (`flashmoe bench`): then it is a group of verbs.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -14,7 +18,7 @@ from flashmoe import __version__
 from flashmoe.errors import FlashMoeError
 
 # Module flashmoe.cli.<verb> exports the function <verb>; shown in this order.
-VERBS = ("run", "pack", "info", "verify", "eval", "synth")
+VERBS = ("run", "pack", "info", "verify", "eval", "synth", "bench")
 
 INTERRUPTED = 130
 
@@ -38,14 +42,21 @@ class Verb(TyperCommand):
 class VerbGroup(TyperGroup):
     """Imports verbs on demand and turns errors into a message and an exit code."""
 
+    package: ClassVar[str] = __name__
+    verbs: ClassVar[Sequence[str]] = VERBS
+
     def list_commands(self, ctx: Any) -> list[str]:
-        return [verb for verb in VERBS if find_spec(f"{__name__}.{verb}")]
+        return [verb for verb in self.verbs if find_spec(f"{self.package}.{verb}")]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.list_commands(ctx):
             return None
+        module = import_module(f"{self.package}.{cmd_name}")
+        function = getattr(module, cmd_name)
+        if hasattr(module, "VERBS"):
+            return typer.main.get_command(_group_app(module, cmd_name, function))
         app = typer.Typer(**_STYLE)
-        app.command(cmd_name, cls=Verb)(getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name))
+        app.command(cmd_name, cls=Verb)(function)
         return typer.main.get_command(app)
 
     def invoke(self, ctx: Any) -> Any:
@@ -56,6 +67,15 @@ class VerbGroup(TyperGroup):
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(INTERRUPTED) from interrupt
+
+
+def _group_app(module: Any, name: str, callback: Any) -> typer.Typer:
+    """The verbs of a package as one command."""
+    places = {"package": module.__name__, "verbs": module.VERBS}
+    group = type("SubGroup", (VerbGroup,), places)
+    app = typer.Typer(cls=group, name=name, no_args_is_help=True, **_STYLE)
+    app.callback()(callback)
+    return app
 
 
 def make_app() -> typer.Typer:

@@ -1,0 +1,190 @@
+"""All recorded lines as one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from flashmoe.bench.plots import draw_plots
+from flashmoe.bench.record import SCHEMA
+from flashmoe.errors import UsageError
+from flashmoe.files import storage_errors
+
+Row = Mapping[str, Any]
+Text = Callable[[Row], str]
+
+PAGE: Final = "index.html"
+
+_STYLE: Final = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; font-size: 13px; margin: 1rem 0 }
+th, td { border-bottom: 1px solid #ccc; padding: .25rem .6rem; text-align: right }
+th:first-child, td:first-child { text-align: left }
+img { max-width: 100% }
+"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """title, and what a line shows there; a figure that the line lacks shows as -."""
+
+    title: str
+    text: Text
+
+    def cell(self, row: Row) -> str:
+        try:
+            return self.text(row)
+        except (KeyError, TypeError):
+            return "-"
+
+
+def _figure(name: str, scale: float = 1.0, form: str = ".2f") -> Text:
+    return lambda row: format(row["figures"][name] * scale, form)
+
+
+def _median(name: str) -> Text:
+    return lambda row: f"{row['figures'][name]['median']:.2f}"
+
+
+_GENERAL: Final = (
+    Column("time", lambda row: row["time"][:16].replace("T", " ")),
+    Column("commit", lambda row: row["commit"] or "-"),
+    Column("machine", lambda row: f"{row['machine']['cpu']}, {row['machine']['isa']}"),
+)
+_MODEL: Final = (
+    Column("model", lambda row: f"{row['model']['source']}, {row['model']['moe_layers']} layers"),
+    Column("formats", lambda row: row["model"]["experts_format"]),
+    Column("limit", lambda row: _limit(row["limits"])),
+    Column("start", lambda row: row["start"] or "-"),
+)
+_COLUMNS: Final[Mapping[str, Sequence[Column]]] = {
+    "decode": (
+        *_GENERAL,
+        *_MODEL,
+        Column("tok/s", _median("tokens_per_second")),
+        Column("bound", _figure("bound_tokens_per_second")),
+        Column("of bound", _figure("bound_fraction", form=".1%")),
+        Column("hit rate", _figure("hit_rate", form=".1%")),
+        Column("GB/token", _figure("bytes_read_per_token", 1e-9, ".3f")),
+        Column("disk GB/s", _figure("disk_bytes_per_s_while_reading", 1e-9)),
+        Column("Python", _figure("python_share", form=".1%")),
+    ),
+    "prefill": (
+        *_GENERAL,
+        *_MODEL,
+        Column("tokens: tok/s, first token", lambda row: _prompts(row["figures"]["prompts"])),
+    ),
+    "disk": (
+        *_GENERAL,
+        Column("best", lambda row: _best(row["figures"]["cases"], "bytes_per_s")),
+    ),
+    "kernels": (
+        *_GENERAL,
+        Column("kernels", lambda row: str(len(row["figures"]["kernels"]))),
+        Column("worst of limit", lambda row: _worst_share(row["figures"]["kernels"])),
+    ),
+    "policies": (
+        *_GENERAL[:2],
+        Column("trace", lambda row: row["figures"]["trace"]),
+        Column("hit rates", lambda row: _policies(row["figures"]["replays"])),
+    ),
+}
+_OTHERS: Final = (*_GENERAL, Column("command", lambda row: row["command"]))
+
+
+def _limit(limits: Row) -> str:
+    if limits["cgroup_bytes"] is not None:
+        return f"{limits['cgroup_bytes'] / 1e9:.2f} GB cgroup"
+    return limits["ram"] or "none"
+
+
+def _prompts(prompts: Sequence[Row]) -> str:
+    return "; ".join(
+        f"{p['prompt_tokens']}: {p['tokens_per_second']['median']:.1f},"
+        f" {p['time_to_first_token']:.1f} s"
+        for p in prompts
+    )
+
+
+def _best(cases: Sequence[Row], name: str) -> str:
+    best = max(cases, key=lambda case: float(case[name]))
+    kind = "direct" if best["direct"] else "buffered"
+    return f"{best[name] / 1e9:.2f} GB/s ({best['block_bytes']} x {best['depth']}, {kind})"
+
+
+def _worst_share(kernels: Sequence[Row]) -> str:
+    worst = min(kernels, key=lambda kernel: float(kernel["rate"] / kernel["limit"]))
+    return f"{worst['rate'] / worst['limit']:.0%} ({worst['what']}, {worst['threads']} threads)"
+
+
+def _policies(replays: Sequence[Row]) -> str:
+    return "; ".join(f"{r['policy']} {r['hit_rate']:.1%} at {r['share']:.0%}" for r in replays)
+
+
+def read_rows(results: Path) -> dict[str, list[Row]]:
+    """The lines of every file *.jsonl in a folder, by verb, oldest first. Raises UsageError."""
+    rows: dict[str, list[Row]] = {}
+    for file in sorted(results.glob("*.jsonl")):
+        with storage_errors("cannot read", file):
+            lines = file.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            row = _parse(line, f"{file}, line {number}")
+            rows.setdefault(row["verb"], []).append(row)
+    if not rows:
+        raise UsageError("nothing is recorded here", where=results)
+    return {verb: sorted(found, key=lambda row: str(row["time"])) for verb, found in rows.items()}
+
+
+def _parse(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UsageError("not JSON", where=where, got=line[:80]) from error
+    if not isinstance(row, dict) or row.get("schema") != SCHEMA or "verb" not in row:
+        expected = f'an object with "schema": {SCHEMA} and a verb'
+        raise UsageError("not a recorded line", where=where, expected=expected, got=line[:80])
+    return row
+
+
+def write_report(results: Path, out: Path) -> Path:
+    """Write the page (and, with matplotlib, plots as PNG beside it) -> the page's path."""
+    rows = read_rows(results)
+    plots = draw_plots(rows)
+    with storage_errors("cannot write", out):
+        out.mkdir(parents=True, exist_ok=True)
+        for verb, png in plots.items():
+            (out / f"{verb}.png").write_bytes(png)
+        (out / PAGE).write_text(render(rows, plots), encoding="utf-8")
+    return out / PAGE
+
+
+def render(rows: Mapping[str, Sequence[Row]], plots: Mapping[str, bytes]) -> str:
+    """The page."""
+    parts = [_section(verb, found, plots.get(verb)) for verb, found in rows.items()]
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>flashmoe bench</title>\n'
+        f"<style>{_STYLE}</style>\n<h1>flashmoe bench</h1>\n{''.join(parts)}</html>\n"
+    )
+
+
+def _section(verb: str, rows: Sequence[Row], plot: bytes | None) -> str:
+    columns = _COLUMNS.get(verb, _OTHERS)
+    head = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(column.cell(row))}</td>" for column in columns) + "</tr>\n"
+        for row in rows
+    )
+    table = f"<table>\n<tr>{head}</tr>\n{body}</table>\n"
+    return f"<h2>{escape(verb)}</h2>\n{_image(verb, plot)}{table}"
+
+
+def _image(verb: str, png: bytes | None) -> str:
+    if png is None:
+        return ""
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{escape(verb)}" src="data:image/png;base64,{data}">\n'

@@ -1,0 +1,48 @@
+"""Options that the verbs of `flashmoe bench` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flashmoe.errors import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, the recorded line.")]
+Results = Annotated[
+    Path | None,
+    typer.Option(
+        "--results", metavar="FILE", help="Where to append the line; default: the checkout's."
+    ),
+]
+NoRecord = Annotated[bool, typer.Option("--no-record", help="Append nothing.")]
+Ram = Annotated[
+    str | None, typer.Option("--ram", metavar="SIZE", help="Hard memory limit, as 3G or 25%.")
+]
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", metavar="SIZE", help="Memory for experts: auto, all, 0 or as 2G."),
+]
+Threads = Annotated[int | None, typer.Option("--threads", help="Kernel threads.")]
+Experts = Annotated[
+    int | None,
+    typer.Option("--experts", metavar="K", help="Experts per token, fewer than the model's own."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of the token ids.")]
+
+
+def engine_settings(**given: object) -> dict[str, Any]:
+    """Settings of flashmoe.load: those that the user gave, else those of the environment."""
+    from flashmoe.settings import environment
+
+    return environment() | {name: value for name, value in given.items() if value is not None}
+
+
+def integers(text: str, option: str) -> list[int]:
+    """ "1,2,3" -> [1, 2, 3]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        expected = "numbers with commas between them"
+        raise UsageError("not numbers", where=option, expected=expected, got=text) from error

@@ -1,0 +1,72 @@
+"""What the verbs of `flashmoe bench` do with a measurement: show it, record it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from flashmoe.bench.record import Measurement, append, results_file
+from flashmoe.cli.terminal import StatusLine
+
+
+def finish(
+    measurement: Measurement, text: str, *, as_json: bool, results: Path | None, no_record: bool
+) -> None:
+    """Print text, or the row as JSON; append the row to its file."""
+    row = measurement.row()
+    print(json.dumps(row) if as_json else text)
+    if no_record:
+        return
+    file = results or results_file(measurement.verb, Path.cwd())
+    if file is None:
+        hint = "not recorded: this is no checkout of flashmoe (--results FILE records it)"
+        print(f"flashmoe: {hint}", file=sys.stderr)
+        return
+    append(row, file)
+
+
+@contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """A line on the terminal that says what is being measured."""
+    line = StatusLine(sys.stderr)
+    try:
+        yield line.show
+    finally:
+        line.clear()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as need be: the first to the left, the others to the right."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    )
+
+
+def percent(share: float | None) -> str:
+    """0.123 -> 12.3%; None -> -."""
+    return "-" if share is None else f"{share:.1%}"
+
+
+def gb_per_s(rate: float | None) -> str:
+    """Bytes per second -> 1.23 GB/s; None -> -."""
+    return "-" if rate is None else f"{rate / 1e9:.2f} GB/s"
+
+
+def spread_text(spread: Mapping[str, float], unit: str) -> str:
+    """12.3 tok/s (11.9 to 12.8)."""
+    return f"{spread['median']:.2f} {unit} ({spread['min']:.2f} to {spread['max']:.2f})"
+
+
+def phase_text(phases: Mapping[str, float]) -> str:
+    """Phases in ms, the longest first."""
+    ordered = sorted(phases.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {value:.2f}" for name, value in ordered)
