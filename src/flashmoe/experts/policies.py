@@ -147,7 +147,7 @@ POLICIES: Final[Mapping[str, Callable[[int], Policy]]] = {
     "lru": lambda slots: Lru(),
     "lfu": lambda slots: Lfu(),
     "lfru": lambda slots: Lfru(half_life=2 * slots),
-    "slru": lambda slots: Slru(protected=max(1, slots * 4 // 5)),
+    "slru": lambda slots: Slru(protected=max(1, slots // 2)),
     "random": lambda slots: RandomOrder(),
 }
 """A fresh policy by name, for a cache of so many slots."""
