@@ -71,7 +71,7 @@ serve({"echo": echo})
 
 def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
     body = "def echo(request, emit):\n import no_such_package\nserve({'echo': echo})"
-    with pytest.raises(UsageError, match="no_such_package.*flashmoe\\[compare\\]"):
+    with pytest.raises(UsageError, match=r"no_such_package.*flashmoe\[compare\]"):
         call(tmp_path, body)
 
 

@@ -31,9 +31,11 @@ def made_up_tree(root: Path) -> Path:
 
 def test_a_system_that_makes_no_group_is_a_clear_error(tmp_path: Path) -> None:
     group = made_up_tree(tmp_path)
-    with pytest.raises(UsageError, match="cannot make a memory cgroup") as caught:
-        with memory_group(1 << 30, tmp_path):
-            pytest.fail("there is no such group")
+    with (
+        pytest.raises(UsageError, match="cannot make a memory cgroup") as caught,
+        memory_group(1 << 30, tmp_path),
+    ):
+        pytest.fail("there is no such group")
     assert str(group) in str(caught.value)
     assert list(group.iterdir()) == []
 
@@ -53,9 +55,16 @@ def test_a_group_of_this_system() -> None:
 def test_read_ahead_is_put_back_after_an_error(tmp_path: Path) -> None:
     setting = tmp_path / "read_ahead_kb"
     setting.write_text("8192\n")
-    with pytest.raises(KeyError), read_ahead(setting):
-        assert setting.read_text() == "128"
-        raise KeyError
+    seen = []
+
+    def fail() -> None:
+        with read_ahead(setting):
+            seen.append(setting.read_text())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert seen == ["128"]
     assert setting.read_text() == "8192\n"
 
 

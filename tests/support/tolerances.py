@@ -61,6 +61,6 @@ ROUNDED = 1e-6
 # The eps of the delta rule's key norm, against a key of squared length near 8 without it.
 NORM_EPS = 1e-5
 
-# Spread of quantised normal weights beside the one that was asked for: Q4_0 adds about 2 % of noise,
-# and the slices of a tiny tensor are samples of a few thousand.
+# Spread of quantised normal weights beside the one that was asked for: Q4_0 adds about 2 % of
+# noise, and the slices of a tiny tensor are samples of a few thousand.
 QUANTIZED_SPREAD = 0.1

@@ -176,12 +176,20 @@ class _Comparison:
     ) -> dict[str, Any]:
         """What the ratios rest on."""
         return {
-            "twins": {f"{name}_bytes": nbytes for name, nbytes in self._twins.sizes.items()},
+            "twins": {
+                "pack": self._twins.pack.name,
+                "gguf": self._twins.gguf.name,
+                "bytes": self._twins.sizes,
+            },
             "rows": [self._row_details(row, pairs[row.name]) for row in self._options.rows],
             "peer_trials": self._trials.rows(),
             "peer_read_ahead_kb": self._read_ahead_kb(),
             "peer_routing": {"tokens": ROUTING_TOKENS, "distinct_experts": distinct},
-            "rates": [meter.rates.row() | {"depth": meter.readers} for meter in self._meters],
+            "rates": [
+                meter.rates.row() | {"depth": meter.readers}
+                for meter in self._meters
+                if meter.rates.disk
+            ],
         }
 
     def _row_details(self, row: Row, pairs: list[tuple[Run, Run]]) -> dict[str, Any]:

@@ -36,9 +36,10 @@ def compare(
 
     from flashmoe.bench.compare.measure import CompareOptions, measure_comparison
     from flashmoe.bench.compare.rows import chosen_rows
-    from flashmoe.bench.record import Measurement
+    from flashmoe.bench.record import Measurement, model_facts
     from flashmoe.cli.bench.output import finish, status
     from flashmoe.ops.threads import default_threads
+    from flashmoe.store.packed import PackedModel
 
     options = CompareOptions(
         folder=folder,
@@ -52,11 +53,12 @@ def compare(
     )
     with status() as show:
         figures = measure_comparison(options, show)
+    pack = PackedModel.open(folder / figures["details"]["twins"]["pack"])
     measurement = Measurement(
         "compare",
         figures,
         data=folder,
-        model={"shape": shape, "layers": layers},
+        model=model_facts(pack),
         options={"threads": options.threads, "pairs": pairs, "only": only, "seed": seed},
     )
     text = dumps(figures) if json else _as_text(figures)
