@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.bench.replay import NAMES, OPTIMUM, replay, replay_all
@@ -122,6 +122,7 @@ def visits_of(width: int) -> st.SearchStrategy[list[Visit]]:
     return st.lists(visit, min_size=1, max_size=25)
 
 
+@settings(deadline=None)
 @given(visits_of(width=3), st.integers(3, 7))
 def test_no_policy_beats_belady(visits: list[Visit], slots: int) -> None:
     replays = {found.policy: found for found in replay_all(trace_of(*visits), [slots])}
@@ -130,6 +131,7 @@ def test_no_policy_beats_belady(visits: list[Visit], slots: int) -> None:
     assert best.misses >= best.first_uses
 
 
+@settings(deadline=None)
 @given(visits_of(width=2).map(lambda visits: visits[:8]), st.integers(2, 4))
 def test_belady_is_the_optimum(visits: list[Visit], slots: int) -> None:
     """Against every choice of evictions there is."""
@@ -151,6 +153,7 @@ def fewest_misses(visits: list[Visit], slots: int) -> int:
     return min(reached.values())
 
 
+@settings(deadline=None)
 @given(visits_of(width=3))
 def test_a_cache_for_everything_misses_first_uses_only(visits: list[Visit]) -> None:
     for found in replay_all(trace_of(*visits), [EXPERTS * LAYERS]):

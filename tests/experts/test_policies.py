@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.experts.policies import POLICIES, Lfru, Lfu, RandomOrder, RankOrder, Slru
@@ -67,6 +67,7 @@ def test_rank_order_moves_and_removes() -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
+@settings(deadline=None)
 @given(events=EVENTS)
 def test_every_policy_knows_what_was_used_and_not_forgotten(
     name: str, events: list[tuple[Key, bool]]
@@ -84,6 +85,7 @@ def test_every_policy_knows_what_was_used_and_not_forgotten(
         assert set(coldest) == known
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(KEYS), max_size=60), st.floats(0.5, 50))
 def test_lfru_ranks_by_faded_counts(uses: list[Key], half_life: float) -> None:
     faded = dict.fromkeys(uses, 0.0)
@@ -96,6 +98,7 @@ def test_lfru_ranks_by_faded_counts(uses: list[Key], half_life: float) -> None:
     assert all(a <= b * (1 + 1e-9) for a, b in pairwise(counts))
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(KEYS), max_size=60))
 def test_a_short_half_life_is_lru(uses: list[Key]) -> None:
     assert order(Lfru(half_life=0.5), tuple(uses)) == order(Lru(), tuple(uses))

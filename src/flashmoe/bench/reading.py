@@ -1,4 +1,4 @@
-"""How long the disk was at work: from the start of a layer's reads until the last has landed."""
+"""How long reads were under way: from the start of a layer's reads until the last is taken."""
 
 from __future__ import annotations
 

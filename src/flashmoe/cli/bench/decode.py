@@ -37,7 +37,7 @@ def decode(
     results: Results = None,
     no_record: NoRecord = False,
 ) -> None:
-    """Decode tokens per second, bytes per token, hit rate, and the bound of the machine."""
+    """Decode speed, hit rate, bytes per token, the bound."""
     from flashmoe.bench.decode import DecodeOptions, measure_decode
     from flashmoe.bench.record import Measurement, model_facts
     from flashmoe.cli.bench.output import finish, status

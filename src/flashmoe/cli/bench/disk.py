@@ -26,7 +26,7 @@ def disk(
     results: Results = None,
     no_record: NoRecord = False,
 ) -> None:
-    """Block size x reads in flight x direct or buffered x page size.
+    """Read speed by block size, depth, kind and pages.
 
     Of a model, its experts' files; the default block sizes then include that of its experts.
     """

@@ -18,7 +18,10 @@ def kernels(
     results: Results = None,
     no_record: NoRecord = False,
 ) -> None:
-    """GB/s and GOP/s of the matrix kernels beside the machine's own, measured in turns."""
+    """GB/s and GOP/s of kernels beside the machine's own.
+
+    Kernel and limit take turns, on weights that no cache holds.
+    """
     from dataclasses import asdict
 
     from flashmoe import _native

@@ -29,7 +29,7 @@ def policies(
     results: Results = None,
     no_record: NoRecord = False,
 ) -> None:
-    """Replay a trace against every eviction policy and Belady's optimum."""
+    """Hit rates of eviction policies on a routing trace."""
     from flashmoe.bench.record import Measurement
     from flashmoe.bench.replay import replay_all
     from flashmoe.bench.traces import read_trace

@@ -34,7 +34,7 @@ def prefill(
     results: Results = None,
     no_record: NoRecord = False,
 ) -> None:
-    """Prefill tokens per second, time to the first token, bytes read."""
+    """Prefill speed and time to the first token."""
     from flashmoe.bench.prefill import PrefillOptions, measure_prefill
     from flashmoe.bench.record import Measurement, model_facts
     from flashmoe.cli.bench.output import finish, status

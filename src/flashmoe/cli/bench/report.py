@@ -17,7 +17,10 @@ def report(
         typer.Option(metavar="DIR", help="Folder of *.jsonl; default: the checkout's."),
     ] = None,
 ) -> None:
-    """Write recorded lines as one HTML page: tables, and plots where matplotlib is installed."""
+    """One HTML page of all recorded lines.
+
+    With plots where matplotlib is installed.
+    """
     from flashmoe.bench.record import RESULTS, checkout
     from flashmoe.bench.report import write_report
     from flashmoe.errors import UsageError
