@@ -241,11 +241,8 @@ def run(request: Request, emit: Emit) -> dict[str, Any]:
     engine = Llama(request)
     load_seconds = time.perf_counter() - start
     emit("progress", "llama.cpp: warming up")
-    # One prompt does: the weights are in memory as soon as the model is loaded.
-    for ids in request["fill"][:1]:
-        engine.feed(ids)
+    # Its weights are in memory as soon as the model is loaded: it needs no prompts to fill it.
     feed = engine.feed if request["kind"] == "prefill" else engine.feed_singly
-    engine.restart()
     feed(request["warm_up"])
     if request["kind"] == "prefill":
         engine.restart()
