@@ -15,6 +15,9 @@ DEFAULT_READERS = 8
 PREFILL_CHUNKS = (512, 256, 128, 64)
 DEFAULT_CONTEXT = 4096
 
+# Names the interpreter that has the peer's packages, for `flashmoe bench compare` and its tests.
+PEER_PYTHON = "FLASHMOE_PEER_PYTHON"
+
 Verify = Literal["first", "always", "never"]
 
 

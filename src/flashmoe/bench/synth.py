@@ -25,7 +25,7 @@ from flashmoe.models.specs import ExpertsSpec, VectorSpec, WeightSpecs
 from flashmoe.quant.layout import to_bf16
 
 # Weights in the block that all tensors are cut from.
-_BLOCK_WEIGHTS = 1 << 23
+BLOCK_WEIGHTS = 1 << 23
 _BF16_BYTES = 2
 
 
@@ -49,8 +49,8 @@ class SyntheticCheckpoint:
         if constant is not None:
             bits = to_bf16(np.full(count, constant, dtype=np.float32))
         else:
-            begin = (zlib.crc32(tensor.name.encode()) + first) % _BLOCK_WEIGHTS
-            bits = _stretch(_normal_block(_variance_divisor(tensor), self._seed), begin, count)
+            begin = (zlib.crc32(tensor.name.encode()) + first) % BLOCK_WEIGHTS
+            bits = _stretch(_normal_block(variance_divisor(tensor), self._seed), begin, count)
         return np.ascontiguousarray(bits).view(np.uint8)
 
     def small_files(self, names: Sequence[str]) -> dict[str, bytes]:
@@ -75,7 +75,7 @@ class SyntheticCheckpoint:
         self.close()
 
 
-def _variance_divisor(tensor: Tensor) -> int:
+def variance_divisor(tensor: Tensor) -> int:
     """1 / variance. What layers add must stay small beside the embedding: random attention gives
     every token the same average, and if that dominates, all tokens are routed alike."""
     if tensor.name.endswith("embed_tokens.weight"):
@@ -88,7 +88,7 @@ def _variance_divisor(tensor: Tensor) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _normal_block(variance_divisor: int, seed: int) -> NDArray[np.uint16]:
-    block = np.random.default_rng(seed).standard_normal(_BLOCK_WEIGHTS, dtype=np.float32)
+    block = np.random.default_rng(seed).standard_normal(BLOCK_WEIGHTS, dtype=np.float32)
     return to_bf16(block / np.float32(variance_divisor**0.5))
 
 
@@ -129,13 +129,19 @@ def _tensor(name: str, path: Path, shape: tuple[int, ...]) -> Tensor:
     return Tensor(name, path, "BF16", shape, 0, _BF16_BYTES * int(np.prod(shape)))
 
 
+def byte_tokens(vocab_size: int) -> list[str]:
+    """Tokens by id: one per byte, the others with names of their own."""
+    from tokenizers import pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return alphabet + [f"<{i}>" for i in range(len(alphabet), vocab_size)]
+
+
 def made_up_tokenizer(vocab_size: int) -> str:
     """tokenizer.json: one token per byte, the other ids filled with names of their own."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names = alphabet + [f"<{i}>" for i in range(len(alphabet), vocab_size)]
-    vocab = {name: i for i, name in enumerate(names)}
+    vocab = {name: i for i, name in enumerate(byte_tokens(vocab_size))}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

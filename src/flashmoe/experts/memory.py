@@ -14,6 +14,7 @@ _NO_LIMIT: Final = 2**60  # cgroup v1 writes "none" as a number near 2**63
 # memory.high does not kill, but slows down whoever is above it to a crawl.
 _V2_FILES: Final = ("memory.max", "memory.high")
 _V1_FILES: Final = ("memory.limit_in_bytes",)
+_PEAK_FILES: Final = {_V2_FILES: "memory.peak", _V1_FILES: "memory.max_usage_in_bytes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +87,37 @@ class _Hierarchy:
     files: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class GroupFolder:
+    """A memory cgroup, and the names of its files for the hard limit and the highest use."""
+
+    path: Path
+    limit_file: str
+    peak_file: str
+
+
+def group_folders(root: Path = Path("/")) -> Iterator[GroupFolder]:
+    """The process's memory cgroups and their parents, innermost first."""
+    for hierarchy, folder in _own_folders(root):
+        path = root / folder.relative_to("/")
+        yield GroupFolder(path, hierarchy.files[0], _PEAK_FILES[hierarchy.files])
+
+
 def _cgroup_limits(root: Path) -> Iterator[Limit]:
+    for hierarchy, folder in _own_folders(root):
+        for name in hierarchy.files:
+            nbytes = _read_limit(root / folder.relative_to("/") / name)
+            if nbytes is not None:
+                yield Limit(nbytes, f"cgroup limit {folder / name}")
+
+
+def _own_folders(root: Path) -> Iterator[tuple[_Hierarchy, PurePosixPath]]:
     own = _own_groups(root)
     for hierarchy in _hierarchies(root):
         group = own.get(hierarchy.files)
-        if group is None:
-            continue
-        for folder in _folders(hierarchy, group):
-            for name in hierarchy.files:
-                nbytes = _read_limit(root / folder.relative_to("/") / name)
-                if nbytes is not None:
-                    yield Limit(nbytes, f"cgroup limit {folder / name}")
+        if group is not None:
+            for folder in _folders(hierarchy, group):
+                yield hierarchy, folder
 
 
 def _own_groups(root: Path) -> dict[tuple[str, ...], PurePosixPath]:

@@ -1,0 +1,206 @@
+"""The comparison: rows of interleaved pairs, then ratios."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from flashmoe.bench.compare.child import Progress, peer_program
+from flashmoe.bench.compare.engines import (
+    CONTEXT_LENGTH,
+    Engine,
+    our_engine,
+    our_settings,
+    peer_engine,
+)
+from flashmoe.bench.compare.models import ROUTING_TOKENS, Twins, make_twins
+from flashmoe.bench.compare.rows import ROWS, Row, Run, bound_figures, ratio_figures
+from flashmoe.bench.compare.surroundings import (
+    USUAL_READ_AHEAD_KB,
+    limit_bytes,
+    read_ahead_file,
+    terminate_as_interrupt,
+)
+from flashmoe.bench.compare.trials import Settings, Trials
+from flashmoe.bench.decode import touched_bytes
+from flashmoe.bench.rates import RateMeter
+from flashmoe.bench.stretch import random_ids
+from flashmoe.errors import UsageError
+from flashmoe.experts.memory import read_system_memory
+from flashmoe.store.packed import PackedModel
+
+# The bound is measured where the cache misses most.
+_BOUND_ROW: Final = "decode_25"
+_DEPTHS: Final = (4, 8, 16)
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """rows: which. peer_python: interpreter that has the extra's packages."""
+
+    folder: Path
+    shape: str
+    layers: int | None
+    threads: int
+    pairs: int
+    peer_python: str
+    rows: Sequence[Row] = ROWS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "pairs"):
+            if getattr(self, name) < 1:
+                raise UsageError("must be at least 1", where=f"--{name}", got=getattr(self, name))
+
+
+def measure_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any]:
+    """The figures of `flashmoe bench compare`: a key per row, "bound_fraction" and "details"."""
+    with terminate_as_interrupt():
+        peer = peer_program(options.peer_python)
+        twins = make_twins(options.folder, options.shape, options.layers, peer, progress)
+        _check_memory(twins)
+        ours = our_engine(twins.pack, twins.pack_files, options.threads)
+        theirs = peer_engine(peer, twins.gguf, options.threads)
+        return _Comparison(options, twins, ours, theirs, progress).figures()
+
+
+def _check_memory(twins: Twins) -> None:
+    """The peer's trials need its model in memory, once in the page cache and once repacked."""
+    available, needed = read_system_memory().available, max(twins.sizes.values())
+    if available < 2 * needed:
+        raise UsageError(
+            "the models are too large for this machine's memory",
+            where="--layers",
+            expected=f"at most half of {available} bytes",
+            got=needed,
+        )
+
+
+class _Comparison:
+    def __init__(
+        self,
+        options: CompareOptions,
+        twins: Twins,
+        ours: Engine,
+        theirs: Engine,
+        progress: Progress,
+    ) -> None:
+        self._options, self._twins, self._progress = options, twins, progress
+        self._ours, self._theirs = ours, theirs
+        self._pack = PackedModel.open(twins.pack)
+        self._trials = Trials(self._try_out)
+        self._show = ""
+        self._meters = [
+            RateMeter(
+                files=sorted(set(self._pack.files)),
+                record_bytes=self._pack.manifest.experts.record_bytes,
+                readers=depth,
+                threads=options.threads,
+            )
+            for depth in _DEPTHS
+        ]
+
+    def figures(self) -> dict[str, Any]:
+        distinct = self._routing()
+        pairs = {row.name: list(self._pairs(row)) for row in self._options.rows}
+        figures: dict[str, Any] = {name: ratio_figures(runs) for name, runs in pairs.items()}
+        if _BOUND_ROW in pairs:
+            figures["bound_fraction"] = self._bound([ours for ours, _ in pairs[_BOUND_ROW]])
+        return {**figures, "details": self._details(pairs, distinct)}
+
+    def _pairs(self, row: Row) -> Iterator[tuple[Run, Run]]:
+        """Pairs of runs on the same tokens; who comes first alternates."""
+        settings = self._trials.best(row)
+        for number in range(self._options.pairs):
+            if row.name == _BOUND_ROW:
+                self._progress("measuring disk and memory")
+                for meter in self._meters:
+                    meter.sample()
+            self._show = f"{row.name}, pair {number + 1} of {self._options.pairs}: "
+            seed = self._options.seed + number
+            if number % 2 == 0:
+                own = self._run(self._ours, row, seed, our_settings(row))
+                yield own, self._run(self._theirs, row, seed, settings)
+            else:
+                peer = self._run(self._theirs, row, seed, settings)
+                yield self._run(self._ours, row, seed, our_settings(row)), peer
+
+    def _run(self, engine: Engine, row: Row, seed: int, settings: Settings) -> Run:
+        limit = self._limit(row)
+        vocab_size = self._twins.config["vocab_size"]
+        load = os.getloadavg()[0]
+        run = engine.run(row, seed, limit, settings, vocab_size, self._say)
+        return {**run, "load_before": load}
+
+    def _try_out(self, row: Row, settings: Settings) -> Run:
+        self._show = f"trying {settings}: "
+        return self._run(self._theirs, row, self._options.seed, settings)
+
+    def _say(self, text: str) -> None:
+        self._progress(self._show + text)
+
+    def _limit(self, row: Row) -> int | None:
+        """Of the larger file, so that neither engine gets less than the share of its own."""
+        if row.share is None:
+            return None
+        return limit_bytes(row.share, max(self._twins.sizes.values()))
+
+    def _routing(self) -> list[int]:
+        """Experts that each layer of the twin uses in llama.cpp."""
+        config = self._twins.config
+        request = {
+            "model": str(self._twins.gguf),
+            "threads": self._options.threads,
+            "context_length": CONTEXT_LENGTH,
+            "settings": {"memory": "mmap", "flash_attention": True},
+            "experts_per_token": config["num_experts_per_tok"],
+            "ids": random_ids(config["vocab_size"], ROUTING_TOKENS, self._options.seed),
+        }
+        self._progress("llama.cpp: does routing spread?")
+        found: list[int] = self._theirs.program.call("routing", request, self._progress)["distinct"]
+        return found
+
+    def _bound(self, runs: Sequence[Run]) -> dict[str, Any]:
+        meter = max(self._meters, key=lambda meter: median(meter.rates.disk))
+        touched = touched_bytes(self._pack, self._twins.config["num_experts_per_tok"])
+        disk, memory = median(meter.rates.disk), median(meter.rates.memory)
+        figures = bound_figures(runs, touched, disk, memory)
+        return figures | {"block_bytes": meter.record_bytes, "depth": meter.readers}
+
+    def _details(
+        self, pairs: dict[str, list[tuple[Run, Run]]], distinct: list[int]
+    ) -> dict[str, Any]:
+        """What the ratios rest on."""
+        return {
+            "twins": {
+                "pack": self._twins.pack.name,
+                "gguf": self._twins.gguf.name,
+                "bytes": self._twins.sizes,
+            },
+            "rows": [self._row_details(row, pairs[row.name]) for row in self._options.rows],
+            "peer_trials": self._trials.rows(),
+            "peer_read_ahead_kb": self._read_ahead_kb(),
+            "peer_routing": {"tokens": ROUTING_TOKENS, "distinct_experts": distinct},
+            "rates": [
+                meter.rates.row() | {"depth": meter.readers}
+                for meter in self._meters
+                if meter.rates.disk
+            ],
+        }
+
+    def _row_details(self, row: Row, pairs: list[tuple[Run, Run]]) -> dict[str, Any]:
+        return {
+            "row": row.name,
+            "start": "warm" if row.in_memory else "cold: files dropped by posix_fadvise",
+            "limit_bytes": self._limit(row),
+            "warm_up_tokens": row.warm_up,
+            "runs": [{"flashmoe": own, "peer": peer} for own, peer in pairs],
+        }
+
+    def _read_ahead_kb(self) -> int | None:
+        """What it was set to; None: it could not be set, so the disk's own was in force."""
+        return USUAL_READ_AHEAD_KB if read_ahead_file(self._twins.gguf) else None

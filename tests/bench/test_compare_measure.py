@@ -1,0 +1,119 @@
+"""The whole comparison on a tiny model, with a script in the peer's place."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flashmoe.bench import shapes
+from flashmoe.bench.compare import measure, peer
+from flashmoe.bench.compare.child import Program
+from flashmoe.bench.compare.measure import CompareOptions, measure_comparison
+from flashmoe.bench.compare.rows import chosen_rows
+from flashmoe.cli import make_app
+from flashmoe.errors import UsageError
+from tests.bench.compare_support import TINY
+
+_FAKE = f"""
+import sys
+sys.path.insert(0, {str(Path(peer.__file__).parent)!r})
+from peer import serve
+
+def write(plan, emit):
+    open(plan["path"], "wb").write(b"GGUF")
+    return {{"bytes": 4}}
+
+def run(request, emit):
+    emit("progress", "peer")
+    count = len(request["ids"])
+    rate = {{"mmap": 1, "read": 2, "repack": 4}}[request["settings"]["memory"]]
+    seconds = count / rate
+    return {{"tokens": count, "seconds": seconds, "disk_bytes": 0, "peak_bytes": 1}}
+
+def routing(request, emit):
+    return {{"distinct": [8, 7]}}
+
+sys.exit(serve({{"write": write, "run": run, "routing": routing}}))
+"""
+
+
+@pytest.fixture(autouse=True)
+def tiny_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
+    script = tmp_path / "peer.py"
+    script.write_text(_FAKE)
+    fake = Program("fake", [sys.executable, str(script)])
+    monkeypatch.setattr(measure, "peer_program", lambda python: fake)
+
+
+def options(folder: Path, only: str, **more: Any) -> CompareOptions:
+    given = {"shape": "tiny", "layers": None, "threads": 1, "pairs": 2, "peer_python": "python"}
+    return CompareOptions(folder=folder, rows=chosen_rows(only), **{**given, **more})
+
+
+def test_rows_in_memory(tmp_path: Path) -> None:
+    said: list[str] = []
+    figures = measure_comparison(options(tmp_path / "m", "decode_ram,prefill_ram"), said.append)
+    assert list(figures) == ["decode_ram", "prefill_ram", "details"]
+    for row in (figures["decode_ram"], figures["prefill_ram"]):
+        assert row["pairs"] == 2
+        assert row["peer_median"] == 4.0
+        assert row["ratio"] == pytest.approx(row["flashmoe_median"] / 4.0)
+    details = json.loads(json.dumps(figures["details"], allow_nan=False))
+    assert [row["start"] for row in details["rows"]] == ["warm", "warm"]
+    runs = [pair["flashmoe"] for row in details["rows"] for pair in row["runs"]]
+    assert [run["engine"]["bytes_read"] for run in runs] == [0, 0, 0, 0]
+    assert details["peer_routing"]["distinct_experts"] == [8, 7]
+
+
+def test_who_comes_first_alternates(tmp_path: Path) -> None:
+    said: list[str] = []
+    measure_comparison(options(tmp_path / "m", "decode_ram", pairs=3), said.append)
+    order = ["peer" if "peer" in text else "ours" for text in said if _starts_a_run(text)]
+    assert order == ["ours", "peer", "peer", "ours", "ours", "peer"]
+
+
+def _starts_a_run(text: str) -> bool:
+    return ", pair " in text and text.endswith((": peer", ": flashmoe: loading"))
+
+
+def test_models_are_made_once(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    measure_comparison(options(folder, "decode_ram", pairs=1), lambda text: None)
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    measure_comparison(options(folder, "decode_ram", pairs=1), lambda text: None)
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+    assert {file.name for file in folder.iterdir()} == {"tiny-2", "tiny-2.gguf"}
+
+
+def test_another_model_in_its_place_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "m"
+    measure_comparison(options(folder, "decode_ram", pairs=1), lambda text: None)
+    monkeypatch.setitem(shapes.SHAPES, "tiny", {**TINY, "rope_theta": 1e4})
+    with pytest.raises(UsageError, match="another model than asked for"):
+        measure_comparison(options(folder, "decode_ram"), lambda text: None)
+
+
+def test_numbers_that_make_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--pairs"):
+        options(tmp_path, "decode_ram", pairs=0)
+
+
+def test_the_verb_prints_one_object_and_records_the_line(tmp_path: Path) -> None:
+    lines = tmp_path / "lines.jsonl"
+    command = ["bench", "compare", "--shape", "tiny", "--layers", "1", "--threads", "1"]
+    command += ["--pairs", "1", "--dir", str(tmp_path / "m"), "--only", "decode_ram", "--json"]
+    result = CliRunner().invoke(make_app(), [*command, "--results", str(lines)])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert set(figures["decode_ram"]) >= {"ratio", "flashmoe_median", "peer_median", "pairs"}
+    line = json.loads(lines.read_text())
+    assert (line["verb"], line["figures"]) == ("compare", figures)
+    assert line["model"]["family"] == "qwen3_moe"
