@@ -53,6 +53,12 @@ class EngineSettings:
             )
 
 
+def plain_environment() -> dict[str, str]:
+    """The environment for a measured process: no setting of ours but the choice of kernels."""
+    kept = "FLASHMOE_ISA"
+    return {k: v for k, v in os.environ.items() if not k.startswith("FLASHMOE_") or k == kept}
+
+
 def environment() -> dict[str, object]:
     """Defaults from FLASHMOE_ISA, FLASHMOE_RAM, FLASHMOE_CACHE, FLASHMOE_THREADS."""
     found: dict[str, object] = {}

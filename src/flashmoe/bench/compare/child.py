@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import tempfile
@@ -14,6 +13,7 @@ from typing import IO, Any, Final
 
 from flashmoe.bench.compare.surroundings import MemoryGroup
 from flashmoe.errors import FlashMoeError, UsageError
+from flashmoe.settings import plain_environment
 
 Progress = Callable[[str], None]
 
@@ -52,7 +52,7 @@ class Program:
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     text=True,
-                    env=_environment(),
+                    env=plain_environment(),
                 )
             except OSError as error:
                 raise UsageError(
@@ -76,12 +76,6 @@ class Program:
             hint = "It was killed: out of memory under this limit?"
         got = value if event == "error" else f"exit status {status}"
         raise FlashMoeError("the engine failed", where=self.name, got=got, hint=hint)
-
-
-def _environment() -> dict[str, str]:
-    """Ours, without settings of flashmoe that would change what is compared; kernels may be."""
-    kept = "FLASHMOE_ISA"
-    return {k: v for k, v in os.environ.items() if not k.startswith("FLASHMOE_") or k == kept}
 
 
 def _converse(

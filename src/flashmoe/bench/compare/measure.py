@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -31,6 +31,7 @@ from flashmoe.bench.rates import RateMeter
 from flashmoe.bench.stretch import random_ids
 from flashmoe.errors import UsageError
 from flashmoe.experts.memory import read_system_memory
+from flashmoe.ops.threads import default_threads
 from flashmoe.store.packed import PackedModel
 
 # The bound is measured where the cache misses most.
@@ -45,11 +46,11 @@ class CompareOptions:
     folder: Path
     shape: str
     layers: int | None
-    threads: int
     pairs: int
     peer_python: str
     rows: Sequence[Row] = ROWS
     seed: int = 0
+    threads: int = field(default_factory=default_threads)
 
     def __post_init__(self) -> None:
         for name in ("threads", "pairs"):

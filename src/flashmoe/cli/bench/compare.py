@@ -38,18 +38,17 @@ def compare(
     from flashmoe.bench.compare.rows import chosen_rows
     from flashmoe.bench.record import Measurement, model_facts
     from flashmoe.cli.bench.output import finish, status
-    from flashmoe.ops.threads import default_threads
     from flashmoe.store.packed import PackedModel
 
     options = CompareOptions(
         folder=folder,
         shape=shape,
         layers=layers,
-        threads=threads or default_threads(),
         pairs=pairs,
         peer_python=peer_python,
         rows=chosen_rows(only),
         seed=seed,
+        **({} if threads is None else {"threads": threads}),
     )
     with status() as show:
         figures = measure_comparison(options, show)
