@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 import weakref
@@ -247,7 +248,7 @@ def test_stats_add_up(model: Model, prompt_tokens: int) -> None:
     assert {*stats.phase_seconds, *stats.prefill_phase_seconds} <= {*PHASES}
     assert stats.time_to_first_token > 0
     assert stats.prefill_seconds < stats.time_to_first_token
-    assert stats.isa == _native.available_isas()[-1]
+    assert stats.isa == os.environ.get("FLASHMOE_ISA", _native.available_isas()[-1])
 
 
 def test_the_last_token_of_a_prompt_is_no_decode_step(model: Model) -> None:

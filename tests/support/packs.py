@@ -17,7 +17,7 @@ from flashmoe.experts.source import Reader
 from flashmoe.loading import load_model
 from flashmoe.ops.base import Ops
 from flashmoe.ops.cpu import CpuOps
-from flashmoe.settings import EngineSettings
+from flashmoe.settings import EngineSettings, environment
 from tests.support.tiny_checkpoints import Tensors, round_to_bf16, write_checkpoint
 
 VOCAB = 300
@@ -65,7 +65,7 @@ def load_with(
     **settings: Any,
 ) -> Model:
     """flashmoe.load with another reader or backend."""
-    chosen = EngineSettings(**settings)
+    chosen = EngineSettings(**{**environment(), **settings})
     return Model(load_model(path, chosen, make_ops=make_ops, make_reader=make_reader))
 
 
