@@ -122,5 +122,6 @@ def test_timed_figures() -> None:
     figures = peer.timed(lambda: None, 7)
     assert figures["tokens"] == 7
     assert figures["seconds"] >= 0
+    assert figures["cpu_seconds"] >= 0
     assert figures["disk_bytes"] >= 0
     assert peer.peak_bytes() > 0

@@ -81,9 +81,10 @@ def test_limits_are_whole_pages() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_requests_are_seeded_and_sized(row: Row) -> None:
-    request = make_request(row, seed=3, vocab_size=100)
-    assert request == make_request(row, seed=3, vocab_size=100)
-    assert request["ids"] != make_request(row, seed=4, vocab_size=100)["ids"]
+    request = make_request(row, {"memory": "mmap"}, vocab_size=100, seed=3)
+    ours = make_request(row, {"cache": "all"}, vocab_size=100, seed=3)
+    assert request == {**ours, "settings": {"memory": "mmap"}}
+    assert request["ids"] != make_request(row, {}, vocab_size=100, seed=4)["ids"]
     assert (len(request["warm_up"]), len(request["ids"])) == (row.warm_up, row.tokens)
     assert bool(request["fill"]) == row.in_memory
     assert row.warm_up + row.tokens <= request["context_length"]

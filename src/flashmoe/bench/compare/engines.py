@@ -28,8 +28,11 @@ _OURS: Final = Program("flashmoe", [sys.executable, "-m", "flashmoe.bench.compar
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine and its model. usual_read_ahead: run with the kernel's usual
-    read-ahead, as some disks come with one that reads far more than was asked for."""
+    """An engine and its model.
+
+    usual_read_ahead: run with the kernel's usual read-ahead. Some disks come with a longer one,
+    that reads far more than a page fault asks for.
+    """
 
     program: Program
     model: Path
@@ -37,27 +40,17 @@ class Engine:
     threads: int
     usual_read_ahead: bool = False
 
-    def run(
-        self,
-        row: Row,
-        seed: int,
-        limit: int | None,
-        settings: dict[str, Any],
-        vocab_size: int,
-        progress: Progress,
-    ) -> Run:
-        """One run of a row in a process of its own, in a group of `limit` bytes if there is one."""
-        request = {
-            "model": str(self.model),
-            "threads": self.threads,
-            "settings": settings,
-            **make_request(row, seed, vocab_size),
-        }
+    def run(self, row: Row, request: dict[str, Any], limit: int | None, progress: Progress) -> Run:
+        """One run of a row in a process of its own, in a group of `limit` bytes if there is one.
+
+        request: from make_request.
+        """
+        request = {**request, "model": str(self.model), "threads": self.threads}
         with self._surroundings(row, limit) as group:
             run = self.program.call("run", request, progress, group)
             peak = None if group is None else group.peak_bytes()
         # The group's figure counts the page cache that the engine lives on.
-        return {**run, "peak_bytes": peak or run["peak_bytes"], "settings": settings}
+        return {**run, "peak_bytes": peak or run["peak_bytes"], "settings": request["settings"]}
 
     @contextmanager
     def _surroundings(self, row: Row, limit: int | None) -> Iterator[MemoryGroup | None]:
@@ -84,13 +77,14 @@ def our_settings(row: Row) -> dict[str, Any]:
     return {"cache": "all" if row.in_memory else "auto"}
 
 
-def make_request(row: Row, seed: int, vocab_size: int) -> dict[str, Any]:
-    """What both engines get for a row: token ids, seeded."""
+def make_request(row: Row, settings: dict[str, Any], vocab_size: int, seed: int) -> dict[str, Any]:
+    """What an engine gets for a row: its own settings; else the same as the other, seeded ids."""
     count = row.warm_up + row.tokens
     ids = random_ids(vocab_size, count, seed)
     fills = range(_FILL_PROMPTS if row.in_memory else 0)
     return {
         "kind": row.kind,
+        "settings": settings,
         "context_length": CONTEXT_LENGTH,
         "fill": [random_ids(vocab_size, PROMPT_TOKENS, seed + 1000 + n) for n in fills],
         "warm_up": ids[: row.warm_up],

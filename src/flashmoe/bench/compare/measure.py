@@ -13,6 +13,7 @@ from flashmoe.bench.compare.child import Progress, peer_program
 from flashmoe.bench.compare.engines import (
     CONTEXT_LENGTH,
     Engine,
+    make_request,
     our_engine,
     our_settings,
     peer_engine,
@@ -131,10 +132,9 @@ class _Comparison:
                 yield self._run(self._ours, row, seed, our_settings(row)), peer
 
     def _run(self, engine: Engine, row: Row, seed: int, settings: Settings) -> Run:
-        limit = self._limit(row)
-        vocab_size = self._twins.config["vocab_size"]
+        request = make_request(row, settings, self._twins.config["vocab_size"], seed)
         load = os.getloadavg()[0]
-        run = engine.run(row, seed, limit, settings, vocab_size, self._say)
+        run = engine.run(row, request, self._limit(row), self._say)
         return {**run, "load_before": load}
 
     def _try_out(self, row: Row, settings: Settings) -> Run:

@@ -67,10 +67,14 @@ def peak_bytes() -> int:
 
 def timed(work: Callable[[], None], tokens: int) -> dict[str, Any]:
     """Run work -> the figures that both engines report."""
-    read, start = read_bytes(), time.perf_counter()
+    read, cpu, start = read_bytes(), time.process_time(), time.perf_counter()
     work()
-    seconds = time.perf_counter() - start
-    return {"tokens": tokens, "seconds": seconds, "disk_bytes": read_bytes() - read}
+    return {
+        "tokens": tokens,
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
+        "disk_bytes": read_bytes() - read,
+    }
 
 
 # The twin.
