@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flashmoe.bench.compare.surroundings import (
+    alone,
     drop_from_page_cache,
     memory_group,
     read_ahead,
@@ -83,6 +84,14 @@ def test_a_partition_shares_the_queue_of_its_disk(tmp_path: Path) -> None:
     numbers.mkdir(parents=True)
     (numbers / f"{os.major(device)}:{os.minor(device)}").symlink_to(disk / "vda1")
     assert read_ahead_file(tmp_path, root=tmp_path) == disk / "queue/read_ahead_kb"
+
+
+def test_one_comparison_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    with alone(folder), pytest.raises(UsageError, match="another comparison"), alone(folder):
+        pytest.fail("two at once")
+    with alone(folder):
+        pass
 
 
 def test_dropping_files(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from flashmoe.bench.compare.models import ROUTING_TOKENS, Twins, make_twins
 from flashmoe.bench.compare.rows import ROWS, Row, Run, bound_figures, ratio_figures
 from flashmoe.bench.compare.surroundings import (
     USUAL_READ_AHEAD_KB,
+    alone,
     limit_bytes,
     read_ahead_file,
     terminate_as_interrupt,
@@ -61,7 +62,7 @@ class CompareOptions:
 
 def measure_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any]:
     """The figures of `flashmoe bench compare`: a key per row, "bound_fraction" and "details"."""
-    with terminate_as_interrupt():
+    with terminate_as_interrupt(), alone(options.folder):
         peer = peer_program(options.peer_python)
         twins = make_twins(options.folder, options.shape, options.layers, peer, progress)
         _check_memory(twins)

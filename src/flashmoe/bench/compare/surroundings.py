@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -139,6 +140,27 @@ def read_ahead(file: Path | None, kilobytes: int = USUAL_READ_AHEAD_KB) -> Itera
         yield
     finally:
         file.write_text(before)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuse a second comparison with the same models: the two would measure each other, and each
+    would put back the other's read-ahead. Raises UsageError."""
+    with storage_errors("cannot be opened", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _lock(fd, folder)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, folder: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError("another comparison is running", where=folder) from error
 
 
 @contextmanager
