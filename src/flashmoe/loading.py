@@ -178,7 +178,8 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
 
 
 def _read_config(pack: PackedModel, family: ModuleType) -> Any:
-    found = family_name(pack.config)
+    raw = pack.config
+    found = family_name(raw)
     if found != pack.manifest.family:
         raise PackError(
             "the pack contradicts its config",
@@ -186,7 +187,7 @@ def _read_config(pack: PackedModel, family: ModuleType) -> Any:
             expected=found,
             got=pack.manifest.family,
         )
-    return family.read_config(pack.config)
+    return family.read_config(raw)
 
 
 def _largest_chunk(budget: Callable[[int], Budget]) -> tuple[int, Budget]:

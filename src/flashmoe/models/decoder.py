@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from flashmoe.layers.attention import AttentionWeights
 from flashmoe.layers.moe import RoutedExperts, SparseMoe
 from flashmoe.layers.rope import RotaryTable
 from flashmoe.layers.state import Batch, DeltaState, KvCache, SequenceState, Step
@@ -25,6 +26,19 @@ class Weights:
 
     matrices: Mapping[str, Matrix]
     vectors: Mapping[str, Floats]
+
+
+def attention_weights(weights: Weights, prefix: str) -> AttentionWeights:
+    """The weights of an attention layer whose pack names begin with prefix."""
+    m, v = weights.matrices, weights.vectors
+    return AttentionWeights(
+        q_proj=m[prefix + "q_proj"],
+        k_proj=m[prefix + "k_proj"],
+        v_proj=m[prefix + "v_proj"],
+        o_proj=m[prefix + "o_proj"],
+        q_norm=v[prefix + "q_norm"],
+        k_norm=v[prefix + "k_norm"],
+    )
 
 
 class Mixer(Protocol):
@@ -88,3 +102,18 @@ class Decoder:
             rows = slice(begin, begin + HEAD_ROWS)
             (logits[rows],) = ops.linear(ops.rms_norm(h[rows], self.norm, self.eps), self.lm_head)
         return logits
+
+
+def assemble(
+    config: Any, weights: Weights, layers: tuple[DecoderLayer, ...], rope: RotaryTable
+) -> Decoder:
+    """A decoder of these layers; config: any family's, for tie_word_embeddings and rms_norm_eps."""
+    m = weights.matrices
+    return Decoder(
+        embed_tokens=m["embed_tokens"],
+        layers=layers,
+        norm=weights.vectors["norm"],
+        lm_head=m["embed_tokens" if config.tie_word_embeddings else "lm_head"],
+        rope=rope,
+        eps=config.rms_norm_eps,
+    )

@@ -6,11 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader
-from flashmoe.layers.attention import Attention, AttentionWeights
+from flashmoe.layers.attention import Attention
 from flashmoe.layers.gated_delta import GatedDelta, GatedDeltaWeights
 from flashmoe.layers.moe import SharedExpert, SparseMoe
 from flashmoe.layers.rope import RotaryTable
-from flashmoe.models.decoder import Decoder, DecoderLayer, Mixer, Weights
+from flashmoe.models.decoder import (
+    Decoder,
+    DecoderLayer,
+    Mixer,
+    Weights,
+    assemble,
+    attention_weights,
+)
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import WeightSpecs
 
@@ -167,15 +174,9 @@ def _moe(specs: SpecList, stem: str, config: Config) -> None:
 
 def build(config: Config, weights: Weights) -> Decoder:
     """Assemble the model from its resident weights."""
-    m, v = weights.matrices, weights.vectors
-    return Decoder(
-        embed_tokens=m["embed_tokens"],
-        layers=tuple(_layer(n, config, weights) for n in range(config.num_hidden_layers)),
-        norm=v["norm"],
-        lm_head=m["embed_tokens" if config.tie_word_embeddings else "lm_head"],
-        rope=RotaryTable(config.rotary_dim, config.rope_theta),
-        eps=config.rms_norm_eps,
-    )
+    layers = tuple(_layer(n, config, weights) for n in range(config.num_hidden_layers))
+    rope = RotaryTable(config.rotary_dim, config.rope_theta)
+    return assemble(config, weights, layers, rope)
 
 
 def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
@@ -209,16 +210,8 @@ def _sparse_moe(n: int, config: Config, weights: Weights) -> SparseMoe:
 
 
 def _attention(n: int, config: Config, weights: Weights) -> Attention:
-    m, v, p = weights.matrices, weights.vectors, f"layers.{n}.self_attn."
     return Attention(
-        weights=AttentionWeights(
-            q_proj=m[p + "q_proj"],
-            k_proj=m[p + "k_proj"],
-            v_proj=m[p + "v_proj"],
-            o_proj=m[p + "o_proj"],
-            q_norm=v[p + "q_norm"],
-            k_norm=v[p + "k_norm"],
-        ),
+        weights=attention_weights(weights, f"layers.{n}.self_attn."),
         layer=n,
         num_heads=config.num_attention_heads,
         num_key_value_heads=config.num_key_value_heads,

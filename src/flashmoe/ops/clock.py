@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from time import perf_counter
-
 
 class PhaseClock:
     """Adds up seconds under the phase that is current. Layers name the phase, kernels report time.
@@ -21,15 +17,6 @@ class PhaseClock:
         """Book seconds under `phase` (default: the current one)."""
         name = phase or self.phase
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Book the time of the body under `phase`."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self.add(perf_counter() - start, phase)
 
     def take(self) -> dict[str, float]:
         """The seconds so far; the clock starts again from nothing."""
