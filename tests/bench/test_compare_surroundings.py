@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from flashmoe.bench.apart import drop_from_page_cache
 from flashmoe.bench.compare.surroundings import (
     alone,
-    drop_from_page_cache,
     memory_group,
     read_ahead,
     read_ahead_file,

@@ -140,7 +140,8 @@ def logit_biases(frequencies: Curve, chosen: int, seed: int = 0) -> Curve:
     noise = np.random.default_rng(seed).standard_normal((_TOKENS, len(frequencies)))
     for _ in range(_ROUNDS):
         biases = biases + _STEP * (wanted - _quantiles(_chosen_shares(biases + noise, chosen)))
-    return biases - biases.mean()
+    centred: Curve = biases - biases.mean()
+    return centred
 
 
 def _quantiles(frequencies: Curve) -> Curve:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from flashmoe.bench.apart import drop_from_page_cache
 from flashmoe.bench.compare.child import Program, Progress
 from flashmoe.bench.compare.rows import PROMPT_TOKENS, Row, Run
 from flashmoe.bench.compare.surroundings import (
     MemoryGroup,
-    drop_from_page_cache,
     memory_group,
     read_ahead,
     read_ahead_file,

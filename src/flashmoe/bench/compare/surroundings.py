@@ -104,18 +104,6 @@ def _remove(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def drop_from_page_cache(files: Iterable[Path]) -> None:
-    """Make the next reads of files reach the disk. Raises StorageError."""
-    for path in files:
-        with storage_errors("cannot be dropped from the page cache", path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)  # pages that are not written yet would stay
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(fd)
-
-
 def read_ahead_file(path: Path, root: Path = Path("/")) -> Path | None:
     """The setting of the disk that path lies on; None if it has none that can be written."""
     device = path.stat().st_dev
