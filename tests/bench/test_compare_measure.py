@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from flashmoe.bench import shapes
 from flashmoe.bench.compare import measure, peer
 from flashmoe.bench.compare.child import Program
+from flashmoe.bench.compare.instructions import lacking_instructions
 from flashmoe.bench.compare.measure import CompareOptions, measure_comparison
 from flashmoe.bench.compare.rows import chosen_rows
 from flashmoe.cli import make_app
@@ -36,7 +37,7 @@ def run(request, emit):
     return {{"tokens": count, "seconds": seconds, "disk_bytes": 0, "peak_bytes": 1}}
 
 def routing(request, emit):
-    return {{"distinct": [8, 7]}}
+    return {{"distinct": [8, 7], "version": "fake 1", "cpu": "CPU : NONE = 1"}}
 
 sys.exit(serve({{"write": write, "run": run, "routing": routing}}))
 """
@@ -69,6 +70,22 @@ def test_rows_in_memory(tmp_path: Path) -> None:
     runs = [pair["flashmoe"] for row in details["rows"] for pair in row["runs"]]
     assert [run["engine"]["bytes_read"] for run in runs] == [0, 0, 0, 0]
     assert details["peer_routing"]["distinct_experts"] == [8, 7]
+    assert details["peer_build"] == {"version": "fake 1", "cpu": "CPU : NONE = 1"}
+    assert details["notes"][0].startswith("the disk's read-ahead")
+    trials = [row for row in details["peer_trials"] if row["kind"] == "prefill"]
+    assert [row["micro_batch"] for row in trials] == [512, 512, 512, 512, 256, 128]
+    assert {run["settings"]["memory"] for run in peers(details)} == {"repack"}
+
+
+def peers(details: dict[str, Any]) -> list[dict[str, Any]]:
+    return [pair["peer"] for row in details["rows"] for pair in row["runs"]]
+
+
+def test_a_peer_that_was_not_built_for_this_processor() -> None:
+    built = "CPU : SSE3 = 1 | AVX2 = 1 | FMA = 0 | AVX512 = 1 |"
+    assert lacking_instructions(built, {"avx2", "avx512f", "sse3"}) == []
+    (note,) = lacking_instructions(built, {"avx2", "fma", "avx512_vnni"})
+    assert note.startswith("llama.cpp was built without FMA, AVX512_VNNI:")
 
 
 def test_who_comes_first_alternates(tmp_path: Path) -> None:

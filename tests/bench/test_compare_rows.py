@@ -17,7 +17,7 @@ from flashmoe.bench.compare.rows import (
     tokens_per_second,
 )
 from flashmoe.bench.compare.surroundings import limit_bytes
-from flashmoe.bench.compare.trials import Settings, Trials
+from flashmoe.bench.compare.trials import USUAL, Settings, Trials
 from flashmoe.errors import UsageError
 
 
@@ -105,9 +105,9 @@ def test_the_fastest_memory_then_flash_attention() -> None:
     rates = {("mmap", True): 3.0, ("read", True): 5.0, ("repack", True): 4.0, ("read", False): 6.0}
     found, calls = trials(rates)
     in_memory, limited = ROWS[0], ROWS[2]
-    assert found.best(in_memory) == {"memory": "read", "flash_attention": False}
+    assert found.best(in_memory) == {**USUAL, "memory": "read", "flash_attention": False}
     # Memory of its own could not be let go under a limit.
-    assert found.best(limited) == {"memory": "mmap", "flash_attention": False}
+    assert found.best(limited) == {**USUAL, "flash_attention": False}
     assert len(calls) == 4
     assert all(row.in_memory and row.kind == "decode" for row, _ in calls)
 
@@ -117,8 +117,18 @@ def test_each_kind_is_tried_once() -> None:
     found, calls = trials(rates)
     for row in ROWS:
         assert found.best(row)["flash_attention"]
-    assert len(calls) == 8
-    assert len(found.rows()) == 8
+    assert len(calls) == 4 + 6
+    assert len(found.rows()) == 4 + 6
+
+
+def test_smaller_pieces_of_a_prompt_are_for_memory_only() -> None:
+    def try_out(row: Row, settings: Settings) -> dict[str, Any]:
+        return run(row.tokens, float(settings["micro_batch"]))
+
+    found = Trials(try_out)
+    by_name = {row.name: row for row in ROWS}
+    assert found.best(by_name["prefill_ram"])["micro_batch"] == 128
+    assert found.best(by_name["prefill_25"])["micro_batch"] == 512
 
 
 def test_tokens_per_second() -> None:

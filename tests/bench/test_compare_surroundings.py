@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from flashmoe.bench.apart import drop_from_page_cache
+from flashmoe.bench.compare.read_ahead import found_read_ahead, read_ahead, read_ahead_file
 from flashmoe.bench.compare.surroundings import (
     alone,
-    drop_from_page_cache,
     memory_group,
-    read_ahead,
-    read_ahead_file,
     terminate_as_interrupt,
 )
 from flashmoe.errors import StorageError, UsageError
@@ -53,13 +52,42 @@ def test_a_group_of_this_system() -> None:
     assert not folder.exists()
 
 
-def test_read_ahead_is_put_back_after_an_error(tmp_path: Path) -> None:
-    setting = tmp_path / "read_ahead_kb"
+def made_up_disk(root: Path) -> Path:
+    """The setting of a disk."""
+    setting = root / "sys/block/vda/queue/read_ahead_kb"
+    setting.parent.mkdir(parents=True)
     setting.write_text("8192\n")
+    return setting
+
+
+def test_what_a_killed_comparison_left_is_put_back(tmp_path: Path) -> None:
+    setting = made_up_disk(tmp_path)
+    killed = read_ahead(setting, root=tmp_path)
+    killed.__enter__()  # and never left, as after SIGKILL
+    assert setting.read_text() == "128"
+    assert "left the disk's read-ahead at 128 KB: put back to 8192 KB" in found_read_ahead(
+        setting, tmp_path
+    )
+    assert setting.read_text() == "8192\n"
+    assert found_read_ahead(setting, tmp_path).startswith("the disk's read-ahead is 8192 KB")
+
+
+def test_a_note_that_is_none(tmp_path: Path) -> None:
+    setting = made_up_disk(tmp_path)
+    note = tmp_path / "run/flashmoe/read-ahead-of-vda"
+    note.parent.mkdir(parents=True)
+    note.write_text("much")
+    with pytest.raises(StorageError, match="is no size in KB"):
+        found_read_ahead(setting, tmp_path)
+    assert setting.read_text() == "8192\n"
+
+
+def test_read_ahead_is_put_back_after_an_error(tmp_path: Path) -> None:
+    setting = made_up_disk(tmp_path)
     seen = []
 
     def fail() -> None:
-        with read_ahead(setting):
+        with read_ahead(setting, root=tmp_path):
             seen.append(setting.read_text())
             raise KeyError
 
@@ -72,7 +100,7 @@ def test_read_ahead_is_put_back_after_an_error(tmp_path: Path) -> None:
 def test_read_ahead_without_a_setting(tmp_path: Path) -> None:
     assert read_ahead_file(tmp_path, root=tmp_path) is None
     with read_ahead(None):
-        pass
+        assert "cannot be set" in found_read_ahead(None)
 
 
 def test_a_partition_shares_the_queue_of_its_disk(tmp_path: Path) -> None:

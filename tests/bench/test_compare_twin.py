@@ -12,6 +12,7 @@ import pytest
 from flashmoe.bench import shapes
 from flashmoe.bench.compare.child import peer_program
 from flashmoe.bench.compare.peer import tensor_bytes
+from flashmoe.bench.compare.trials import USUAL
 from flashmoe.bench.compare.twin import twin_plan, twin_tensors
 from flashmoe.bench.synth import BLOCK_WEIGHTS, SyntheticCheckpoint
 from flashmoe.errors import UsageError
@@ -105,7 +106,7 @@ def test_llama_cpp_runs_it_and_routing_spreads(written: Path) -> None:
         "model": str(written),
         "threads": 1,
         "context_length": 256,
-        "settings": {"memory": "mmap", "flash_attention": True},
+        "settings": USUAL,
         "experts_per_token": 2,
         "ids": list(range(300, 348)),
     }

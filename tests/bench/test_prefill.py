@@ -13,7 +13,8 @@ def test_every_length_starts_cold_and_is_counted(tiny_pack: Path) -> None:
     options = PrefillOptions(lengths=[8, 100], repeat=2)
     short, long = measure_prefill(tiny_pack, options, said.append)["prompts"]
     assert (short["prompt_tokens"], long["prompt_tokens"]) == (8, 100)
-    assert len(said) == 4
+    assert said.count("loading the model") == 4
+    assert "prompt of 100 tokens, run 2 of 2: 0 of 100 tokens" in said
     for prompt in (short, long):
         assert len(prompt["runs"]) == 2
         for run in prompt["runs"]:
@@ -23,6 +24,14 @@ def test_every_length_starts_cold_and_is_counted(tiny_pack: Path) -> None:
             )
     slowest = max(run["seconds"] for run in long["runs"])
     assert 0 < long["time_to_first_token"] <= slowest
+
+
+def test_a_warm_run_finds_what_the_one_before_it_read(tiny_pack: Path) -> None:
+    said: list[str] = []
+    options = PrefillOptions(lengths=[100], repeat=2, start="warm", engine={"cache": "all"})
+    (prompt,) = measure_prefill(tiny_pack, options, said.append)["prompts"]
+    assert said.count("loading the model") == 1
+    assert [run["bytes_read"] for run in prompt["runs"]] == [0, 0]
 
 
 def test_a_prompt_longer_than_the_model_allows(tiny_pack: Path) -> None:

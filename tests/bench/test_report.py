@@ -17,6 +17,8 @@ FIGURES: dict[str, dict[str, Any]] = {
         "tokens_per_second": {"median": 12.34, "min": 11.0, "max": 13.0},
         "bound_tokens_per_second": 20.0,
         "bound_fraction": 0.617,
+        "experts_per_token": 8,
+        "cache": {"bytes": 5e8},
         "hit_rate": 0.5,
         "bytes_read_per_token": 2.5e8,
         "disk_bytes_per_s_while_reading": None,
@@ -45,8 +47,8 @@ FIGURES: dict[str, dict[str, Any]] = {
     },
     "kernels": {
         "kernels": [
-            {"what": "q4 gemv", "threads": 1, "rate": 9.0, "limit": 10.0},
-            {"what": "q8 gemv", "threads": 2, "rate": 8.0, "limit": 10.0},
+            {"what": "q4 gemv", "isa": "avx2", "threads": 1, "rate": 9.0, "limit": 10.0},
+            {"what": "q8 gemv", "isa": "avx2", "threads": 2, "rate": 8.0, "limit": 10.0},
         ]
     },
     "policies": {
@@ -57,7 +59,7 @@ FIGURES: dict[str, dict[str, Any]] = {
             for share in (0.1, 0.5)
         ],
     },
-    "compare": {"decode_ram": 1.2},
+    "compare": {"decode_ram": {"ratio": 1.234}, "bound_fraction": {"ratio": 0.8}},
 }
 # What a line of each verb has to show.
 SHOWN = {
@@ -66,12 +68,12 @@ SHOWN = {
     "disk": ["2.00 GB/s (4096 x 2, direct)"],
     "kernels": ["80% (q8 gemv, 2 threads)"],
     "policies": ["some.jsonl", "lru 10.0% at 10%"],
-    "compare": ["flashmoe bench compare"],
+    "compare": ["1.23", "0.80", "-"],
 }
 
 
 def row(verb: str, **changes: Any) -> dict[str, Any]:
-    model = {"source": "<Model>", "moe_layers": 24, "experts_format": "q4 g64"}
+    model = {"source": "<Model>", "moe_layers": 24, "experts_format": "q4 g64", "expert_bytes": 1e9}
     return {
         "schema": 1,
         "verb": verb,
@@ -82,6 +84,7 @@ def row(verb: str, **changes: Any) -> dict[str, Any]:
         "model": model,
         "limits": {"ram": "8G", "cgroup_bytes": None},
         "start": "cold",
+        "options": {"pairs": 3},
         "figures": FIGURES[verb],
     } | changes
 
@@ -118,7 +121,7 @@ def test_a_cgroup_is_the_limit_that_counts() -> None:
 
 def test_a_figure_that_an_old_line_lacks() -> None:
     old = row("decode", figures={"hit_rate": 0.5})
-    assert cells(render({"decode": [old]}, {}))[-7:] == ["-", "-", "-", "50.0%", "-", "-", "-"]
+    assert cells(render({"decode": [old]}, {}))[-8:] == ["-", "-", "-", "50.0%", *"----"]
 
 
 def test_lines_are_sorted_by_time(results: Path) -> None:
@@ -138,7 +141,7 @@ def test_the_page_needs_nothing_beside_it(results: Path, tmp_path: Path) -> None
 def test_plots_are_written_beside_and_into_the_page(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     page = write_report(results, tmp_path / "out").read_text()
-    for verb in ("decode", "prefill", "disk", "policies"):
+    for verb in ("compare", "decode", "prefill", "disk", "kernels", "policies"):
         png = (tmp_path / "out" / f"{verb}.png").read_bytes()
         assert png.startswith(b"\x89PNG")
         assert f'<img alt="{verb}"' in page

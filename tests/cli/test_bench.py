@@ -72,7 +72,7 @@ def test_decode(tiny_pack: Path, file: Path) -> None:
     result = bench("decode", tiny_pack, *sizes, "--cache", "all", "--results", file)
     assert result.exit_code == 0
     names = [line.split(":")[0] for line in result.stdout.splitlines()]
-    assert names[:4] == ["decode", "bound", "hit rate", "per token"]
+    assert names[:5] == ["model", "decode", "bound", "hit rate", "per token"]
     (row,) = recorded(file)
     assert (row["verb"], row["start"]) == ("decode", "cold")
     assert row["options"]["engine"] == {"cache": "all"}
@@ -96,7 +96,9 @@ def test_prefill(tiny_pack: Path, file: Path) -> None:
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["tokens", "3", "70"]
-    assert [p["prompt_tokens"] for p in recorded(file)[0]["figures"]["prompts"]] == [3, 70]
+    rows = recorded(file)  # one per length
+    assert [[p["prompt_tokens"] for p in row["figures"]["prompts"]] for row in rows] == [[3], [70]]
+    assert {row["start"] for row in rows} == {"cold"}
 
 
 def test_disk_of_a_model(tiny_pack: Path, file: Path) -> None:

@@ -105,6 +105,20 @@ def test_prefill_runs_in_chunks_and_reports_progress() -> None:
     assert seen == [(0, 5), (2, 5), (4, 5), (5, 5)]
 
 
+def test_progress_within_a_chunk() -> None:
+    class Telling(ScriptedEngine):
+        def feed(self, ids: Sequence[int], on_progress: Any = None) -> Any:
+            if on_progress is not None:
+                on_progress(1)
+                on_progress(len(ids))
+            return super().feed(ids)
+
+    seen: list[tuple[int, int]] = []
+    see = lambda *step: seen.append(step)  # noqa: E731
+    list(generate(Telling([67]), PROMPT, SamplingOptions(), TOKENIZER, {END}, see, chunk=3))
+    assert seen == [(0, 5), (1, 5), (3, 5), (4, 5), (5, 5)]
+
+
 def test_sampling_is_timed() -> None:
     names: list[str] = []
 
@@ -120,8 +134,8 @@ def test_sampling_is_timed() -> None:
 
 def test_repeat_penalty_sees_prompt_and_answer() -> None:
     class WithRunnerUp(ScriptedEngine):
-        def feed(self, ids: Sequence[int]) -> Any:
-            logits = super().feed(ids)
+        def feed(self, ids: Sequence[int], on_progress: Any = None) -> Any:
+            logits = super().feed(ids, on_progress)
             logits[99] = 1
             return logits
 
@@ -177,8 +191,8 @@ def test_an_interrupt_passes_through_and_ends_the_iterator() -> None:
 
 def test_logits_that_are_not_finite_stop_the_run() -> None:
     class Broken(ScriptedEngine):
-        def feed(self, ids: Sequence[int]) -> Any:
-            return super().feed(ids) * np.float32(np.nan)
+        def feed(self, ids: Sequence[int], on_progress: Any = None) -> Any:
+            return super().feed(ids, on_progress) * np.float32(np.nan)
 
     with pytest.raises(NumericError):
         run(Broken([67]))

@@ -123,6 +123,33 @@ def test_contradictions(path: tuple[Any, ...], value: Any, message: str) -> None
         from_json(edited(path, value))
 
 
+def sharing(crc: list[int]) -> bytes:
+    """The manifest whose second layer names the file of the first."""
+    raw = copy.deepcopy(RAW)
+    first, second = raw["experts"]["layers"][:2]
+    second.update(file=first["file"], crc32c=crc)
+    return json.dumps(raw).encode()
+
+
+def test_a_layer_may_share_an_earlier_file() -> None:
+    first, second = from_json(sharing(RAW["experts"]["layers"][0]["crc32c"])).layers[:2]
+    assert (second.shares, second.file) == (first.layer, first.file)
+    manifest = from_json(sharing(list(first.crc32c)))
+    assert from_json(to_json(manifest).encode()) == manifest
+
+
+def test_shared_files_have_one_list_of_checksums() -> None:
+    crc = RAW["experts"]["layers"][0]["crc32c"]
+    with pytest.raises(PackError, match="expected the checksums of layer"):
+        from_json(sharing([value ^ 1 for value in crc]))
+
+
+def test_a_later_file_cannot_be_shared() -> None:
+    later = RAW["experts"]["layers"][1]["file"]
+    with pytest.raises(PackError, match="file"):
+        from_json(edited(("experts", "layers", 0, "file"), later))
+
+
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_mutated_text_raises_typed_errors_only(data: st.DataObject) -> None:

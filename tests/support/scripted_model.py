@@ -50,7 +50,9 @@ class ScriptedEngine:
     def position(self) -> int:
         return sum(map(len, self.fed))
 
-    def feed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    def feed(
+        self, ids: Sequence[int], on_progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]:
         assert 0 < len(ids) <= self.context_length - self.position
         self._on_feed(ids)
         self.fed.append(list(ids))

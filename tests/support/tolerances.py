@@ -80,3 +80,7 @@ NLL_FROZEN = 2e-3
 # Spread of quantised normal weights beside the one that was asked for: Q4_0 adds about 2 % of
 # noise, and the slices of a tiny tensor are samples of a few thousand.
 QUANTIZED_SPREAD = 0.1
+
+# Difference between the shares of picks that experts were to get and got from some hundred random
+# tokens of a model with 32 experts: three standard deviations of the counts, and rounded weights.
+ROUTING_SHARE = 0.05

@@ -1,19 +1,21 @@
 """Decode speed beside what disk and memory would allow, measured in the same run.
 
 Token ids are forced: random but seeded, so that synthetic and real models are measured alike. Each
-window is a sequence of its own with other ids. Cold: the model is opened anew for every window, and
-only the prompt has filled the expert cache. Warm: one model, and a window beforehand that does not
-count. The page cache plays no part where the file system grants O_DIRECT.
+window is a sequence of its own with other ids. Cold: every window is a new process, the page cache
+holds none of the pack, and only the prompt has filled the expert cache. Warm: one model, and a
+window beforehand that does not count. The page cache plays no part where the file system grants
+O_DIRECT.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flashmoe
+from flashmoe.bench.apart import Progress, run_cold
 from flashmoe.bench.rates import RateMeter
 from flashmoe.bench.record import Start
 from flashmoe.bench.stretch import Stretch, middle, random_ids, spread, stretch
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
 _EMBEDDING = "embed_tokens"
 _HEAD = "lm_head"
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def measure_decode(path: Path, options: DecodeOptions, progress: Progress) -> di
     """
     pack = PackedModel.open(path)
     meter = RateMeter(
-        files=sorted(set(pack.files)),
+        files=pack.files,
         record_bytes=pack.manifest.experts.record_bytes,
         readers=DEFAULT_READERS,
         threads=options.engine.get("threads") or default_threads(),
@@ -72,7 +72,7 @@ def measure_decode(path: Path, options: DecodeOptions, progress: Progress) -> di
     )
     measured = list(_windows(path, options, meter, progress))
     windows, stats = [window for window, _ in measured], measured[-1][1]
-    return _figures(windows, stats, touched_bytes(pack, stats.experts_per_token), meter)
+    return _figures(windows, stats, pack, meter)
 
 
 def _windows(
@@ -84,14 +84,18 @@ def _windows(
     for opening in openings:
         progress("measuring disk and memory")
         meter.sample()
-        yield from _windows_of_one_model(path, options, opening, progress)
+        if options.start == "warm":
+            yield from _windows_of_one_model(path, options, opening, progress)
+        else:
+            yield from run_cold(path, _windows_of_one_model, (options, opening), progress)
     progress("measuring disk and memory")
     meter.sample()
 
 
 def _windows_of_one_model(
     path: Path, options: DecodeOptions, numbers: range, progress: Progress
-) -> Iterator[tuple[Stretch, Stats]]:
+) -> list[tuple[Stretch, Stats]]:
+    measured = []
     progress("loading the model")
     with options.load(path) as model:
         if options.start == "warm":
@@ -99,7 +103,9 @@ def _windows_of_one_model(
             run_window(model, options, options.seed)
         for number in numbers:
             progress(f"window {number + 1} of {options.repeat}")
-            yield run_window(model, options, options.seed + number + 1), model.stats
+            window = run_window(model, options, options.seed + number + 1)
+            measured.append((window, model.stats))
+    return measured
 
 
 def run_window(model: Model, options: DecodeOptions, seed: int) -> Stretch:
@@ -130,8 +136,9 @@ def _resident_bytes(manifest: fmt.Manifest) -> int:
 
 
 def _figures(
-    windows: list[Stretch], stats: Stats, touched: int, meter: RateMeter
+    windows: list[Stretch], stats: Stats, pack: PackedModel, meter: RateMeter
 ) -> dict[str, Any]:
+    touched = touched_bytes(pack, stats.experts_per_token)
     rows = [_window_row(window, touched, meter) for window in windows]
     rates = meter.rates.row() | {"block_bytes": meter.record_bytes, "depth": meter.readers}
     names = (
@@ -152,6 +159,8 @@ def _figures(
         "cache": {"slots": stats.cache_slots, "bytes": stats.cache_bytes},
         "threads": stats.threads,
         "experts_per_token": stats.experts_per_token,
+        "layers": len(pack.manifest.layers),
+        "expert_files": len(pack.files),
         "direct_io": stats.direct_io,
         "peak_rss": stats.peak_rss,
         "windows": rows,

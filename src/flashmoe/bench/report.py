@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from flashmoe.bench.plots import draw_plots
+from flashmoe.bench.plots import GOALS, draw_plots
 from flashmoe.bench.record import SCHEMA
 from flashmoe.errors import UsageError
 from flashmoe.files import storage_errors
@@ -21,9 +21,14 @@ Text = Callable[[Row], str]
 PAGE: Final = "index.html"
 
 _STYLE: Final = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; font-size: 13px; margin: 1rem 0 }
-th, td { border-bottom: 1px solid #ccc; padding: .25rem .6rem; text-align: right }
+body { font: 15px/1.5 system-ui, sans-serif; color: #223; max-width: 76rem; margin: 2rem auto }
+body { padding: 0 1rem }
+h2 { margin-top: 2.5rem; border-bottom: 2px solid #2f5d8a; padding-bottom: .2rem }
+section { overflow-x: auto }
+table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; white-space: nowrap }
+th { background: #eef2f6 }
+tr:nth-child(odd) td { background: #fafbfc }
+th, td { border-bottom: 1px solid #d5dbe3; padding: .3rem .6rem; text-align: right }
 th:first-child, td:first-child { text-align: left }
 img { max-width: 100% }
 """
@@ -51,6 +56,10 @@ def _median(name: str) -> Text:
     return lambda row: f"{row['figures'][name]['median']:.2f}"
 
 
+def _ratio(name: str) -> Text:
+    return lambda row: f"{row['figures'][name]['ratio']:.2f}"
+
+
 _GENERAL: Final = (
     Column("time", lambda row: row["time"][:16].replace("T", " ")),
     Column("commit", lambda row: row["commit"] or "-"),
@@ -63,6 +72,12 @@ _MODEL: Final = (
     Column("start", lambda row: row["start"] or "-"),
 )
 _COLUMNS: Final[Mapping[str, Sequence[Column]]] = {
+    "compare": (
+        *_GENERAL,
+        *_MODEL[:2],
+        *(Column(f"{name} (≥ {goal})", _ratio(name)) for name, goal in GOALS.items()),
+        Column("pairs", lambda row: str(row["options"]["pairs"])),
+    ),
     "decode": (
         *_GENERAL,
         *_MODEL,
@@ -72,6 +87,7 @@ _COLUMNS: Final[Mapping[str, Sequence[Column]]] = {
         Column("hit rate", _figure("hit_rate", form=".1%")),
         Column("GB/token", _figure("bytes_read_per_token", 1e-9, ".3f")),
         Column("disk GB/s", _figure("disk_bytes_per_s_while_reading", 1e-9)),
+        Column("I/O CPU ms/GB", _figure("cpu_ms_per_gb", form=".0f")),
         Column("Python", _figure("python_share", form=".1%")),
     ),
     "prefill": (
@@ -165,7 +181,9 @@ def write_report(results: Path, out: Path) -> Path:
 
 def render(rows: Mapping[str, Sequence[Row]], plots: Mapping[str, bytes]) -> str:
     """The page."""
-    parts = [_section(verb, found, plots.get(verb)) for verb, found in rows.items()]
+    # In the order of the columns' table: what is asked first stands first.
+    verbs = sorted(rows, key=lambda verb: [*_COLUMNS, verb].index(verb))
+    parts = [_section(verb, rows[verb], plots.get(verb)) for verb in verbs]
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>flashmoe bench</title>\n'
         f"<style>{_STYLE}</style>\n<h1>flashmoe bench</h1>\n{''.join(parts)}</html>\n"
@@ -180,7 +198,7 @@ def _section(verb: str, rows: Sequence[Row], plot: bytes | None) -> str:
         for row in rows
     )
     table = f"<table>\n<tr>{head}</tr>\n{body}</table>\n"
-    return f"<h2>{escape(verb)}</h2>\n{_image(verb, plot)}{table}"
+    return f"<section>\n<h2>{escape(verb)}</h2>\n{_image(verb, plot)}{table}</section>\n"
 
 
 def _image(verb: str, png: bytes | None) -> str:

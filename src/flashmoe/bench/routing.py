@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flashmoe.generate.engine import StepExperts
 from flashmoe.ops.base import Floats, Ints
@@ -38,12 +39,28 @@ class RoutingRecorder:
 
 
 @dataclass(frozen=True)
-class RoutingSpread:
-    """distinct: experts used per layer by `tokens` tokens; uniform: expected if all were alike."""
+class RoutingUse:
+    """How often `tokens` random tokens chose each expert.
+
+    layers: numbers of those with experts. counts: float64 [E] for each.
+    """
 
     tokens: int
-    distinct: tuple[int, ...]
-    uniform: float
+    layers: tuple[int, ...]
+    counts: tuple[NDArray[np.float64], ...]
+    experts_per_token: int
+
+    @property
+    def distinct(self) -> tuple[int, ...]:
+        """Experts used, by layer."""
+        return tuple(int(np.count_nonzero(counts)) for counts in self.counts)
+
+    @property
+    def uniform(self) -> float:
+        """Experts that would be used if all were alike."""
+        experts = len(self.counts[0])
+        missed = (1 - self.experts_per_token / experts) ** self.tokens
+        return float(experts * (1 - missed))
 
     @property
     def worst(self) -> float:
@@ -51,8 +68,8 @@ class RoutingSpread:
         return min(self.distinct) / self.uniform
 
 
-def measure_spread(model: Model, tokens: int = 48, seed: int = 0) -> RoutingSpread:
-    """Run random tokens through the model and count the experts that each layer used."""
+def measure_routing(model: Model, tokens: int = 48, seed: int = 0) -> RoutingUse:
+    """Run random tokens through the model and count what each layer chose."""
     engine = model.session().engine
     recorder = RoutingRecorder(engine.experts)
     engine.experts, inner = recorder, engine.experts
@@ -62,6 +79,7 @@ def measure_spread(model: Model, tokens: int = 48, seed: int = 0) -> RoutingSpre
     finally:
         engine.experts = inner
     config = model.config
-    missed = (1 - config.num_experts_per_tok / config.num_experts) ** tokens
-    distinct = [len(np.unique(np.concatenate(ids))) for _, ids in sorted(recorder.ids.items())]
-    return RoutingSpread(tokens, tuple(distinct), config.num_experts * (1 - missed))
+    layers = tuple(sorted(recorder.ids))
+    chosen = [np.concatenate(recorder.ids[layer]).reshape(-1) for layer in layers]
+    counts = [np.bincount(ids, minlength=config.num_experts).astype(np.float64) for ids in chosen]
+    return RoutingUse(tokens, layers, tuple(counts), config.num_experts_per_tok)

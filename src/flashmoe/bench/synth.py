@@ -2,13 +2,14 @@
 
 They look like an open Checkpoint to the packer, which encodes and writes them like any other.
 Matrices are slices of one block of normally distributed numbers, scaled so that hidden states keep
-their size and routing spreads; norms are 1.
+their size and routing spreads, or is skewed (flashmoe.bench.skew); norms are 1.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.bench.shapes import shape_config
+from flashmoe.bench.skew import ANCHOR, Skew, parse_skew, router_column
 from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.models.registry import family_name, load_family
 from flashmoe.models.specs import ExpertsSpec, VectorSpec, WeightSpecs
@@ -27,12 +29,21 @@ from flashmoe.quant.layout import to_bf16
 # Weights in the block that all tensors are cut from.
 BLOCK_WEIGHTS = 1 << 23
 _BF16_BYTES = 2
+_EMBEDDING = "embed_tokens.weight"
+# What these compute is added to the hidden state.
+_ADDERS = ("o_proj.weight", "out_proj.weight", "down_proj.weight")
+_ROUTER = re.compile(r".*layers\.(\d+)\.mlp\.gate\.weight")
 
 
 class SyntheticCheckpoint:
-    """What the packer needs of flashmoe.checkpoint.directory.Checkpoint, made up as it is read."""
+    """What the packer needs of flashmoe.checkpoint.directory.Checkpoint, made up as it is read.
 
-    def __init__(self, name: str, layers: int | None = None, seed: int = 0) -> None:
+    skew: as for flashmoe.bench.skew.parse_skew; None: routing spreads evenly.
+    """
+
+    def __init__(
+        self, name: str, layers: int | None = None, seed: int = 0, skew: str | None = None
+    ) -> None:
         self.path = Path(f"synthetic-{name}")
         self.config = shape_config(name, layers)
         self.files: dict[Path, Any] = {}
@@ -41,6 +52,7 @@ class SyntheticCheckpoint:
         self.tensors = {tensor.name: tensor for tensor in _declare(specs, self.path)}
         self._constant = {v.source: _constant(v) for v in specs.vectors}
         self._seed = seed
+        self.skew = None if skew is None else parse_skew(skew, self.config["num_experts"])
 
     def read(self, tensor: Tensor, start: int, nbytes: int) -> NDArray[np.uint8]:
         """Bytes [start, start + nbytes) of a made-up bf16 tensor -> uint8 [nbytes]."""
@@ -51,7 +63,28 @@ class SyntheticCheckpoint:
         else:
             begin = (zlib.crc32(tensor.name.encode()) + first) % BLOCK_WEIGHTS
             bits = _stretch(_normal_block(variance_divisor(tensor), self._seed), begin, count)
+            if self.skew is not None:
+                bits = self._anchored(self.skew, tensor, first, bits)
         return np.ascontiguousarray(bits).view(np.uint8)
+
+    def _anchored(
+        self, skew: Skew, tensor: Tensor, first: int, bits: NDArray[np.uint16]
+    ) -> NDArray[np.uint16]:
+        """The weights from `first` on, whole rows, with what skews routing: dimension 0 of hidden
+        states, which embeddings set, layers leave alone, and routers look at."""
+        width = tensor.shape[-1]
+        router, begin = _ROUTER.fullmatch(tensor.name), first // width
+        if router is None and not tensor.name.endswith((_EMBEDDING, *_ADDERS)):
+            return bits
+        rows = bits.reshape(-1, width).copy()
+        if router is not None:
+            column = router_column(skew, int(router[1]), self.config["num_experts_per_tok"])
+            rows[:, 0] = to_bf16(column)[begin : begin + len(rows)]
+        elif tensor.name.endswith(_EMBEDDING):
+            rows[:, 0] = to_bf16(np.array([ANCHOR], dtype=np.float32))
+        elif begin == 0:
+            rows[0] = 0
+        return rows.reshape(-1)
 
     def small_files(self, names: Sequence[str]) -> dict[str, bytes]:
         """config.json and a tokenizer with the right number of made-up tokens."""
@@ -78,12 +111,9 @@ class SyntheticCheckpoint:
 def variance_divisor(tensor: Tensor) -> int:
     """1 / variance. What layers add must stay small beside the embedding: random attention gives
     every token the same average, and if that dominates, all tokens are routed alike."""
-    if tensor.name.endswith("embed_tokens.weight"):
+    if tensor.name.endswith(_EMBEDDING):
         return 1
-    adds_to_residual = tensor.name.endswith(
-        ("o_proj.weight", "out_proj.weight", "down_proj.weight")
-    )
-    return tensor.shape[-1] * (16 if adds_to_residual else 1)
+    return tensor.shape[-1] * (16 if tensor.name.endswith(_ADDERS) else 1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,6 +13,7 @@ from flashmoe.cli.report import Answer
 from flashmoe.cli.terminal import LiveText, StatusLine
 from flashmoe.errors import UsageError
 from flashmoe.generate.loop import Piece
+from flashmoe.generate.progress import PromptMeter
 from flashmoe.generate.sampling import SamplingOptions
 from flashmoe.stats import Stats
 
@@ -62,7 +63,7 @@ def answer_request(request: Request, *, live: bool) -> tuple[Answer, Stats]:
             pieces = model.generate(
                 **request.question(),
                 **asdict(request.sampling),
-                on_progress=lambda done, total: _show_prefill(status, done, total),
+                on_progress=_prefill_line(status),
             )
             answer = collect(pieces, screen.write if live else _discard)
             return answer, model.stats
@@ -85,11 +86,17 @@ def collect(pieces: Iterable[Piece], show: Callable[[str], None]) -> Answer:
     return answer
 
 
-def _show_prefill(status: StatusLine, done: int, total: int) -> None:
-    if done < total:
-        status.show(f"reading the prompt: {done} of {total} tokens")
-    else:
-        status.clear()
+def _prefill_line(status: StatusLine) -> Callable[[int, int], None]:
+    """A line on the terminal that follows the prompt and is gone at its end."""
+    meter = PromptMeter(lambda text: status.show(f"reading the prompt: {text}"))
+
+    def follow(done: int, total: int) -> None:
+        if done < total:
+            meter(done, total)
+        else:
+            status.clear()
+
+    return follow
 
 
 def _discard(text: str) -> None:

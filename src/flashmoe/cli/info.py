@@ -40,8 +40,14 @@ def _as_text(facts: PackInfo) -> str:
         f" experts {facts.expert_bits_per_weight:.2f}",
         "size": f"{human_bytes(facts.total_bytes)}: resident {human_bytes(facts.resident_bytes)},"
         f" experts {human_bytes(facts.expert_bytes)}",
-        "experts": f"{facts.moe_layers} layers of {facts.num_experts},"
+        "experts": f"{facts.moe_layers} layers of {facts.num_experts}{_shared(facts)},"
         f" {facts.num_experts_per_tok} per token, {human_bytes(facts.record_bytes)} each",
         "bytes per token": f"{human_bytes(facts.bytes_per_token)} of experts, if none is cached",
     }
     return "\n".join(f"{name + ':':<17}{value}" for name, value in rows.items())
+
+
+def _shared(facts: PackInfo) -> str:
+    """That a synthetic model stands for a larger one."""
+    shared = facts.expert_files < facts.moe_layers
+    return f" on {facts.expert_files} distinct expert files" if shared else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -15,8 +15,10 @@ from numpy.typing import DTypeLike
 from flashmoe.errors import ContextLengthError, NumericError, UsageError
 from flashmoe.layers.moe import RoutedExperts
 from flashmoe.layers.state import Batch, SequenceState
-from flashmoe.models.decoder import Decoder
+from flashmoe.models.decoder import Decoder, OnLayer
 from flashmoe.ops.base import Floats, Ints, Ops
+
+TokensDone = Callable[[int], None]
 
 
 class StepExperts(RoutedExperts, Protocol):
@@ -75,12 +77,14 @@ class Engine:
         """An empty sequence."""
         return self.decoder.new_state(self.context_length, self.kv_dtype)
 
-    def last_logits(self, batch: Batch, times: PhaseTimes) -> Floats:
+    def last_logits(
+        self, batch: Batch, times: PhaseTimes, on_layer: OnLayer | None = None
+    ) -> Floats:
         """Run a batch -> logits [vocab_size] after its last token.
 
         times: where to book the pass, `prefill` or `decode`.
         """
-        logits: Floats = self._run(batch, slice(-1, None), times)[0]
+        logits: Floats = self._run(batch, slice(-1, None), times, on_layer)[0]
         return logits
 
     def all_logits(self, batch: Batch, times: PhaseTimes) -> Floats:
@@ -92,11 +96,13 @@ class Engine:
         self.closed = True
         del self.decoder
 
-    def _run(self, batch: Batch, rows: slice, times: PhaseTimes) -> Floats:
+    def _run(
+        self, batch: Batch, rows: slice, times: PhaseTimes, on_layer: OnLayer | None = None
+    ) -> Floats:
         start = perf_counter()
         self.ops.begin_pass()
         try:
-            h = self.decoder.forward(batch, self.experts, self.ops)
+            h = self.decoder.forward(batch, self.experts, self.ops, on_layer)
         finally:
             self.experts.end_step()
         logits = self.decoder.logits(h[rows], self.ops)
@@ -133,25 +139,31 @@ class Session:
         """Number of tokens that fit."""
         return self._state.context_length
 
-    def feed(self, ids: Sequence[int]) -> Floats:
+    def feed(self, ids: Sequence[int], on_progress: TokensDone | None = None) -> Floats:
         """Run ids after what was fed before -> logits float32 [vocab_size] after the last one.
+
+        on_progress: called after each layer with the tokens done; of a chunk that is under way,
+        as many as the share of layers that it has passed.
 
         Raises UsageError for no ids, ids outside the vocabulary or a closed model,
         ContextLengthError past the context. After an error or interrupt midway the session is dead
         and says so.
         """
-        return self._run(ids, self.engine.prefill)
+        return self._run(ids, self.engine.prefill, on_progress)
 
     def step(self, id: int) -> Floats:
         """feed([id]), counted as a decode step and not as a prompt."""
         return self._run([id], self.engine.decode)
 
-    def _run(self, ids: Sequence[int], times: PhaseTimes) -> Floats:
+    def _run(
+        self, ids: Sequence[int], times: PhaseTimes, on_progress: TokensDone | None = None
+    ) -> Floats:
         tokens = self._checked(ids)
         self._broken = True  # until every chunk went through: the states of layers must agree
         for begin in range(0, len(tokens), self.engine.prefill_chunk):
             chunk = tokens[begin : begin + self.engine.prefill_chunk]
-            logits = self.engine.last_logits(Batch.single(self._state, chunk), times)
+            on_layer = _layer_watch(on_progress, begin, len(chunk))
+            logits = self.engine.last_logits(Batch.single(self._state, chunk), times, on_layer)
         self._broken = False
         return logits
 
@@ -183,6 +195,13 @@ class Session:
                 hint="Shorten the prompt or raise --ctx.",
             )
         return tokens
+
+
+def _layer_watch(on_progress: TokensDone | None, before: int, tokens: int) -> OnLayer | None:
+    """Layers of a chunk of `tokens`, `before` of which were done already, told as tokens."""
+    if on_progress is None:
+        return None
+    return lambda done, layers: on_progress(before + tokens * done // layers)
 
 
 def _token_ids(ids: Sequence[int], vocab_size: int) -> Ints:

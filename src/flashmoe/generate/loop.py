@@ -31,8 +31,13 @@ class Engine(Protocol):
     def position(self) -> int:
         """Tokens fed so far."""
 
-    def feed(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Runs `ids` after what was fed before -> logits float32 [vocab] after the last one."""
+    def feed(
+        self, ids: Sequence[int], on_progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Runs `ids` after what was fed before -> logits float32 [vocab] after the last one.
+
+        on_progress: called now and then with how many of them are done.
+        """
 
     def step(self, id: int) -> NDArray[np.float32]:
         """Feeds one token of the answer."""
@@ -76,7 +81,7 @@ def generate(
     engine after the last token that it ran to the end.
 
     on_progress: called as (prompt tokens run, prompt tokens) before and after each prefill chunk
-    of at most `chunk` tokens. phase: times "sampling".
+    of at most `chunk` tokens, and within it as the engine tells. phase: times "sampling".
 
     Raises, before any work, UsageError (empty prompt) or ContextLengthError (no room for it);
     while iterating, NumericError and whatever the engine raises.
@@ -100,6 +105,20 @@ def _ignore(done: int, total: int) -> None:
     pass
 
 
+@dataclass(frozen=True)
+class _Within:
+    """Progress of the chunk [start, stop) of a prompt; its end is told when it is fed."""
+
+    on_progress: Progress
+    start: int
+    stop: int
+    total: int
+
+    def __call__(self, done: int) -> None:
+        if 0 < done < self.stop - self.start:
+            self.on_progress(self.start + done, self.total)
+
+
 class _Steps:
     """Tokens without text: runs the engine and samples."""
 
@@ -116,8 +135,10 @@ class _Steps:
         total = len(self._prompt)
         on_progress(0, total)
         for start in range(0, total, chunk):
-            logits = self._engine.feed(self._prompt[start : start + chunk])
-            on_progress(min(start + chunk, total), total)
+            stop = min(start + chunk, total)
+            watch = _Within(on_progress, start, stop, total)
+            logits = self._engine.feed(self._prompt[start:stop], watch)
+            on_progress(stop, total)
         return logits
 
     def sample(self, logits: NDArray[np.float32]) -> tuple[int, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,10 @@ from flashmoe.ops.base import Floats, Matrix, Ops
 # Rows that go through the head at a time: the logits of a whole chunk would be by far the largest
 # temporary (512 tokens of 248320 float32 are 0.5 GB).
 HEAD_ROWS = 16
+
+
+# Called as (layers done, layers) after each layer of a pass.
+OnLayer = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,14 @@ class Decoder:
         states = [layer.mixer.new_state(context_length, kv_dtype) for layer in self.layers]
         return SequenceState(context_length, states)
 
-    def forward(self, batch: Batch, experts: RoutedExperts, ops: Ops) -> Floats:
+    def forward(
+        self, batch: Batch, experts: RoutedExperts, ops: Ops, on_layer: OnLayer | None = None
+    ) -> Floats:
         """Run the tokens of the batch through all layers -> [T, H], before the final norm."""
         ops.clock.phase = "other"
         h = ops.embed(self.embed_tokens, batch.ids)
         step = Step(batch.segments, self.rope.at(batch.positions()))
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, start=1):
             ops.begin_layer()
             ops.clock.phase = "other"
             x = ops.rms_norm(h, layer.input_layernorm, self.eps)
@@ -90,6 +96,8 @@ class Decoder:
             ops.clock.phase = "other"
             x = ops.rms_norm(h, layer.post_attention_layernorm, self.eps)
             layer.moe.add_to(h, x, experts, ops)
+            if on_layer is not None:
+                on_layer(number, len(self.layers))
         batch.advance()
         return h
 

@@ -111,15 +111,19 @@ class ExpertLayout:
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """The experts file of one layer and the CRC of each of its records, padding included."""
+    """The experts file of one layer and the CRC of each of its records, padding included.
+
+    shares: an earlier layer whose file, and so whose checksums, it uses; None: it has its own.
+    """
 
     layer: int
     crc32c: tuple[int, ...]
+    shares: int | None = None
 
     @property
     def file(self) -> str:
         """The name of the file."""
-        return experts_file(self.layer)
+        return experts_file(self.layer if self.shares is None else self.shares)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ class PackInfo:
 
     bytes_per_token: what one decoded token reads if no expert is cached. active_parameters: those
     that one token uses; of the embedding that is one row, unless it is also the head.
+    expert_bytes, parameters and what follows from them count every layer, also where a synthetic
+    model's layers share experts files; expert_files: how many there are; total_bytes: on disk.
     """
 
     family: str
@@ -33,6 +35,7 @@ class PackInfo:
     bits_per_weight: float
     expert_bits_per_weight: float
     moe_layers: int
+    expert_files: int
     num_experts: int
     num_experts_per_tok: int
     record_bytes: int
@@ -60,6 +63,7 @@ def pack_info(model: PackedModel, num_experts_per_tok: int) -> PackInfo:
         bits_per_weight=8 * (model.resident_bytes + model.expert_bytes) / total,
         expert_bits_per_weight=8 * model.expert_bytes / experts,
         moe_layers=layers,
+        expert_files=len(model.files),
         num_experts=layout.num_experts,
         num_experts_per_tok=chosen,
         record_bytes=layout.record_bytes,

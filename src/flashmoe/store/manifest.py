@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -143,20 +145,28 @@ def _layout(fields: Fields) -> ExpertLayout:
 
 def _layers(fields: Fields, num_experts: int) -> tuple[ExpertLayer, ...]:
     items = [Fields(raw, f"{fields.where}: layers", PackError) for raw in fields.items("layers")]
-    layers = tuple(_layer(item, num_experts) for item in items)
+    layers: list[ExpertLayer] = []
+    for item in items:
+        layers.append(_layer(item, num_experts, layers))
     numbers = [layer.layer for layer in layers]
     if not numbers or any(a >= b for a, b in pairwise(numbers)):
         fields.fail("layers", "ascending layer numbers", numbers)
-    return layers
+    return tuple(layers)
 
 
-def _layer(fields: Fields, num_experts: int) -> ExpertLayer:
+def _layer(fields: Fields, num_experts: int, before: Sequence[ExpertLayer]) -> ExpertLayer:
+    """before: the layers listed earlier, one of whose files it may share."""
     layer = ExpertLayer(
         fields.integer("layer", high=MAX_LAYERS), fields.integers("crc32c", high=MAX_CRC)
     )
-    fields.choice("file", layer.file)
+    owners = {one.file: one for one in before if one.shares is None}
+    owner = owners.get(fields.choice("file", layer.file, *owners))
+    if owner is not None:
+        layer = replace(layer, shares=owner.layer)
     if len(layer.crc32c) != num_experts:
         fields.fail("crc32c", f"{num_experts} checksums", len(layer.crc32c))
+    if owner is not None and owner.crc32c != layer.crc32c:
+        fields.fail("crc32c", f"the checksums of layer {owner.layer}", "others for the same file")
     fields.end()
     return layer
 

@@ -22,7 +22,15 @@ from flashmoe.models.registry import family_name, load_family
 from flashmoe.store import format as fmt
 from flashmoe.store.journal import Journal
 from flashmoe.store.manifest import to_json
-from flashmoe.store.plan import Item, PackOptions, PackPlan, expert_key, fingerprint, make_plan
+from flashmoe.store.plan import (
+    Item,
+    PackOptions,
+    PackPlan,
+    expert_key,
+    fingerprint,
+    make_plan,
+    stored_by,
+)
 from flashmoe.store.stream import item_pieces
 
 Progress = Callable[[int, int], None]
@@ -63,7 +71,7 @@ def pack_open_checkpoint(
 ) -> fmt.Manifest:
     """Like pack_checkpoint, from anything that reads like a checkpoint."""
     _expect_free(destination)
-    plan = _plan(checkpoint, options)
+    plan = plan_pack(checkpoint, options)
     work = destination.with_name(destination.name + ".partial")
     manifest = _Packer(checkpoint, plan, work, progress, sync_bytes).run()
     _publish(work, destination)
@@ -75,7 +83,8 @@ def _expect_free(destination: Path) -> None:
         raise UsageError("destination already exists", where=destination)
 
 
-def _plan(checkpoint: Source, options: PackOptions) -> PackPlan:
+def plan_pack(checkpoint: Source, options: PackOptions) -> PackPlan:
+    """What packing would write; errors as for pack_checkpoint."""
     family = family_name(checkpoint.config)
     module = load_family(family)
     specs = module.weights(module.read_config(checkpoint.config))
@@ -214,7 +223,9 @@ def _with_checksums(manifest: fmt.Manifest, crcs: Mapping[str, int]) -> fmt.Mani
     }
     count = manifest.experts.num_experts
     layers = tuple(
-        fmt.ExpertLayer(one.layer, tuple(crcs[expert_key(one.layer, e)] for e in range(count)))
+        dataclasses.replace(
+            one, crc32c=tuple(crcs[expert_key(stored_by(one), e)] for e in range(count))
+        )
         for one in manifest.layers
     )
     return dataclasses.replace(manifest, tensors=tensors, layers=layers)

@@ -80,8 +80,8 @@ class PackedModel:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The experts files, in layer order."""
-        return tuple(self.path / layer.file for layer in self.manifest.layers)
+        """The experts files, each once, in layer order."""
+        return tuple(dict.fromkeys(self.path / layer.file for layer in self.manifest.layers))
 
     def extent(self, layer: int, expert: int) -> Extent:
         """Where the record of a routed expert lies."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flashmoe.checkpoint.names import Names
@@ -24,10 +24,15 @@ EXACT = Format("bf16")
 
 @dataclass(frozen=True)
 class PackOptions:
-    """The formats of routed experts and of dense matrices."""
+    """The formats of routed experts and of dense matrices.
+
+    distinct: experts files to write; layers beyond share them in turn, instead of their own
+    experts. For made-up models only; None: every layer has its own.
+    """
 
     experts: Format
     dense: Format
+    distinct: int | None = None
 
     @classmethod
     def parse(cls, experts: str, dense: str, group: int) -> PackOptions:
@@ -137,14 +142,23 @@ def make_plan(
         tensors={name: fmt.Matrix(p.format, p.rows, p.cols) for name, p in resident.items()}
         | {spec.name: fmt.Vector(spec.shape) for spec in specs.vectors},
         experts=layout,
-        layers=tuple(
-            fmt.ExpertLayer(layer, (0,) * layout.num_experts) for layer in sorted(records)
-        ),
+        layers=_expert_layers(sorted(records), layout.num_experts, options.distinct),
         files=files,
     )
     parts = {name: (part,) for name, part in resident.items()} | vectors
     items = _resident_items(manifest, parts) + _expert_items(manifest, records)
     return PackPlan(manifest, tuple(items))
+
+
+def _expert_layers(
+    numbers: Sequence[int], num_experts: int, distinct: int | None
+) -> tuple[fmt.ExpertLayer, ...]:
+    """Layers without checksums yet; those from `distinct` on share the files of the first."""
+    own = len(numbers) if distinct is None else distinct
+    return tuple(
+        fmt.ExpertLayer(number, (0,) * num_experts, None if at < own else numbers[at % own])
+        for at, number in enumerate(numbers)
+    )
 
 
 def fingerprint(plan: PackPlan, sources: Mapping[str, tuple[int, int]]) -> str:
@@ -293,8 +307,14 @@ def _expert_items(
     return [
         Item(expert_key(layer.layer, expert), layer.file, start + expert * size, size, parts)
         for layer in manifest.layers
+        if layer.shares is None
         for expert, parts in enumerate(records[layer.layer])
     ]
+
+
+def stored_by(layer: fmt.ExpertLayer) -> int:
+    """The layer whose items the records of a layer are."""
+    return layer.layer if layer.shares is None else layer.shares
 
 
 def expert_key(layer: int, expert: int) -> str:

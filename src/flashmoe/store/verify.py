@@ -65,7 +65,8 @@ def _regions(manifest: fmt.Manifest, file: str) -> Iterator[Region]:
             yield Region(name, start + offset, tensor.stored_bytes, tensor.crc32c)
         return
     start, size = len(manifest.experts_header()), manifest.experts.record_bytes
-    (layer,) = (layer for layer in manifest.layers if layer.file == file)
+    # Layers that share a file have the same checksums.
+    layer = next(layer for layer in manifest.layers if layer.file == file)
     for expert, crc in enumerate(layer.crc32c):
         yield Region(f"expert {expert}", start + expert * size, size, crc)
 

@@ -18,16 +18,16 @@ from flashmoe.bench.compare.engines import (
     our_settings,
     peer_engine,
 )
+from flashmoe.bench.compare.instructions import lacking_instructions, processor_flags
 from flashmoe.bench.compare.models import ROUTING_TOKENS, Twins, make_twins
-from flashmoe.bench.compare.rows import ROWS, Row, Run, bound_figures, ratio_figures
-from flashmoe.bench.compare.surroundings import (
+from flashmoe.bench.compare.read_ahead import (
     USUAL_READ_AHEAD_KB,
-    alone,
-    limit_bytes,
+    found_read_ahead,
     read_ahead_file,
-    terminate_as_interrupt,
 )
-from flashmoe.bench.compare.trials import Settings, Trials
+from flashmoe.bench.compare.rows import ROWS, Row, Run, bound_figures, ratio_figures
+from flashmoe.bench.compare.surroundings import alone, limit_bytes, terminate_as_interrupt
+from flashmoe.bench.compare.trials import USUAL, Settings, Trials
 from flashmoe.bench.decode import touched_bytes
 from flashmoe.bench.rates import RateMeter
 from flashmoe.bench.stretch import random_ids
@@ -97,9 +97,10 @@ class _Comparison:
         self._pack = PackedModel.open(twins.pack)
         self._trials = Trials(self._try_out)
         self._show = ""
+        self._notes: list[str] = []
         self._meters = [
             RateMeter(
-                files=sorted(set(self._pack.files)),
+                files=self._pack.files,
                 record_bytes=self._pack.manifest.experts.record_bytes,
                 readers=depth,
                 threads=options.threads,
@@ -108,12 +109,14 @@ class _Comparison:
         ]
 
     def figures(self) -> dict[str, Any]:
-        distinct = self._routing()
+        self._notes.append(found_read_ahead(read_ahead_file(self._twins.gguf)))
+        peer = self._routing()
+        self._notes += lacking_instructions(peer["cpu"], processor_flags())
         pairs = {row.name: list(self._pairs(row)) for row in self._options.rows}
         figures: dict[str, Any] = {name: ratio_figures(runs) for name, runs in pairs.items()}
         if _BOUND_ROW in pairs:
             figures["bound_fraction"] = self._bound([ours for ours, _ in pairs[_BOUND_ROW]])
-        return {**figures, "details": self._details(pairs, distinct)}
+        return {**figures, "details": self._details(pairs, peer)}
 
     def _pairs(self, row: Row) -> Iterator[tuple[Run, Run]]:
         """Pairs of runs on the same tokens; who comes first alternates."""
@@ -151,20 +154,19 @@ class _Comparison:
             return None
         return limit_bytes(row.share, max(self._twins.sizes.values()))
 
-    def _routing(self) -> list[int]:
-        """Experts that each layer of the twin uses in llama.cpp."""
+    def _routing(self) -> dict[str, Any]:
+        """Experts that each layer of the twin uses in llama.cpp, and how that was built."""
         config = self._twins.config
         request = {
             "model": str(self._twins.gguf),
             "threads": self._options.threads,
             "context_length": CONTEXT_LENGTH,
-            "settings": {"memory": "mmap", "flash_attention": True},
+            "settings": USUAL,
             "experts_per_token": config["num_experts_per_tok"],
             "ids": random_ids(config["vocab_size"], ROUTING_TOKENS, self._options.seed),
         }
         self._progress("llama.cpp: does routing spread?")
-        found: list[int] = self._theirs.program.call("routing", request, self._progress)["distinct"]
-        return found
+        return self._theirs.program.call("routing", request, self._progress)
 
     def _bound(self, runs: Sequence[Run]) -> dict[str, Any]:
         meter = max(self._meters, key=lambda meter: median(meter.rates.disk))
@@ -174,10 +176,12 @@ class _Comparison:
         return figures | {"block_bytes": meter.record_bytes, "depth": meter.readers}
 
     def _details(
-        self, pairs: dict[str, list[tuple[Run, Run]]], distinct: list[int]
+        self, pairs: dict[str, list[tuple[Run, Run]]], peer: dict[str, Any]
     ) -> dict[str, Any]:
-        """What the ratios rest on."""
+        """What the ratios rest on. peer: from _routing."""
         return {
+            "notes": self._notes,
+            "peer_build": {"version": peer["version"], "cpu": peer["cpu"]},
             "twins": {
                 "pack": self._twins.pack.name,
                 "gguf": self._twins.gguf.name,
@@ -186,7 +190,7 @@ class _Comparison:
             "rows": [self._row_details(row, pairs[row.name]) for row in self._options.rows],
             "peer_trials": self._trials.rows(),
             "peer_read_ahead_kb": self._read_ahead_kb(),
-            "peer_routing": {"tokens": ROUTING_TOKENS, "distinct_experts": distinct},
+            "peer_routing": {"tokens": ROUTING_TOKENS, "distinct_experts": peer["distinct"]},
             "rates": [
                 meter.rates.row() | {"depth": meter.readers}
                 for meter in self._meters

@@ -21,7 +21,7 @@ from typing import Any
 Request = dict[str, Any]
 Emit = Callable[[str, Any], None]
 
-# llama.cpp's usual batch; a prompt of 512 tokens goes through in one piece.
+# Most tokens in one call; a prompt of 512 goes through in micro batches of that size or smaller.
 _BATCH = 512
 _LOAD_MODES = {"mmap": 1, "read": 0, "repack": 0}
 
@@ -198,7 +198,7 @@ class Llama:
         self._model = self._load(request["model"], settings["memory"])
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = request["context_length"]
-        params.n_batch = params.n_ubatch = _BATCH
+        params.n_batch, params.n_ubatch = _BATCH, settings["micro_batch"]
         params.n_outputs_max = 1
         params.n_threads = params.n_threads_batch = request["threads"]
         params.flash_attn_type = int(settings["flash_attention"])
@@ -238,8 +238,6 @@ class Llama:
 
 def run(request: Request, emit: Emit) -> dict[str, Any]:
     """Run the request of flashmoe.bench.compare.engines with llama.cpp."""
-    import llama_cpp
-
     emit("progress", "llama.cpp: loading")
     start = time.perf_counter()
     engine = Llama(request)
@@ -256,17 +254,26 @@ def run(request: Request, emit: Emit) -> dict[str, Any]:
         **figures,
         "load_seconds": load_seconds,
         "peak_bytes": peak_bytes(),
+        **_build(),
+    }
+
+
+def _build() -> dict[str, str]:
+    """Version, and the instruction sets and parts that it was built with and finds here."""
+    import llama_cpp
+
+    return {
         "version": f"llama-cpp-python {llama_cpp.__version__}",
         "cpu": llama_cpp.llama_print_system_info().decode().strip(),
     }
 
 
 def routing(request: Request, emit: Emit) -> dict[str, Any]:
-    """How many experts each layer used for the request's ids."""
+    """How many experts each layer used for the request's ids, and what llama.cpp is."""
     used: dict[str, set[int]] = {}
     with _chosen_experts(request["experts_per_token"], used) as on_node:
         Llama(request, on_node).feed_singly(request["ids"])
-    return {"distinct": [len(used[name]) for name in used]}
+    return {"distinct": [len(used[name]) for name in used], **_build()}
 
 
 @contextmanager

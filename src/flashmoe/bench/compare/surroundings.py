@@ -1,4 +1,4 @@
-"""What an engine runs in: a memory cgroup, a cold page cache, the disk's read-ahead."""
+"""What an engine runs in: a memory cgroup, and nobody beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ from flashmoe.errors import StorageError, UsageError
 from flashmoe.experts.memory import GroupFolder, group_folders
 from flashmoe.files import storage_errors
 
-USUAL_READ_AHEAD_KB: Final = 128
+_GROUP: Final = "flashmoe-compare-"
 _PAGE: Final = 4096
 _REMOVAL_SECONDS: Final = 5.0
 
@@ -60,7 +60,8 @@ def memory_group(nbytes: int, root: Path = Path("/")) -> Iterator[MemoryGroup]:
 def _make_group(nbytes: int, parents: Iterable[GroupFolder]) -> MemoryGroup:
     refused = []
     for parent in parents:
-        folder = parent.path / f"flashmoe-compare-{os.getpid()}"
+        _remove_left_over(parent.path)
+        folder = parent.path / f"{_GROUP}{os.getpid()}"
         try:
             folder.mkdir()
         except OSError as error:
@@ -78,6 +79,13 @@ def _make_group(nbytes: int, parents: Iterable[GroupFolder]) -> MemoryGroup:
         got="; ".join(refused) or "no memory hierarchy",
         hint="Run as root where cgroups can be made, or only rows without a limit (--only).",
     )
+
+
+def _remove_left_over(parent: Path) -> None:
+    """Remove groups of comparisons that were killed; those in use or not ours stay."""
+    for folder in parent.glob(f"{_GROUP}*"):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _set_limit(file: Path, nbytes: int) -> None:
@@ -102,44 +110,6 @@ def _remove(folder: Path) -> None:
                     "cannot remove the cgroup", where=folder, got=error.strerror
                 ) from error
         time.sleep(0.05)
-
-
-def drop_from_page_cache(files: Iterable[Path]) -> None:
-    """Make the next reads of files reach the disk. Raises StorageError."""
-    for path in files:
-        with storage_errors("cannot be dropped from the page cache", path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)  # pages that are not written yet would stay
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(fd)
-
-
-def read_ahead_file(path: Path, root: Path = Path("/")) -> Path | None:
-    """The setting of the disk that path lies on; None if it has none that can be written."""
-    device = path.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    block = (root / "sys/dev/block" / number).resolve()
-    for folder in (block, block.parent):  # a partition shares the queue of its disk
-        file = folder / "queue/read_ahead_kb"
-        if os.access(file, os.W_OK):
-            return file
-    return None
-
-
-@contextmanager
-def read_ahead(file: Path | None, kilobytes: int = USUAL_READ_AHEAD_KB) -> Iterator[None]:
-    """Set the read-ahead of a disk, and put the old value back; None: leave it alone."""
-    if file is None:
-        yield
-        return
-    before = file.read_text()
-    file.write_text(str(kilobytes))
-    try:
-        yield
-    finally:
-        file.write_text(before)
 
 
 @contextmanager

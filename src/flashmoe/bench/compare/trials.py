@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,10 +10,21 @@ from flashmoe.bench.compare.rows import Kind, Row, Run, tokens_per_second
 
 Settings = dict[str, Any]
 TryOut = Callable[[Row, Settings], Run]
+Trial = tuple[Settings, float]
+"""Settings, and the tokens per second that they gave."""
 
 # mmap: weights stay in the mapped file. read: in memory of its own. repack: there, in the layout
-# of its fastest kernels.
-_MEMORY: Final = ("mmap", "read", "repack")
+# of its fastest kernels. micro_batch: tokens of a prompt that go through a layer together.
+USUAL: Final[Settings] = {"memory": "mmap", "flash_attention": True, "micro_batch": 512}
+# One setting after another, the best so far kept: (setting, other values).
+_STEPS: Final[dict[Kind, list[tuple[str, tuple[Any, ...]]]]] = {
+    "decode": [("memory", ("read", "repack")), ("flash_attention", (False,))],
+    "prefill": [
+        ("memory", ("read", "repack")),
+        ("flash_attention", (False,)),
+        ("micro_batch", (256, 128)),
+    ],
+}
 _TOKENS: Final[dict[Kind, int]] = {"decode": 24, "prefill": 512}
 
 
@@ -22,32 +33,41 @@ class Trials:
 
     def __init__(self, try_out: TryOut) -> None:
         self._try_out = try_out
-        self._tried: dict[Kind, dict[tuple[str, bool], float]] = {}
+        self._tried: dict[Kind, list[Trial]] = {}
 
     def best(self, row: Row) -> Settings:
-        """The fastest settings for a row. Under a limit only mapped files can be let go."""
+        """The fastest settings for a row.
+
+        Under a limit only mapped files can be let go, and a prompt goes through a layer at once:
+        each further piece of it would read the experts anew. Flash attention is as in memory.
+        """
         if row.kind not in self._tried:
             self._tried[row.kind] = self._try(row)
-        rates = self._tried[row.kind]
-        memory, _ = max(rates, key=rates.__getitem__)
-        # Flash attention was tried with the fastest kind of memory; what it gains carries over.
-        flash = rates[memory, True] >= rates[memory, False]
-        return {"memory": memory if row.in_memory else "mmap", "flash_attention": flash}
+        best = _fastest(self._tried[row.kind])
+        if row.in_memory:
+            return best
+        return {**USUAL, "flash_attention": best["flash_attention"]}
 
     def rows(self) -> list[dict[str, Any]]:
         """What was tried, for the record."""
         return [
-            {"kind": kind, "memory": m, "flash_attention": flash, "tokens_per_second": rate}
-            for kind, rates in self._tried.items()
-            for (m, flash), rate in rates.items()
+            {"kind": kind, **settings, "tokens_per_second": rate}
+            for kind, tried in self._tried.items()
+            for settings, rate in tried
         ]
 
-    def _try(self, row: Row) -> dict[tuple[str, bool], float]:
+    def _try(self, row: Row) -> list[Trial]:
         trial = replace(row, share=None, tokens=_TOKENS[row.kind], warm_up=8)
-        rates = {(memory, True): self._rate(trial, memory, True) for memory in _MEMORY}
-        fastest, _ = max(rates, key=rates.__getitem__)
-        rates[fastest, False] = self._rate(trial, fastest, False)
-        return rates
+        tried = [self._run(trial, USUAL)]
+        for name, values in _STEPS[row.kind]:
+            best = _fastest(tried)
+            tried += [self._run(trial, {**best, name: value}) for value in values]
+        return tried
 
-    def _rate(self, row: Row, memory: str, flash: bool) -> float:
-        return tokens_per_second(self._try_out(row, {"memory": memory, "flash_attention": flash}))
+    def _run(self, row: Row, settings: Settings) -> Trial:
+        return settings, tokens_per_second(self._try_out(row, settings))
+
+
+def _fastest(tried: Iterable[Trial]) -> Settings:
+    settings, _ = max(tried, key=lambda trial: trial[1])
+    return settings

@@ -80,4 +80,5 @@ def _as_text(figures: dict[str, Any]) -> str:
         for name, row in figures.items()
         if name != "details"
     ]
-    return table(header, rows) + "\nbound_fraction: beside what disk and memory allow decode_25"
+    notes = ["bound_fraction: beside what disk and memory allow decode_25"]
+    return "\n".join([table(header, rows), *notes, *figures["details"]["notes"]])

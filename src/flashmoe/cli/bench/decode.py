@@ -29,7 +29,11 @@ def decode(
     threads: Threads = None,
     experts: Experts = None,
     cold: Annotated[
-        bool, typer.Option("--cold/--warm", help="Empty expert cache for every window, or filled.")
+        bool,
+        typer.Option(
+            "--cold/--warm",
+            help="A new process with an empty cache for every window, or a filled one.",
+        ),
     ] = True,
     repeat: Annotated[int, typer.Option(help="Windows.")] = 3,
     seed: Seed = 0,
@@ -71,7 +75,12 @@ def _as_text(figures: dict[str, Any]) -> str:
     from flashmoe.cli.units import human_bytes
 
     rates, cache = figures["rates"], figures["cache"]
+    while_reading = figures["disk_bytes_per_s_while_reading"]
+    of_disk = None if while_reading is None else while_reading / rates["disk_bytes_per_s"]
+    files, layers = figures["expert_files"], figures["layers"]
+    shared = f" on {files} distinct expert files" if files < layers else ""
     lines = {
+        "model": f"{layers} layers{shared}, {figures['experts_per_token']} experts per token",
         "decode": spread_text(figures["tokens_per_second"], "tok/s"),
         "bound": f"{figures['bound_tokens_per_second']:.2f} tok/s;"
         f" reached {percent(figures['bound_fraction'])} of it",
@@ -79,8 +88,8 @@ def _as_text(figures: dict[str, Any]) -> str:
         f" {human_bytes(cache['bytes'])} ({cache['slots']} experts)",
         "per token": f"{human_bytes(figures['bytes_read_per_token'])} read,"
         f" {human_bytes(figures['bytes_touched_per_token'])} of weights used",
-        "disk": f"{gb_per_s(figures['disk_bytes_per_s_while_reading'])} while reading"
-        f" ({gb_per_s(rates['disk_bytes_per_s'])} by itself)",
+        "disk": f"{gb_per_s(while_reading)} while reading, {percent(of_disk)} of"
+        f" {gb_per_s(rates['disk_bytes_per_s'])} by itself",
         "memory": f"{gb_per_s(rates['memory_bytes_per_s'])} by itself",
         "ms per token": phase_text(figures["phase_ms_per_token"]),
         "Python": percent(figures["python_share"]),

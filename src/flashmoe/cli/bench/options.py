@@ -27,7 +27,12 @@ Cache = Annotated[
 Threads = Annotated[int | None, typer.Option("--threads", help="Kernel threads.")]
 Experts = Annotated[
     int | None,
-    typer.Option("--experts", metavar="K", help="Experts per token, fewer than the model's own."),
+    typer.Option(
+        "--experts",
+        "--experts-per-token",
+        metavar="K",
+        help="Experts per token, fewer than the model's own.",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of the token ids.")]
 

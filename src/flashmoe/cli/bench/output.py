@@ -42,12 +42,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as need be: the first to the left, the others to the right."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
+    return "\n".join(row_text(row, widths) for row in cells)
+
+
+def row_text(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """A line of a table."""
+    return "  ".join(
+        cell.ljust(width) if i == 0 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
     )
 
 

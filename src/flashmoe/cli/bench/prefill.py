@@ -20,6 +20,9 @@ from flashmoe.cli.bench.options import (
     integers,
 )
 
+# Rows are printed as they come: widths are not known from the others.
+_WIDTHS = (6, 7, 11, 8, 13, 9, 6)
+
 
 def prefill(
     model: Annotated[Path, typer.Argument(help="A packed model.")],
@@ -28,13 +31,22 @@ def prefill(
     cache: Cache = None,
     threads: Threads = None,
     experts: Experts = None,
-    repeat: Annotated[int, typer.Option(help="Runs per length; each starts cold.")] = 1,
+    cold: Annotated[
+        bool,
+        typer.Option(
+            "--cold/--warm",
+            help="A new process with an empty cache for every run, or a filled one.",
+        ),
+    ] = True,
+    repeat: Annotated[int, typer.Option(help="Runs per length.")] = 1,
     seed: Seed = 0,
     json: Json = False,
     results: Results = None,
     no_record: NoRecord = False,
 ) -> None:
     """Prefill speed and time to the first token."""
+    from dataclasses import replace
+
     from flashmoe.bench.prefill import PrefillOptions, measure_prefill
     from flashmoe.bench.record import Measurement, model_facts
     from flashmoe.cli.bench.output import finish, status
@@ -43,41 +55,45 @@ def prefill(
     options = PrefillOptions(
         lengths=integers(tokens, "--tokens"),
         repeat=repeat,
+        start="cold" if cold else "warm",
         seed=seed,
         engine=engine_settings(ram=ram, cache=cache, threads=threads, experts_per_token=experts),
     )
-    with status() as show:
-        figures = measure_prefill(model, options, show)
-    measurement = Measurement(
-        "prefill",
-        figures,
-        data=model,
-        model=model_facts(PackedModel.open(model)),
-        ram=options.engine.get("ram"),
-        start="cold",
-        options=vars(options),
-    )
-    text = _as_text(figures)
-    finish(measurement, text, as_json=json, results=results, no_record=no_record)
+    facts = model_facts(PackedModel.open(model))
+    # A line per length, as soon as there is one: the long ones take minutes.
+    for number, length in enumerate(options.lengths):
+        one = replace(options, lengths=[length])
+        with status() as show:
+            figures = measure_prefill(model, one, show)
+        measurement = Measurement(
+            "prefill",
+            figures,
+            data=model,
+            model=facts,
+            ram=options.engine.get("ram"),
+            start=options.start,
+            options=vars(one),
+        )
+        text = _as_text(figures, header=number == 0)
+        finish(measurement, text, as_json=json, results=results, no_record=no_record)
 
 
-def _as_text(figures: dict[str, Any]) -> str:
-    from flashmoe.cli.bench.output import gb_per_s, percent, table
+def _as_text(figures: dict[str, Any], header: bool) -> str:
+    from flashmoe.cli.bench.output import gb_per_s, percent, row_text
     from flashmoe.cli.units import human_bytes
 
-    header = ("tokens", "tok/s", "first token", "read", "while reading", "disk wait", "Python")
-    rows = []
+    names = ("tokens", "tok/s", "first token", "read", "while reading", "disk wait", "Python")
+    lines = [row_text(names, _WIDTHS)] if header else []
     for prompt in figures["prompts"]:
         run = prompt["runs"][0]
-        rows.append(
-            (
-                prompt["prompt_tokens"],
-                f"{prompt['tokens_per_second']['median']:.1f}",
-                f"{prompt['time_to_first_token']:.2f} s",
-                human_bytes(run["bytes_read"]),
-                gb_per_s(run["disk_bytes_per_s_while_reading"]),
-                percent(run["disk_wait_share"]),
-                percent(run["python_share"]),
-            )
+        cells = (
+            str(prompt["prompt_tokens"]),
+            f"{prompt['tokens_per_second']['median']:.1f}",
+            f"{prompt['time_to_first_token']:.2f} s",
+            human_bytes(run["bytes_read"]),
+            gb_per_s(run["disk_bytes_per_s_while_reading"]),
+            percent(run["disk_wait_share"]),
+            percent(run["python_share"]),
         )
-    return table(header, rows)
+        lines.append(row_text(cells, _WIDTHS))
+    return "\n".join(lines)

@@ -1,0 +1,103 @@
+"""Synthetic packs: on a small disk layers share experts' files; routing is as asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flashmoe
+from flashmoe.bench import shapes
+from flashmoe.bench.making import check_curve, make_synthetic
+from flashmoe.bench.routing import measure_routing
+from flashmoe.bench.synth import SyntheticCheckpoint
+from flashmoe.errors import StorageError, UsageError
+from flashmoe.store.packed import PackedModel
+from flashmoe.store.plan import PackOptions
+from flashmoe.store.verify import verify
+from tests.support.tolerances import ROUTING_SHARE
+
+OPTIONS = PackOptions.parse("q4", "q8", 64)
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def small_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"hidden_size": 256, "moe_intermediate_size": 64, "num_experts": 32, "vocab_size": 500}
+    shape = {**shapes.SHAPES["qwen3-30b-a3b"], **own}
+    monkeypatch.setitem(shapes.SHAPES, "small", shape)
+
+
+def make(path: Path, layers: int, distinct: int | None = None, skew: str | None = None) -> Path:
+    checkpoint = SyntheticCheckpoint("small", layers, skew=skew)
+    make_synthetic(checkpoint, path, OPTIONS, distinct)
+    return path
+
+
+def test_layers_share_files_in_turn(tmp_path: Path) -> None:
+    pack = PackedModel.open(make(tmp_path / "m", layers=5, distinct=2))
+    assert [layer.shares for layer in pack.manifest.layers] == [None, None, 0, 1, 0]
+    assert sorted(path.name for path in pack.files) == [
+        "experts-000.safetensors",
+        "experts-001.safetensors",
+    ]
+    assert pack.extent(4, 7) == pack.extent(0, 7)
+    assert verify(pack.path) == []
+
+
+def test_experts_of_layers_that_share_are_cached_apart(tmp_path: Path) -> None:
+    """The cache knows an expert by layer and number: a shared record is read for each layer."""
+    path = make(tmp_path / "m", layers=4, distinct=1)
+    with flashmoe.load(path, context_length=64, cache="all") as model:
+        use = measure_routing(model, tokens=16)
+        assert model.stats.cache_misses == sum(use.distinct)
+
+
+def test_as_many_files_as_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = PackedModel.open(make(tmp_path / "whole", layers=4)).manifest
+    assert all(layer.shares is None for layer in whole.layers)
+    files = whole.data_files()
+    one, rest = files["experts-000.safetensors"][1], files["resident.safetensors"][1]
+    free = int(((1 << 30) + rest + 2.5 * one) / 0.95) + (1 << 17)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free, 0, free))
+    pack = PackedModel.open(make(tmp_path / "m", layers=4))
+    assert len(pack.files) == 2
+
+
+def test_no_room_for_a_single_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 0, 1 << 20))
+    with pytest.raises(StorageError, match="one layer's experts"):
+        make(tmp_path / "m", layers=2)
+
+
+@pytest.mark.parametrize("distinct", [0, 3])
+def test_impossible_numbers_of_files(tmp_path: Path, distinct: int) -> None:
+    with pytest.raises(UsageError, match="--distinct: bad number of files; expected 1 to 2"):
+        make(tmp_path / "m", layers=2, distinct=distinct)
+
+
+def test_routing_follows_the_curve(tmp_path: Path) -> None:
+    path = make(tmp_path / "m", layers=3, skew="zipf:1")
+    checkpoint = SyntheticCheckpoint("small", 3, skew="zipf:1")
+    assert checkpoint.skew is not None
+    with flashmoe.load(path, context_length=512) as model:
+        use = measure_routing(model, tokens=400)
+    check = check_curve(use, checkpoint.skew, use.experts_per_token)
+    assert check.worst < ROUTING_SHARE
+    assert np.all(np.diff(check.wanted) > 0)
+
+
+def test_without_a_curve_routing_spreads(tmp_path: Path) -> None:
+    with flashmoe.load(make(tmp_path / "m", layers=2), context_length=64) as model:
+        assert measure_routing(model).worst > 0.8
+
+
+def test_a_shape_whose_family_is_to_come() -> None:
+    with pytest.raises(UsageError, match=r"not supported yet.*family gpt_oss"):
+        SyntheticCheckpoint("gpt-oss-120b")
+    assert not shapes.AWAITED.keys() & shapes.SHAPES.keys()
