@@ -33,13 +33,10 @@ void register_avx2(Kernels& table) {
     register_probe_avx2(table.probe);
 }
 
-// Codec and rope stay those of AVX2: they wait for memory, or are too short.
+// The other ops stay those of AVX2: docs/kernels.md says why.
 void register_avx512(Kernels& table) {
     register_linear_avx512(table.linear);
     register_norm_avx512(table.norm);
-    register_attention_avx512(table.attention);
-    register_delta_avx512(table.delta);
-    register_routing_avx512(table.routing);
     register_elementwise_avx512(table.elementwise);
     register_probe_avx512(table.probe);
 }

@@ -30,7 +30,6 @@ struct AttentionKernels {
 
 void register_attention_scalar(AttentionKernels& table);
 void register_attention_avx2(AttentionKernels& table);
-void register_attention_avx512(AttentionKernels& table);
 
 struct KvCache {
     const void *keys, *values;  // [kv_heads, context, dim], float or IEEE half

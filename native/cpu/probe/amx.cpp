@@ -21,15 +21,14 @@ int64_t int8_work(int64_t rounds) {
     _tile_zero(3);
     _tile_zero(4);
     _tile_zero(5);
-    const int64_t steps = (rounds + 15) / 16;  // as long as the other sets' rounds
-    for (int64_t i = 0; i < steps; ++i) {
+    for (int64_t i = 0; i < rounds; ++i) {
         _tile_dpbssd(0, 4, 5);
         _tile_dpbssd(1, 4, 5);
         _tile_dpbssd(2, 4, 5);
         _tile_dpbssd(3, 4, 5);
     }
     _tile_release();
-    return steps * 4 * 2 * 16 * 16 * 64;
+    return rounds * 4 * 2 * 16 * 16 * 64;
 }
 
 }  // namespace

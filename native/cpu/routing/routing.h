@@ -17,7 +17,6 @@ struct RoutingKernels {
 
 void register_routing_scalar(RoutingKernels& table);
 void register_routing_avx2(RoutingKernels& table);
-void register_routing_avx512(RoutingKernels& table);
 
 struct SoftmaxTopk {
     const float* logits;  // [tokens, experts]

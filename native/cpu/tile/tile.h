@@ -43,6 +43,5 @@ struct TileKernels {
 
 void register_tile_scalar(TileKernels& table);
 void register_tile_avx2(TileKernels& table);
-void register_tile_avx512(TileKernels& table);
 
 }  // namespace flashmoe
