@@ -1,4 +1,4 @@
-// Small helpers of the AVX-512 kernels: masked tails, conversions and sums in a fixed order.
+// Small helpers of the AVX-512 kernels: masked tails and sums in a fixed order.
 #pragma once
 
 #include <immintrin.h>
@@ -16,9 +16,6 @@ inline __mmask16 first_lanes(int64_t count) {
 
 // Lanes outside of the mask are zero and their memory is not touched.
 inline __m512 load(const float* p, __mmask16 mask = kAll) { return _mm512_maskz_loadu_ps(mask, p); }
-inline __m512 load(const uint16_t* p, __mmask16 mask = kAll) {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
-}
 
 inline void store(float* p, __m512 value, __mmask16 mask = kAll) {
     _mm512_mask_storeu_ps(p, mask, value);
