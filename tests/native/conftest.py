@@ -9,7 +9,7 @@ import pytest
 from flashmoe import _native
 
 
-@pytest.fixture(params=["scalar", "avx2"])
+@pytest.fixture(params=["scalar", "avx2", "avx512", "amx"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per instruction set; one that this machine lacks is a skip."""
     name: str = request.param

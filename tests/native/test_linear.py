@@ -62,7 +62,7 @@ def test_a_row_does_not_depend_on_its_neighbours_or_the_threads(isa: str, fmt: F
     (together,) = multiply(x, matrix, threads=1)
     for threads in (2, 5):
         assert np.array_equal(multiply(x, matrix, threads=threads)[0], together)
-    for size in (1, 2, 3, 4, 5):
+    for size in (1, 2, 3, 4, 5, 8, 16, 23):
         parts = [multiply(x[i : i + size], matrix)[0] for i in range(0, len(x), size)]
         assert np.array_equal(np.concatenate(parts), together)
 

@@ -20,6 +20,9 @@ class QuantizedRows {
     // Quantises one group of one row.
     void quantize_group(int64_t row, int64_t index, const float* x);
 
+    // Copies codes, scales and sums of rows.at(j), for j in [begin, end), to row j.
+    void gather(const Rows& rows, int64_t begin, int64_t end);
+
     int64_t count() const { return count_; }
     int64_t cols() const { return cols_; }
     int64_t group() const { return group_; }
@@ -29,9 +32,12 @@ class QuantizedRows {
     Rows view(const float* x) const;
 
   private:
+    void store_group(const float* x, int64_t index);
+
     int64_t count_ = 0, cols_ = 0, group_ = 0;
     std::vector<int8_t> codes_;
     std::vector<float> scales_, sums_;
+    std::vector<int32_t> offsets_;
 };
 
 // Quantises x [count, cols] into rows: over the pool when there is enough of it.

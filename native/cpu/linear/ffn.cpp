@@ -9,6 +9,7 @@ namespace flashmoe {
 namespace {
 
 constexpr int64_t kBf16Piece = 64;
+constexpr int64_t kGatherRows = 16;  // per turn of a worker
 
 }  // namespace
 
@@ -36,6 +37,9 @@ void Ffn::run(Pool& pool, const Rows& rows, const std::vector<Expert>& experts,
     if (!down_.group) grow(hidden_floats_, entries * down_.cols);
 
     const int64_t per_span = spans ? entries / spans : 0;
+    const int64_t run_tokens = kernels().linear.run_tokens;
+    if (run_tokens && per_span >= run_tokens && rows_.index && gate_up_.group)
+        gather(pool, entries);
     const int threads = pool.threads();
 
     const int64_t pieces = (down_.cols + piece_ - 1) / piece_;
@@ -46,25 +50,33 @@ void Ffn::run(Pool& pool, const Rows& rows, const std::vector<Expert>& experts,
     pool.parallel_for(spans * pieces, weight_grain(spans * pieces, piece_bytes, per_span, threads),
                       std::cref(first));
 
-    const int64_t blocks = down_.blocks(), block_bytes = down_.block_bytes();
+    const int64_t pairs = (down_.blocks() + kPairBlocks - 1) / kPairBlocks;
+    const int64_t pair_bytes = kPairBlocks * down_.block_bytes();
     const auto second = [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) down_block(spans_[i / blocks], i % blocks, output);
+        for (int64_t i = begin; i < end; ++i)
+            down_blocks(spans_[i / pairs], i % pairs * kPairBlocks, output);
     };
-    pool.parallel_for(spans * blocks, weight_grain(spans * blocks, block_bytes, per_span, threads),
+    pool.parallel_for(spans * pairs, weight_grain(spans * pairs, pair_bytes, per_span, threads),
                       std::cref(second));
+}
+
+void Ffn::gather(Pool& pool, int64_t entries) {
+    gathered_.reserve(entries, rows_.cols, rows_.group);
+    const auto body = [&](int64_t begin, int64_t end, int) { gathered_.gather(rows_, begin, end); };
+    pool.parallel_for(entries, kGatherRows, std::cref(body));
+    rows_ = gathered_.view(nullptr);
 }
 
 void Ffn::gate_up_piece(const Span& span, int64_t piece) {
     const auto& table = kernels().linear;
-    const auto dot = table.dot(gate_up_.format);
     const int64_t first = piece * piece_, width = std::min(piece_, down_.cols - first);
     const int64_t count = span.end - span.begin, block_bytes = gate_up_.block_bytes();
     const uint8_t* bytes = experts_[span.expert].gate_up + 2 * first / kBlockRows * block_bytes;
-    float gate[kTokenChunk * kBlockRows], up[kTokenChunk * kBlockRows];
+    float gate[kPairBlocks * kTokenChunk * kBlockRows];
     float hidden[kTokenChunk * kMaxGroup];
     for (int64_t column = 0; column < width; column += kBlockRows, bytes += 2 * block_bytes) {
-        dot(bytes, gate_up_.group, rows_, span.begin, count, gate);
-        dot(bytes + block_bytes, gate_up_.group, rows_, span.begin, count, up);
+        table.multiply(gate_up_, bytes, kPairBlocks, rows_, span.begin, count, gate);
+        const float* up = gate + count * kBlockRows;
         table.silu_mul(gate, up, gate, count * kBlockRows);
         for (int64_t t = 0; t < count; ++t)
             std::copy_n(gate + t * kBlockRows, kBlockRows, hidden + t * width + column);
@@ -81,18 +93,25 @@ void Ffn::store_hidden(const Span& span, int64_t piece, const float* hidden, int
     }
 }
 
-void Ffn::down_block(const Span& span, int64_t block, const FfnOutput& output) const {
-    float y[kTokenChunk * kBlockRows];
+void Ffn::down_blocks(const Span& span, int64_t block, const FfnOutput& output) const {
+    float y[kPairBlocks * kTokenChunk * kBlockRows];
+    const int64_t count = span.end - span.begin;
+    const int64_t blocks = std::min(kPairBlocks, down_.blocks() - block);
     const uint8_t* bytes = experts_[span.expert].down + block * down_.block_bytes();
-    kernels().linear.dot(down_.format)(bytes, down_.group, hidden_.view(hidden_floats_.data()),
-                                       span.begin, span.end - span.begin, y);
+    const Rows hidden = hidden_.view(hidden_floats_.data());
+    kernels().linear.multiply(down_, bytes, blocks, hidden, span.begin, count, y);
+    for (int64_t b = 0; b < blocks; ++b)
+        store_block(span, block + b, y + b * count * kBlockRows, output);
+}
+
+void Ffn::store_block(const Span& span, int64_t block, const float* y,
+                      const FfnOutput& output) const {
     const int64_t row = block * kBlockRows, height = std::min(kBlockRows, down_.rows - row);
-    for (int64_t j = span.begin; j < span.end; ++j) {
-        const float* from = y + (j - span.begin) * kBlockRows;
+    for (int64_t j = span.begin; j < span.end; ++j, y += kBlockRows) {
         float* to = output.out + (output.dests ? output.dests[j] : j) * down_.rows + row;
         const float scale = output.scale ? output.scale[j] : 1.0f;
         for (int64_t r = 0; r < height; ++r)
-            to[r] = output.accumulate ? to[r] + scale * from[r] : from[r];
+            to[r] = output.accumulate ? to[r] + scale * y[r] : y[r];
     }
 }
 

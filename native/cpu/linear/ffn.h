@@ -41,15 +41,19 @@ class Ffn {
 
   private:
     void split(size_t experts, const int32_t* offsets);
+    void gather(Pool& pool, int64_t entries);
     void gate_up_piece(const Span& span, int64_t piece);
     void store_hidden(const Span& span, int64_t piece, const float* hidden, int64_t width);
-    void down_block(const Span& span, int64_t block, const FfnOutput& output) const;
+    void down_blocks(const Span& span, int64_t block, const FfnOutput& output) const;
+    void store_block(const Span& span, int64_t block, const float* y,
+                     const FfnOutput& output) const;
 
     MatrixView gate_up_{}, down_{};
     int64_t piece_ = 0;  // hidden columns per item of the first pass: one group of down
     Rows rows_{};
     const Expert* experts_ = nullptr;
     std::vector<Span> spans_;
+    QuantizedRows gathered_;  // only if the kernels want runs
     QuantizedRows hidden_;
     std::vector<float> hidden_floats_;  // only if down is bf16
 };

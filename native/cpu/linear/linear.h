@@ -20,7 +20,8 @@ struct Rows {
     const int8_t* codes = nullptr;
     const float* scales = nullptr;
     const float* sums = nullptr;
-    const int32_t* index = nullptr;  // row i of a call is stored row index[i]; null: row i
+    const int32_t* offsets = nullptr;  // -128 * sum(codes) per group
+    const int32_t* index = nullptr;    // row i of a call is stored row index[i]; null: row i
 
     int64_t at(int64_t i) const { return index ? index[i] : i; }
 };
@@ -33,6 +34,14 @@ struct LinearKernels {
     Dot dot_bf16;
     Dot dot_q8;
     Dot dot_q4;
+    // The same for two adjacent blocks, the second one's results at y + count * 8; null: not
+    // faster.
+    Dot pair_bf16 = nullptr;
+    Dot pair_q8 = nullptr;
+    Dot pair_q4 = nullptr;
+    // From that many tokens on the pair kernels are faster on rows without an index; 0: they are
+    // not.
+    int64_t run_tokens = 0;
     // One group to int8: scale = max|x| / 127, sum = scale * sum(codes). A group so small that
     // 127 / max|x| overflows counts as zero; NaN or infinity in x makes scale NaN or infinite.
     void (*quantize)(const float* x, int64_t group, int8_t* codes, float* scale, float* sum);
@@ -42,13 +51,24 @@ struct LinearKernels {
     Dot dot(Format format) const {
         return format == Format::bf16 ? dot_bf16 : format == Format::q8 ? dot_q8 : dot_q4;
     }
+    Dot pair(Format format) const {
+        return format == Format::bf16 ? pair_bf16 : format == Format::q8 ? pair_q8 : pair_q4;
+    }
+    // y[(b * count + i) * 8 + r] = row r of the b-th of 1 or 2 blocks . activation row first + i.
+    // w gives format and columns; bytes is the first block.
+    void multiply(const MatrixView& w, const uint8_t* bytes, int64_t blocks, const Rows& rows,
+                  int64_t first, int64_t count, float* y) const;
 };
 
 void register_linear_scalar(LinearKernels& table);
 void register_linear_avx2(LinearKernels& table);
+void register_linear_avx512(LinearKernels& table);
+void register_linear_amx(LinearKernels& table);
 
 // A token chunk keeps its activations in the L2 cache while the weight blocks pass by.
 constexpr int64_t kTokenChunk = 64;
+// Blocks of one kernel call at most.
+constexpr int64_t kPairBlocks = 2;
 
 // Items per turn of a worker, when an item multiplies item_bytes of weights by `tokens` tokens:
 // about 256 KiB times tokens, but at least 4 turns for each thread. All of them when 64 KiB is all

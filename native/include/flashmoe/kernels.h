@@ -33,7 +33,8 @@ struct Kernels {
 // The table in use. Chosen once, by CPUID, on first use; select_isa replaces it.
 const Kernels& kernels();
 
-// The instruction sets that this machine can run, slowest first ("scalar", "avx2").
+// The instruction sets that this machine can run, slowest first: "scalar", "avx2",
+// "avx512" (F, BW, DQ, VL and VNNI), "amx" (that and AMX-TILE, AMX-INT8).
 std::vector<std::string> available_isas();
 
 // name: "auto" or one of available_isas(); throws std::invalid_argument otherwise.

@@ -67,7 +67,9 @@ def run(
     ] = None,
     threads: Annotated[int | None, _option("--threads", "Kernel threads.")] = None,
     ctx: Annotated[int | None, _option("--ctx", "Context length in tokens.")] = None,
-    isa: Annotated[str | None, _option("--isa", "Kernels: auto, scalar, avx2.", "NAME")] = None,
+    isa: Annotated[
+        str | None, _option("--isa", "Kernels: auto, scalar, avx2, avx512, amx.", "NAME")
+    ] = None,
     json_output: Annotated[
         bool, _option("--json", "One JSON object instead of live text.")
     ] = False,

@@ -12,7 +12,7 @@ from flashmoe.cli.bench.options import Json, NoRecord, Results, integers
 def kernels(
     threads: Annotated[str, typer.Option(metavar="N,...", help="Kernel threads.")] = "1,2",
     isa: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Instruction sets; auto: the best.")
+        str, typer.Option(metavar="NAME,...", help="Instruction sets; auto: the best; all: each.")
     ] = "auto",
     json: Json = False,
     results: Results = None,
@@ -46,9 +46,12 @@ def kernels(
 
 
 def _checked(names: list[str]) -> list[str]:
+    """The instruction sets to measure."""
     from flashmoe import _native
     from flashmoe.errors import UsageError
 
+    if names == ["all"]:
+        return _native.available_isas()
     known = ["auto", *_native.available_isas()]
     for name in names:
         if name not in known:
