@@ -67,6 +67,6 @@ def _run(model: flashmoe.Model, length: int, seed: int) -> Stretch:
     """From token ids to the first token of the answer, sampled greedily."""
     session = model.session()
     ids = random_ids(session.engine.vocab_size, length, seed)
-    with stretch(model, session, length) as measured:
+    with stretch(model, length) as measured:
         int(np.argmax(session.feed(ids)))
     return measured

@@ -12,6 +12,7 @@ from flashmoe.cli.bench.options import (
     Experts,
     Json,
     NoRecord,
+    Prefetch,
     Ram,
     Results,
     Seed,
@@ -28,6 +29,7 @@ def prefill(
     cache: Cache = None,
     threads: Threads = None,
     experts: Experts = None,
+    prefetch: Prefetch = None,
     repeat: Annotated[int, typer.Option(help="Runs per length; each starts cold.")] = 1,
     seed: Seed = 0,
     json: Json = False,
@@ -44,7 +46,9 @@ def prefill(
         lengths=integers(tokens, "--tokens"),
         repeat=repeat,
         seed=seed,
-        engine=engine_settings(ram=ram, cache=cache, threads=threads, experts_per_token=experts),
+        engine=engine_settings(
+            ram=ram, cache=cache, threads=threads, experts_per_token=experts, prefetch=prefetch
+        ),
     )
     with status() as show:
         figures = measure_prefill(model, options, show)
