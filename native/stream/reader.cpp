@@ -23,6 +23,12 @@ double thread_cpu_seconds() {
     return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
+// Pieces of even size: a small last one would cost as much as the others.
+size_t piece_of(size_t bytes, size_t most) {
+    const size_t count = (bytes + most - 1) / most, even = (bytes + count - 1) / count;
+    return (even + kReadAlignment - 1) / kReadAlignment * kReadAlignment;
+}
+
 void check(const ReadRequest& request) {
     const auto& [tag, handle, offset, bytes, address, crc] = request;
     if ((offset | bytes | address) % kReadAlignment != 0 || bytes == 0 || address == 0)
@@ -53,9 +59,12 @@ struct Reader::Read {
     bool guess;
     size_t taken = 0;  // bytes that threads have taken, from the beginning
     size_t got = 0;    // bytes read
-    int active = 0;    // pieces being read, or 1 for the checksum
+    int active = 0;    // pieces being read
+    bool checking = false;
     int status = kOk;
     int64_t detail = 0;
+
+    bool pending() const { return active > 0 || checking || taken < bytes; }
 
     // Of several pieces that fail, the first in the file tells where its good part ends.
     void fail(int how, size_t end) {
@@ -202,7 +211,8 @@ Reader::Queue* Reader::ready() {
 
 Reader::Piece Reader::take(Queue& queue) {
     const ReadPtr read = queue.front();
-    const size_t most = read->guess ? options_.guess_piece : options_.demand_piece;
+    const size_t most =
+        piece_of(read->bytes, read->guess ? options_.guess_piece : options_.demand_piece);
     const Piece piece{read, read->taken, std::min(most, read->bytes - read->taken)};
     read->taken += piece.bytes;
     if (read->taken == read->bytes) queue.pop_front();
@@ -249,15 +259,15 @@ void Reader::finish(const ReadPtr& read, std::unique_lock<std::mutex>& lock) {
         std::erase(read->guess ? guesses_ : demands_, read);
         read->taken = read->bytes;
     }
-    if (read->active > 0 || read->taken < read->bytes) return;
+    if (read->pending()) return;
     if (read->status == kOk && options_.verify && read->crc) {
-        ++read->active;  // keeps it open; it may be dropped or become a demand meanwhile
+        read->checking = true;  // it may be dropped or become a demand meanwhile
         lock.unlock();
         const double cpu = thread_cpu_seconds();
         const uint32_t found = crc32c(read->address, read->bytes);
         const double used = thread_cpu_seconds() - cpu;
         lock.lock();
-        --read->active;
+        read->checking = false;
         stats_.checksum_s += used;
         if (found != *read->crc) read->status = kBadChecksum, read->detail = found;
     }
@@ -279,7 +289,7 @@ void Reader::drop(Queue& queue) {
     for (const ReadPtr& read : std::exchange(queue, {})) {
         read->taken = read->bytes;
         read->status = kCancelled;
-        if (read->active == 0) land(read);
+        if (!read->pending()) land(read);
     }
 }
 

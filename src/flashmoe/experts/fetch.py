@@ -101,7 +101,8 @@ class Fetcher:
         kept = [guess.tag for guess in guesses if guess.key in wanted and not guess.landed]
         self._reader.keep_guesses(kept)
         for guess in guesses:
-            if guess.key not in wanted:
+            guess.sure = guess.key in wanted
+            if not guess.sure:
                 self._stats.prefetch_wasted += guess.extent.nbytes if guess.landed else 0
                 self._staging.drop(guess)
 

@@ -20,13 +20,16 @@ def staging_slots(slots: int, total: int, experts_per_token: int, *, keep: bool)
 
 @dataclass(slots=True)
 class Guess:
-    """A record that is being read, or (landed) has been read whole and good, to address."""
+    """A record that is being read, or (landed) has been read whole and good, to address.
+
+    sure: its expert is needed, and the reader knows."""
 
     tag: int
     key: Key
     extent: Extent
     address: int
     landed: bool = False
+    sure: bool = False
 
 
 class Staging:
@@ -61,11 +64,16 @@ class Staging:
         return guess
 
     def claim(self, key: Key) -> Guess | None:
-        """The guess of this expert, if there is one. Its memory is the caller's, who gives
-        other memory in return."""
-        guess = self._open.pop(key, None)
-        if guess is not None:
-            self._reading.pop(guess.tag, None)
+        """The guess of this expert, if there is one that will land. Its memory is the caller's, who
+        gives other memory in return."""
+        guess = self._open.get(key)
+        if guess is None:
+            return None
+        if not (guess.landed or guess.sure):  # waiting for it could last for ever
+            self.drop(guess)
+            return None
+        del self._open[key]
+        self._reading.pop(guess.tag, None)
         return guess
 
     def give(self, address: int) -> None:
