@@ -95,9 +95,9 @@ class Fetcher:
 
     def settle_guesses(self, wanted: Collection[Key]) -> None:
         """The experts that are needed are known: drop all other guesses."""
-        guesses = list(self._staging.open)
-        if not guesses:
+        if not self._staging.open:
             return
+        guesses = list(self._staging.open)
         kept = [guess.tag for guess in guesses if guess.key in wanted and not guess.landed]
         self._reader.keep_guesses(kept)
         for guess in guesses:
