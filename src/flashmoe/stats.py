@@ -32,8 +32,8 @@ class Stats:
     phase_seconds, prefill_phase_seconds: keys from PHASES; they sum to decode_seconds and
     prefill_seconds.
     cache_hits, cache_misses: routed experts found in memory, or read. bytes_read: from the disk.
-    prefetched: misses whose read began before their layer asked. prefetch_wasted: bytes read for
-    experts that their layer did not want.
+    prefetched: misses guessed before their layer asked, read by then or not. prefetch_wasted: bytes
+    read for experts that their layer did not want.
     reading_seconds: in which the disk was being read. read_cpu_seconds, checksum_cpu_seconds:
     processor time that reading and checking took.
     direct_io: False when O_DIRECT was refused and reads go through the page cache.

@@ -39,7 +39,7 @@ def _reads(stats: Stats) -> list[str]:
         return []
     return [
         f"reads: {stats.read_cpu_ms_per_gb:.0f} ms of processor time per GB;"
-        f" {stats.prefetch_share:.0%} of the misses begun ahead,"
+        f" {stats.prefetch_share:.0%} of the misses guessed,"
         f" {stats.prefetch_wasted / 1e9:.3f} GB read in vain"
     ]
 

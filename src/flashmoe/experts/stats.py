@@ -11,7 +11,8 @@ class CacheStats:
 
     hits, misses: wanted experts that were resident, or not. bytes_read: of good records.
     wait_seconds: time in which the engine did nothing but wait for the disk. prefetched: misses
-    whose read had begun on a guess. prefetch_wasted: bytes read on guesses that were wrong.
+    that had been guessed (their read was queued, under way or done). prefetch_wasted: bytes read
+    on guesses that were wrong.
     """
 
     hits: int = 0

@@ -85,7 +85,7 @@ def _as_text(figures: dict[str, Any]) -> str:
         f" {human_bytes(figures['bytes_touched_per_token'])} of weights used",
         "disk": f"{gb_per_s(figures['disk_bytes_per_s_while_reading'])} while reading"
         f" ({gb_per_s(rates['disk_bytes_per_s'])} by itself)",
-        "prefetch": f"{percent(figures['prefetched_share'])} of the misses begun ahead,"
+        "prefetch": f"{percent(figures['prefetched_share'])} of the misses guessed,"
         f" {human_bytes(figures['prefetch_wasted_per_token'])} per token read in vain",
         "disk CPU": f"{number(figures['cpu_ms_per_gb'])} ms per GB,"
         f" checksums {number(figures['checksum_ms_per_gb'])}",
