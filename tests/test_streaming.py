@@ -71,6 +71,45 @@ def test_reads_that_land_late_and_in_any_order_give_the_same_bits(
         assert_same_bits(transcript(model, PROMPT, STEPS), expected)
 
 
+@pytest.mark.parametrize("mode", ["on", "off", "auto"])
+@pytest.mark.parametrize("slots", [8, 16, 24])
+def test_reading_ahead_does_not_change_the_bits(
+    tiny: Path, expected: Transcript, mode: str, slots: int
+) -> None:
+    assert_same_bits(run(tiny, cache=slots * record_bytes(tiny), prefetch=mode), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_guesses_late_or_in_time_give_the_same_bits(
+    tiny: Path, expected: Transcript, seed: int, share: float
+) -> None:
+    reader = FakeReader(seed=seed, guess_share=share)
+    cache = 24 * record_bytes(tiny)
+    settings: dict[str, Any] = {"cache": cache, "readers": 1, "prefetch": "on"}
+    with load_with(tiny, make_reader=lambda threads: reader, **settings) as model:
+        assert_same_bits(transcript(model, PROMPT, STEPS), expected)
+        assert model.stats.prefetched > 0
+
+
+def test_reading_ahead_reads_the_same_experts(tiny: Path) -> None:
+    """Hits and misses are a function of what is wanted, whatever the guesses."""
+    counts = set()
+    for seed, share in ((0, 0.0), (1, 0.5), (2, 1.0)):
+        reader = FakeReader(seed=seed, guess_share=share)
+        settings: dict[str, Any] = {"cache": 24 * record_bytes(tiny), "prefetch": "on"}
+        with load_with(tiny, make_reader=lambda threads, r=reader: r, **settings) as model:
+            transcript(model, PROMPT, STEPS)
+            stats = model.stats
+            counts.add((stats.cache_hits, stats.cache_misses, stats.bytes_read))
+    assert len(counts) == 1
+
+
+def test_an_unknown_way_of_reading_ahead_is_refused(tiny: Path) -> None:
+    with pytest.raises(UsageError, match=r"prefetch: unknown choice.*auto \| on \| off"):
+        flashmoe.load(tiny, prefetch="maybe")
+
+
 def test_a_cache_below_the_floor_is_refused(tiny: Path) -> None:
     too_small = FLOOR * record_bytes(tiny) - 1
     with pytest.raises(UsageError, match=rf"--cache: smaller than .* \({FLOOR} experts\)"):

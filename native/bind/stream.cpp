@@ -44,12 +44,37 @@ std::vector<std::tuple<int64_t, int, int64_t>> wait(Reader& reader, double timeo
     return results;
 }
 
+using Request = std::tuple<int64_t, int, uint64_t, size_t, uintptr_t, std::optional<uint32_t>>;
+
+void submit_many(Reader& reader, const std::vector<Request>& requests, bool guess) {
+    std::vector<ReadRequest> reads;
+    reads.reserve(requests.size());
+    for (const auto& [tag, handle, offset, bytes, address, crc] : requests)
+        reads.push_back({tag, handle, offset, bytes, address, crc});
+    const nb::gil_scoped_release released;
+    reader.submit(reads, guess);
+}
+
+void submit(Reader& reader, int64_t tag, int handle, uint64_t offset, size_t bytes,
+            uintptr_t address, std::optional<uint32_t> crc) {
+    reader.submit({{tag, handle, offset, bytes, address, crc}}, false);
+}
+
+void init(Reader* self, int threads, bool verify, size_t demand_piece, size_t guess_piece,
+          int guess_depth, int guess_below) {
+    new (self) Reader({threads, verify, demand_piece, guess_piece, guess_depth, guess_below});
+}
+
 nb::typed<nb::dict, nb::str, double> stats(const Reader& reader) {
     const ReaderStats stats = reader.stats();
     nb::typed<nb::dict, nb::str, double> result;
     result["bytes"] = stats.bytes;
     result["reads"] = stats.reads;
+    result["raw_bytes"] = stats.raw_bytes;
     result["busy_s"] = stats.busy_s;
+    result["cpu_s"] = stats.cpu_s;
+    result["checksum_s"] = stats.checksum_s;
+    result["reading_s"] = stats.reading_s;
     return result;
 }
 
@@ -73,21 +98,32 @@ void bind_stream(nb::module_& m) {
              "uint8 [nbytes] of the arena, without a copy; keeps the arena alive.");
 
     nb::class_<Reader>(m, "Reader", "Threads that read blocks of files into given memory.")
-        .def(nb::init<int, bool>(), nb::arg("threads"), nb::arg("verify") = true)
+        .def("__init__", &init, nb::arg("threads"), nb::arg("verify") = true,
+             nb::arg("demand_piece") = kDemandPiece, nb::arg("guess_piece") = kGuessPiece,
+             nb::arg("guess_depth") = kGuessDepth, nb::arg("guess_below") = kGuessBelow,
+             "Reads are cut into pieces of so many bytes. Guesses: at most guess_depth pieces at a "
+             "time, while fewer than guess_below pieces of demands are being read.")
         .def(
             "open", &open_file, nb::arg("path"), nb::arg("direct") = true,
             "Returns a handle; raises OSError. direct: past the page cache where that is possible.")
         .def("direct", &Reader::direct, nb::arg("handle"), "Whether reads go past the page cache.")
         .def("close_file", &Reader::close_file, nb::arg("handle"))
-        .def("submit", &Reader::submit, nb::arg("tag"), nb::arg("handle"), nb::arg("offset"),
+        .def("submit", &submit, nb::arg("tag"), nb::arg("handle"), nb::arg("offset"),
              nb::arg("nbytes"), nb::arg("address"), nb::arg("crc").none() = nb::none(),
              "Queue a read; the memory must stay until it has landed.")
+        .def("submit_many", &submit_many, nb::arg("reads"), nb::arg("guess") = false,
+             "Queue reads, tuples of the arguments of submit; all or, where one is refused, none. "
+             "Guesses are read only while the disk is idle.")
+        .def("keep_guesses", &Reader::keep_guesses, nb::arg("tags"), Released(),
+             "Guesses with these tags become demands; all others are dropped, without waiting.")
         .def("wait", &wait, nb::arg("timeout_s"), Released(),
-             "[(tag, status, detail)] of what has landed. Status: 0 good, > 0 errno, -1 short "
-             "(detail: "
-             "bytes got), -2 bad checksum (detail: the one found), -3 cancelled.")
+             "[(tag, status, detail)] of what has landed; blocks until a demand has, or none is "
+             "left. Status: 0 good, > 0 errno, -1 short (detail: bytes got), -2 bad checksum "
+             "(detail: the one found), -3 cancelled (detail: bytes read in vain).")
         .def("cancel", &Reader::cancel, Released(), "Drop what has not started, wait for the rest.")
-        .def("stats", &stats, "bytes, reads, busy_s (summed over threads).");
+        .def("stats", &stats,
+             "bytes, reads, raw_bytes (cancelled reads too); busy_s, cpu_s, checksum_s (summed "
+             "over threads); reading_s (in which something was being read).");
 
     m.def("crc32c", &checksum, nb::arg("buffer"), nb::arg("crc") = 0, nb::arg("portable") = false,
           "CRC-32C of bytes or a uint8 array, continuing crc; portable: without SSE4.2.");

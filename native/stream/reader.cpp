@@ -1,74 +1,88 @@
 #include "stream/reader.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
+#include <algorithm>
 #include <chrono>
+#include <ctime>
 #include <stdexcept>
-#include <system_error>
 #include <utility>
 
 #include "stream/crc32c.h"
+#include "stream/file.h"
 
 namespace flashmoe {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-int open_retrying(const char* path, int flags) {
-    int fd;
-    do fd = ::open(path, O_RDONLY | O_CLOEXEC | flags);
-    while (fd < 0 && errno == EINTR);
-    return fd;
+double wall_seconds() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double>(now).count();
 }
 
-ssize_t pread_retrying(int fd, void* data, size_t bytes, uint64_t offset) {
-    ssize_t got;
-    do got = pread(fd, data, bytes, static_cast<off_t>(offset));
-    while (got < 0 && errno == EINTR);
-    return got;
+double thread_cpu_seconds() {
+    timespec now{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-// Some file systems accept the flag and refuse the first read: ask for one block to know.
-bool reads_direct(int fd) {
-    alignas(kReadAlignment) uint8_t block[kReadAlignment];
-    return pread_retrying(fd, block, sizeof block, 0) >= 0 || errno != EINVAL;
+// Pieces of even size: a small last one would cost as much as the others.
+size_t piece_of(size_t bytes, size_t most) {
+    const size_t count = (bytes + most - 1) / most, even = (bytes + count - 1) / count;
+    return (even + kReadAlignment - 1) / kReadAlignment * kReadAlignment;
+}
+
+void check(const ReadRequest& request) {
+    const auto& [tag, handle, offset, bytes, address, crc] = request;
+    if ((offset | bytes | address) % kReadAlignment != 0 || bytes == 0 || address == 0)
+        throw std::invalid_argument(
+            "[Reader.submit] offset, nbytes, address: expected multiples of 4096, got " +
+            std::to_string(offset) + ", " + std::to_string(bytes) + ", " + std::to_string(address));
+}
+
+void check(const ReaderOptions& options) {
+    if (options.threads < 1) throw std::invalid_argument("[Reader] threads: expected at least 1");
+    for (const size_t piece : {options.demand_piece, options.guess_piece})
+        if (piece == 0 || piece % kReadAlignment != 0)
+            throw std::invalid_argument("[Reader] pieces: expected multiples of 4096, got " +
+                                        std::to_string(piece));
+    if (options.guess_depth < 1 || options.guess_below < 1)
+        throw std::invalid_argument("[Reader] guess_depth, guess_below: expected at least 1");
 }
 
 }  // namespace
 
-struct Reader::File {
-    int fd;
-    bool direct;
+struct Reader::Read {
+    int64_t tag;
+    std::shared_ptr<const ReadOnlyFile> file;
+    uint64_t offset;
+    size_t bytes;
+    uint8_t* address;
+    std::optional<uint32_t> crc;
+    bool guess;
+    size_t taken = 0;  // bytes that threads have taken, from the beginning
+    size_t got = 0;    // bytes read
+    int active = 0;    // pieces being read
+    bool checking = false;
+    int status = kOk;
+    int64_t detail = 0;
 
-    File(int descriptor, bool is_direct) : fd(descriptor), direct(is_direct) {}
-    ~File() { ::close(fd); }
-    File(const File&) = delete;
-    File& operator=(const File&) = delete;
+    bool pending() const { return active > 0 || checking || taken < bytes; }
 
-    // Null where O_DIRECT is refused.
-    static std::shared_ptr<const File> open_direct(const std::string& path) {
-        const int fd = open_retrying(path.c_str(), O_DIRECT);
-        if (fd < 0 && errno == EINVAL) return nullptr;
-        auto opened = adopt(fd, true, path);
-        return reads_direct(fd) ? opened : nullptr;
-    }
-
-    static std::shared_ptr<const File> open_buffered(const std::string& path) {
-        return adopt(open_retrying(path.c_str(), 0), false, path);
-    }
-
-    static std::shared_ptr<const File> adopt(int fd, bool direct, const std::string& path) {
-        if (fd < 0) throw std::system_error(errno, std::generic_category(), path);
-        return std::make_shared<const File>(fd, direct);
+    // Of several pieces that fail, the first in the file tells where its good part ends.
+    void fail(int how, size_t end) {
+        const auto place = static_cast<int64_t>(end);
+        if (status == kOk || (status != kCancelled && place < detail)) status = how, detail = place;
     }
 };
 
-Reader::Reader(int threads, bool verify) : verify_(verify) {
-    if (threads < 1) throw std::invalid_argument("[Reader] threads: expected at least 1");
+struct Reader::Piece {
+    ReadPtr read;
+    size_t begin;
+    size_t bytes;
+};
+
+Reader::Reader(const ReaderOptions& options) : options_(options) {
+    check(options);
     try {
-        for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+        for (int i = 0; i < options.threads; ++i) threads_.emplace_back([this] { work(); });
     } catch (...) {  // the system gives no more threads: end those that run
         stop();
         throw;
@@ -80,7 +94,8 @@ Reader::~Reader() { stop(); }
 void Reader::stop() {
     {
         const std::lock_guard lock(mutex_);
-        queue_.clear();
+        demands_.clear();
+        guesses_.clear();
         stop_ = true;
     }
     queued_.notify_all();
@@ -88,14 +103,13 @@ void Reader::stop() {
 }
 
 int Reader::open(const std::string& path, bool want_direct) {
-    auto opened = want_direct ? File::open_direct(path) : nullptr;
-    if (!opened) opened = File::open_buffered(path);
+    auto opened = ReadOnlyFile::open(path, want_direct);
     const std::lock_guard lock(mutex_);
     files_.push_back(std::move(opened));
     return static_cast<int>(files_.size()) - 1;
 }
 
-std::shared_ptr<const Reader::File> Reader::file(int handle) const {
+std::shared_ptr<const ReadOnlyFile> Reader::file(int handle) const {
     if (handle < 0 || handle >= static_cast<int>(files_.size()) || !files_[handle])
         throw std::invalid_argument("[Reader] handle: expected an open file, got " +
                                     std::to_string(handle));
@@ -104,7 +118,7 @@ std::shared_ptr<const Reader::File> Reader::file(int handle) const {
 
 bool Reader::direct(int handle) const {
     const std::lock_guard lock(mutex_);
-    return file(handle)->direct;
+    return file(handle)->direct();
 }
 
 void Reader::close_file(int handle) {
@@ -113,81 +127,170 @@ void Reader::close_file(int handle) {
     files_[handle].reset();
 }
 
-void Reader::submit(int64_t tag, int handle, uint64_t offset, size_t bytes, uintptr_t address,
-                    std::optional<uint32_t> crc) {
-    if ((offset | bytes | address) % kReadAlignment != 0 || bytes == 0 || address == 0)
-        throw std::invalid_argument(
-            "[Reader.submit] offset, nbytes, address: expected multiples of 4096, got " +
-            std::to_string(offset) + ", " + std::to_string(bytes) + ", " + std::to_string(address));
+Reader::ReadPtr Reader::checked(const ReadRequest& request, bool guess) const {
+    check(request);
+    auto* address = reinterpret_cast<uint8_t*>(request.address);
+    return std::make_shared<Read>(Read{request.tag, file(request.handle), request.offset,
+                                       request.bytes, address, request.crc, guess});
+}
+
+void Reader::submit(const std::vector<ReadRequest>& requests, bool guess) {
+    std::vector<ReadPtr> reads;
     {
         const std::lock_guard lock(mutex_);
-        queue_.push_back(
-            {tag, file(handle), offset, bytes, reinterpret_cast<uint8_t*>(address), crc});
+        for (const ReadRequest& request : requests) reads.push_back(checked(request, guess));
+        open_.insert(open_.end(), reads.begin(), reads.end());
+        Queue& queue = guess ? guesses_ : demands_;
+        queue.insert(queue.end(), reads.begin(), reads.end());
+        if (!guess) demands_left_ += static_cast<int>(reads.size());
     }
-    queued_.notify_one();
+    queued_.notify_all();
+}
+
+void Reader::keep_guesses(const std::vector<int64_t>& tags) {
+    {
+        const std::lock_guard lock(mutex_);
+        for (const ReadPtr& read : open_) {
+            if (!read->guess || std::find(tags.begin(), tags.end(), read->tag) == tags.end())
+                continue;
+            count(*read, -read->active);
+            read->guess = false;
+            count(*read, read->active);
+            ++demands_left_;
+        }
+        const auto kept = std::stable_partition(guesses_.begin(), guesses_.end(),
+                                                [](const ReadPtr& read) { return read->guess; });
+        demands_.insert(demands_.begin(), kept, guesses_.end());
+        guesses_.erase(kept, guesses_.end());
+        drop(guesses_);
+    }
+    queued_.notify_all();
 }
 
 std::vector<Landed> Reader::wait(double timeout_s) {
     std::unique_lock lock(mutex_);
     finished_.wait_for(lock, std::chrono::duration<double>(timeout_s),
-                       [this] { return !landed_.empty() || (queue_.empty() && active_ == 0); });
+                       [this] { return demands_landed_ > 0 || demands_left_ == 0; });
+    demands_landed_ = 0;
     return std::exchange(landed_, {});
 }
 
 void Reader::cancel() {
     std::unique_lock lock(mutex_);
-    for (const Request& request : queue_) landed_.push_back({request.tag, kCancelled, 0});
-    queue_.clear();
-    finished_.notify_all();
-    finished_.wait(lock, [this] { return active_ == 0; });
+    drop(demands_);
+    drop(guesses_);
+    finished_.wait(lock, [this] { return open_.empty(); });
 }
 
 ReaderStats Reader::stats() const {
     const std::lock_guard lock(mutex_);
-    return stats_;
+    ReaderStats now = stats_;
+    if (active_demands_ + active_guesses_ > 0) now.reading_s += wall_seconds() - reading_since_;
+    return now;
 }
 
 void Reader::work() {
     std::unique_lock lock(mutex_);
     for (;;) {
-        queued_.wait(lock, [this] { return stop_ || !queue_.empty(); });
-        if (queue_.empty()) return;
-        Request request = std::move(queue_.front());
-        queue_.pop_front();
-        ++active_;
-        lock.unlock();
-        const auto begin = Clock::now();
-        const Landed landed = perform(request);
-        const std::chrono::duration<double> busy = Clock::now() - begin;
-        request.file.reset();  // may close the file: not under the lock
-        lock.lock();
-        --active_;
-        landed_.push_back(landed);
-        ++stats_.reads;
-        stats_.busy_s += busy.count();
-        if (landed.status == kOk) stats_.bytes += request.bytes;
-        finished_.notify_all();
+        Queue* queue = nullptr;
+        queued_.wait(lock, [&] { return stop_ || (queue = ready()); });
+        if (!queue) return;
+        const Piece piece = take(*queue);
+        if (ready()) queued_.notify_one();
+        perform(piece, lock);
+        if (ready()) queued_.notify_one();  // what has ended may have held guesses back
     }
 }
 
-Landed Reader::perform(const Request& request) const {
-    const auto& [tag, file, offset, bytes, address, crc] = request;
-    for (size_t done = 0; done < bytes;) {
-        const ssize_t got = pread_retrying(file->fd, address + done, bytes - done, offset + done);
-        if (got < 0) return {tag, errno, static_cast<int64_t>(done)};
-        done += static_cast<size_t>(got);
-        // A direct read stops inside a block only at the end of the file.
-        const bool at_end = got == 0 || (file->direct && done % kReadAlignment != 0);
-        if (at_end && done < bytes) return {tag, kShortRead, static_cast<int64_t>(done)};
-    }
+Reader::Queue* Reader::ready() {
+    if (!demands_.empty()) return &demands_;
+    const bool idle = active_demands_ < options_.guess_below;
+    const bool more = idle && active_guesses_ < options_.guess_depth;
+    return more && !guesses_.empty() ? &guesses_ : nullptr;
+}
+
+Reader::Piece Reader::take(Queue& queue) {
+    const ReadPtr read = queue.front();
+    const size_t most =
+        piece_of(read->bytes, read->guess ? options_.guess_piece : options_.demand_piece);
+    const Piece piece{read, read->taken, std::min(most, read->bytes - read->taken)};
+    read->taken += piece.bytes;
+    if (read->taken == read->bytes) queue.pop_front();
+    count(*read, 1);
+    ++read->active;
+    return piece;
+}
+
+// Counts pieces being read, and the time in which there are some.
+void Reader::count(const Read& read, int pieces) {
+    const bool before = active_demands_ + active_guesses_ > 0;
+    (read.guess ? active_guesses_ : active_demands_) += pieces;
+    const bool after = active_demands_ + active_guesses_ > 0;
+    if (before == after) return;
+    const double now = wall_seconds();
+    if (after) reading_since_ = now;
+    if (before) stats_.reading_s += now - reading_since_;
+}
+
+void Reader::perform(const Piece& piece, std::unique_lock<std::mutex>& lock) {
+    Read& read = *piece.read;
+    lock.unlock();
+    const double begin = wall_seconds(), cpu = thread_cpu_seconds();
+    const Got got =
+        read.file->pread_fully(read.address + piece.begin, piece.bytes, read.offset + piece.begin);
     // The slots are the cache: a second copy of the record would be memory over the budget.
-    if (!file->direct)
-        posix_fadvise(file->fd, static_cast<off_t>(offset), static_cast<off_t>(bytes),
-                      POSIX_FADV_DONTNEED);
-    if (!verify_ || !crc) return {tag, kOk, 0};
-    const uint32_t found = crc32c(address, bytes);
-    if (found != *crc) return {tag, kBadChecksum, static_cast<int64_t>(found)};
-    return {tag, kOk, 0};
+    read.file->forget(read.offset + piece.begin, piece.bytes);
+    const double busy = wall_seconds() - begin, used = thread_cpu_seconds() - cpu;
+    lock.lock();
+    stats_.busy_s += busy;
+    stats_.cpu_s += used;
+    stats_.raw_bytes += got.bytes;
+    count(read, -1);
+    --read.active;
+    read.got += got.bytes;
+    if (got.bytes < piece.bytes)
+        read.fail(got.error ? got.error : kShortRead, piece.begin + got.bytes);
+    finish(piece.read, lock);
+}
+
+// Lands the read if this was its last piece and its checksum is right or not asked for.
+void Reader::finish(const ReadPtr& read, std::unique_lock<std::mutex>& lock) {
+    if (read->status != kOk) {  // nothing good can follow
+        std::erase(read->guess ? guesses_ : demands_, read);
+        read->taken = read->bytes;
+    }
+    if (read->pending()) return;
+    if (read->status == kOk && options_.verify && read->crc) {
+        read->checking = true;  // it may be dropped or become a demand meanwhile
+        lock.unlock();
+        const double cpu = thread_cpu_seconds();
+        const uint32_t found = crc32c(read->address, read->bytes);
+        const double used = thread_cpu_seconds() - cpu;
+        lock.lock();
+        read->checking = false;
+        stats_.checksum_s += used;
+        if (found != *read->crc) read->status = kBadChecksum, read->detail = found;
+    }
+    land(read);
+}
+
+void Reader::land(const ReadPtr& read) {
+    if (read->status == kCancelled) read->detail = static_cast<int64_t>(read->got);
+    if (read->status == kOk) stats_.bytes += read->bytes;
+    ++stats_.reads;
+    landed_.push_back({read->tag, read->status, read->detail});
+    std::erase(open_, read);
+    if (!read->guess) --demands_left_, ++demands_landed_;
+    if (!read->guess || open_.empty()) finished_.notify_all();
+}
+
+// Reads with pieces under way land when these end.
+void Reader::drop(Queue& queue) {
+    for (const ReadPtr& read : std::exchange(queue, {})) {
+        read->taken = read->bytes;
+        read->status = kCancelled;
+        if (!read->pending()) land(read);
+    }
 }
 
 }  // namespace flashmoe

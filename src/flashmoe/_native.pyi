@@ -194,7 +194,10 @@ class Arena:
 class Reader:
     """Threads that read blocks of files into given memory."""
 
-    def __init__(self, threads: int, verify: bool = True) -> None: ...
+    def __init__(self, threads: int, verify: bool = True, demand_piece: int = 8388608, guess_piece: int = 524288, guess_depth: int = 4, guess_below: int = 1) -> None:
+        """
+        Reads are cut into pieces of so many bytes. Guesses: at most guess_depth pieces at a time, while fewer than guess_below pieces of demands are being read.
+        """
 
     def open(self, path: str, direct: bool = True) -> int:
         """
@@ -209,16 +212,28 @@ class Reader:
     def submit(self, tag: int, handle: int, offset: int, nbytes: int, address: int, crc: int | None = None) -> None:
         """Queue a read; the memory must stay until it has landed."""
 
+    def submit_many(self, reads: Sequence[tuple[int, int, int, int, int, int | None]], guess: bool = False) -> None:
+        """
+        Queue reads, tuples of the arguments of submit; all or, where one is refused, none. Guesses are read only while the disk is idle.
+        """
+
+    def keep_guesses(self, tags: Sequence[int]) -> None:
+        """
+        Guesses with these tags become demands; all others are dropped, without waiting.
+        """
+
     def wait(self, timeout_s: float) -> list[tuple[int, int, int]]:
         """
-        [(tag, status, detail)] of what has landed. Status: 0 good, > 0 errno, -1 short (detail: bytes got), -2 bad checksum (detail: the one found), -3 cancelled.
+        [(tag, status, detail)] of what has landed; blocks until a demand has, or none is left. Status: 0 good, > 0 errno, -1 short (detail: bytes got), -2 bad checksum (detail: the one found), -3 cancelled (detail: bytes read in vain).
         """
 
     def cancel(self) -> None:
         """Drop what has not started, wait for the rest."""
 
     def stats(self) -> dict[str, float]:
-        """bytes, reads, busy_s (summed over threads)."""
+        """
+        bytes, reads, raw_bytes (cancelled reads too); busy_s, cpu_s, checksum_s (summed over threads); reading_s (in which something was being read).
+        """
 
 def crc32c(buffer: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], crc: int = 0, portable: bool = False) -> int:
     """

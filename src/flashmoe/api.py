@@ -36,8 +36,8 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     Args:
         path: directory that `flashmoe pack` wrote.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
-            context_length, experts_per_token, isa, verify. What is not given comes from the
-            environment (FLASHMOE_RAM, ...), else is chosen for the machine.
+            context_length, experts_per_token, isa, verify, prefetch. What is not given comes
+            from the environment (FLASHMOE_RAM, ...), else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
     (the limit is below the floor; the message shows the sum), StorageError (the system).
@@ -66,7 +66,7 @@ class Model:
         self._loaded = loaded
         self._engine: Engine | None = loaded.engine
         self._first_token_seconds = 0.0
-        self._cache_before = loaded.cache_counts()
+        self._counted = loaded.counters()
 
     # What the model is.
 
@@ -172,7 +172,7 @@ class Model:
     def stats(self) -> Stats:
         """Figures of the latest generate or logits call, up to now while it runs."""
         engine, loaded = self._loaded.engine, self._loaded
-        hits, misses, read = np.subtract(loaded.cache_counts(), self._cache_before).tolist()
+        counters = {k: v - self._counted[k] for k, v in loaded.counters().items()}
         return Stats(
             prompt_tokens=engine.prefill.tokens,
             decode_tokens=engine.decode.tokens,
@@ -181,10 +181,8 @@ class Model:
             time_to_first_token=self._first_token_seconds,
             phase_seconds=dict(engine.decode.phases),
             prefill_phase_seconds=dict(engine.prefill.phases),
-            cache_hits=hits,
-            cache_misses=misses,
-            bytes_read=read,
             peak_rss=peak_resident(),
+            **counters,
             **loaded.fixed_figures,
         )
 
@@ -225,7 +223,7 @@ class Model:
         engine = self._open()
         engine.prefill, engine.decode = PhaseTimes(), PhaseTimes()
         self._first_token_seconds = 0.0
-        self._cache_before = self._loaded.cache_counts()
+        self._counted = self._loaded.counters()
 
     def _timed(self, pieces: Iterator[Piece], start: float) -> Iterator[Piece]:
         for piece in pieces:

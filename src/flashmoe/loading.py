@@ -15,6 +15,7 @@ from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_lim
 from flashmoe.experts.cache import ExpertCache, open_cache
 from flashmoe.experts.memory import read_system_memory
 from flashmoe.experts.source import Reader
+from flashmoe.experts.staging import staging_slots
 from flashmoe.experts.streamed import StreamedExperts
 from flashmoe.generate.engine import Engine
 from flashmoe.models.decoder import Decoder, Weights
@@ -78,10 +79,19 @@ class LoadedModel:
     text: TextParts | None
     fixed_figures: dict[str, Any]
 
-    def cache_counts(self) -> tuple[int, int, int]:
-        """Hits, misses and bytes read since the model was opened."""
-        stats = self.cache.stats
-        return stats.hits, stats.misses, stats.bytes_read
+    def counters(self) -> dict[str, Any]:
+        """The fields of Stats that count since the model was opened."""
+        stats, reader = self.cache.stats, self.cache.reader_stats()
+        return {
+            "cache_hits": stats.hits,
+            "cache_misses": stats.misses,
+            "bytes_read": stats.bytes_read,
+            "prefetched": stats.prefetched,
+            "prefetch_wasted": stats.prefetch_wasted,
+            "reading_seconds": reader["reading_s"],
+            "read_cpu_seconds": reader["cpu_s"],
+            "checksum_cpu_seconds": reader["checksum_s"],
+        }
 
     def close(self) -> None:
         """Stop the reads, close the files and let the memory go."""
@@ -110,13 +120,15 @@ def load_model(
         pack,
         slots=plan.budget.slots,
         slot_bytes=pack.manifest.experts.record_bytes,
+        staging=_staging(pack, plan, settings),
         reader_threads=settings.readers,
         prefault_threads=plan.threads,
         keep=plan.budget.keep,
         verify=settings.verify,
         make_reader=make_reader,
     )
-    engine = _engine(pack, plan, family.build(plan.config, weights), cache, ops)
+    experts = StreamedExperts(cache, pack.manifest.experts, ops, settings.prefetch)
+    engine = _engine(plan, family.build(plan.config, weights), experts, ops)
     return LoadedModel(
         path=path,
         family=pack.manifest.family,
@@ -263,12 +275,18 @@ def _load_weights(pack: PackedModel, ops: Ops, threads: int) -> Weights:
     return Weights(matrices, vectors)
 
 
-def _engine(
-    pack: PackedModel, plan: Plan, decoder: Decoder, cache: ExpertCache, ops: Ops
-) -> Engine:
+def _staging(pack: PackedModel, plan: Plan, settings: EngineSettings) -> int:
+    if settings.prefetch == "off":
+        return 0
+    manifest, budget = pack.manifest, plan.budget
+    total = len(manifest.layers) * manifest.experts.num_experts
+    return staging_slots(budget.slots, total, plan.config.num_experts_per_tok, keep=budget.keep)
+
+
+def _engine(plan: Plan, decoder: Decoder, experts: StreamedExperts, ops: Ops) -> Engine:
     return Engine(
         decoder=decoder,
-        experts=StreamedExperts(cache, pack.manifest.experts, ops),
+        experts=experts,
         ops=ops,
         context_length=plan.context_length,
         prefill_chunk=plan.prefill_chunk,
@@ -280,8 +298,8 @@ def _engine(
 def _fixed_figures(pack: PackedModel, plan: Plan, cache: ExpertCache, isa: str) -> dict[str, Any]:
     """The fields of Stats that do not change while the model is open."""
     return {
-        "cache_slots": cache.slots,
-        "cache_bytes": cache.slots * pack.manifest.experts.record_bytes,
+        "cache_slots": cache.slots + cache.staging,
+        "cache_bytes": (cache.slots + cache.staging) * pack.manifest.experts.record_bytes,
         "resident_bytes": pack.resident_bytes,
         "kv_bytes": plan.state_bytes,
         "num_layers": plan.config.num_hidden_layers,

@@ -19,6 +19,7 @@ DEFAULT_CONTEXT = 4096
 PEER_PYTHON = "FLASHMOE_PEER_PYTHON"
 
 Verify = Literal["first", "always", "never"]
+Prefetch = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class EngineSettings:
     ram: hard limit in bytes or as text ("3G", "25%"). cache: experts kept in memory: "auto",
     "all", 0, bytes, or text. threads: kernel threads. context_length: tokens per sequence.
     experts_per_token: fewer than the model's own (lossy). isa: kernels to use. verify: when the
-    checksum of an expert is compared with what was read.
+    checksum of an expert is compared with what was read. prefetch: read the next layer's likely
+    experts while the disk is idle; "auto": where measured to pay.
     """
 
     ram: int | str | None = None
@@ -39,6 +41,7 @@ class EngineSettings:
     isa: str = "auto"
     verify: Verify = "first"
     readers: int = DEFAULT_READERS
+    prefetch: Prefetch = "auto"
 
     def __post_init__(self) -> None:
         for name in ("threads", "context_length", "experts_per_token", "readers"):
@@ -47,10 +50,13 @@ class EngineSettings:
                 raise UsageError(
                     "wrong value", where=name, expected="an integer of at least 1", got=repr(value)
                 )
-        if self.verify not in ("first", "always", "never"):
-            raise UsageError(
-                "unknown choice", where="verify", expected="first | always | never", got=self.verify
-            )
+        _check_choice("verify", self.verify, ("first", "always", "never"))
+        _check_choice("prefetch", self.prefetch, ("auto", "on", "off"))
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError("unknown choice", where=name, expected=" | ".join(choices), got=value)
 
 
 def plain_environment() -> dict[str, str]:
@@ -60,9 +66,9 @@ def plain_environment() -> dict[str, str]:
 
 
 def environment() -> dict[str, object]:
-    """Defaults from FLASHMOE_ISA, FLASHMOE_RAM, FLASHMOE_CACHE, FLASHMOE_THREADS."""
+    """Defaults from FLASHMOE_ISA, _RAM, _CACHE, _PREFETCH and _THREADS."""
     found: dict[str, object] = {}
-    for name in ("isa", "ram", "cache"):
+    for name in ("isa", "ram", "cache", "prefetch"):
         if value := os.environ.get(f"FLASHMOE_{name.upper()}"):
             found[name] = value
     if threads := os.environ.get("FLASHMOE_THREADS"):

@@ -32,6 +32,10 @@ class Stats:
     phase_seconds, prefill_phase_seconds: keys from PHASES; they sum to decode_seconds and
     prefill_seconds.
     cache_hits, cache_misses: routed experts found in memory, or read. bytes_read: from the disk.
+    prefetched: misses guessed before their layer asked, read by then or not. prefetch_wasted: bytes
+    read for experts that their layer did not want.
+    reading_seconds: in which the disk was being read. read_cpu_seconds, checksum_cpu_seconds:
+    processor time that reading and checking took.
     direct_io: False when O_DIRECT was refused and reads go through the page cache.
     native_experts_per_token: the model's own K; a smaller experts_per_token is lossy.
     """
@@ -46,6 +50,11 @@ class Stats:
     cache_hits: int = 0
     cache_misses: int = 0
     bytes_read: int = 0
+    prefetched: int = 0
+    prefetch_wasted: int = 0
+    reading_seconds: float = 0.0
+    read_cpu_seconds: float = 0.0
+    checksum_cpu_seconds: float = 0.0
     peak_rss: int = 0
     cache_slots: int = 0
     cache_bytes: int = 0
@@ -62,6 +71,16 @@ class Stats:
     def hit_rate(self) -> float:
         """Share of the wanted experts that were in memory, 0 to 1; 0 when none was wanted."""
         return _ratio(self.cache_hits, self.cache_hits + self.cache_misses)
+
+    @property
+    def prefetch_share(self) -> float:
+        """Share of the misses that were prefetched, 0 to 1; 0 when none was missed."""
+        return _ratio(self.prefetched, self.cache_misses)
+
+    @property
+    def read_cpu_ms_per_gb(self) -> float:
+        """Processor time of reading, checksums not counted, per 10^9 bytes."""
+        return _ratio(1e12 * self.read_cpu_seconds, self.bytes_read + self.prefetch_wasted)
 
     @property
     def decode_tokens_per_second(self) -> float:

@@ -108,7 +108,7 @@ def test_a_stretch_counts_what_happens_inside_it_only(tiny_pack: Path) -> None:
         session = model.session()
         experts = session.engine.experts
         session.feed([1, 2, 3])
-        with stretch(model, session, 2) as measured:
+        with stretch(model, 2) as measured:
             session.feed([4])
             session.feed([5])
         session.feed([6])
@@ -122,7 +122,7 @@ def test_the_engine_is_as_before_after_an_error(tiny_pack: Path) -> None:
     with flashmoe.load(tiny_pack, context_length=16) as model:
         session = model.session()
         experts = session.engine.experts
-        with pytest.raises(UsageError), stretch(model, session, 1):
+        with pytest.raises(UsageError), stretch(model, 1):
             session.feed([])
         assert session.engine.experts is experts
 

@@ -30,6 +30,10 @@ class TaggedSource:
         return self.folder / f"experts-{layer:03d}"
 
     @property
+    def num_experts(self) -> int:
+        return self.experts
+
+    @property
     def files(self) -> Sequence[Path]:
         return [self.path(layer) for layer in range(self.layers)]
 

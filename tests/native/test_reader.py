@@ -216,3 +216,118 @@ def test_open_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         Reader(1).open(str(tmp_path / "absent"))
     assert caught.value.filename == str(tmp_path / "absent")
+
+
+def many(count: int, handle: int, arena: Arena, first: int = 0) -> list[tuple[int, ...]]:
+    """Reads of whole blocks, tag n into place n."""
+    places = range(first, first + count)
+    return [(n, handle, n * BLOCK, BLOCK, arena.address + n * BLOCK, None) for n in places]
+
+
+@pytest.mark.parametrize("piece", [BLOCK, 3 * BLOCK, SIZE])
+def test_pieces_make_up_the_whole(path: Path, content: np.ndarray, piece: int) -> None:
+    reader, arena = Reader(3, demand_piece=piece, guess_piece=piece), Arena(SIZE)
+    handle = reader.open(str(path))
+    for guess in (False, True):
+        arena.view(0, SIZE)[:] = 0
+        read = (1, handle, 0, SIZE, arena.address, crc32c(content))
+        reader.submit_many([read], guess=guess)
+        reader.keep_guesses([1])
+        assert land(reader, 1) == {1: (0, 0)}
+        assert (arena.view(0, SIZE) == content).all()
+
+
+@pytest.mark.parametrize("piece", [BLOCK, 3 * BLOCK])
+def test_the_end_of_a_file_is_found_in_pieces_too(path: Path, piece: int) -> None:
+    reader, arena = Reader(4, demand_piece=piece), Arena(SIZE)
+    handle = reader.open(str(path))
+    os.truncate(path, 10 * BLOCK + 100)
+    reader.submit(1, handle, 0, SIZE, arena.address, 0)
+    assert land(reader, 1) == {1: (SHORT_READ, 10 * BLOCK + 100)}
+
+
+def test_one_bad_read_of_many_queues_none(path: Path) -> None:
+    reader, arena = Reader(1), Arena(SIZE)
+    reads = many(3, reader.open(str(path)), arena)
+    with pytest.raises(ValueError, match="multiples of 4096"):
+        reader.submit_many([*reads, (9, 0, 1, BLOCK, arena.address, None)])
+    assert reader.wait(0.0) == []
+    assert reader.stats()["reads"] == 0
+
+
+def test_a_guess_is_read_without_being_waited_for(path: Path, content: np.ndarray) -> None:
+    reader, arena = Reader(2), Arena(SIZE)
+    reader.submit_many(many(4, reader.open(str(path)), arena), guess=True)
+    landed: list[tuple[int, int, int]] = []
+    deadline = time.monotonic() + 10
+    while len(landed) < 4 and time.monotonic() < deadline:
+        landed += reader.wait(10.0)  # returns at once: no demand is left
+    assert sorted(landed) == [(n, 0, 0) for n in range(4)]
+    assert (arena.view(0, 4 * BLOCK) == content[: 4 * BLOCK]).all()
+
+
+def test_guesses_that_are_not_kept_are_dropped(path: Path) -> None:
+    reader, arena = Reader(1, guess_piece=BLOCK), Arena(2 * SIZE)
+    handle = reader.open(str(path))
+    places = [arena.address + (n % 2) * SIZE for n in range(100)]
+    reader.submit_many([(n, handle, 0, SIZE, p, None) for n, p in enumerate(places)], guess=True)
+    reader.keep_guesses([50, 99, 1000])
+    landed = land(reader, 100)
+    assert landed[50] == landed[99] == (0, 0)
+    assert {status for status, _ in landed.values()} <= {0, CANCELLED}
+    assert sum(status == CANCELLED for status, _ in landed.values()) > 50
+    assert reader.stats()["raw_bytes"] >= 2 * SIZE
+
+
+def test_demands_come_before_guesses(path: Path) -> None:
+    """Hundreds of guesses are queued: a demand waits for the pieces under way only."""
+    reader, arena = Reader(1, guess_piece=BLOCK), Arena(2 * SIZE)
+    handle = reader.open(str(path))
+    guesses = [(n, handle, 0, SIZE, arena.address, None) for n in range(300)]
+    reader.submit_many(guesses, guess=True)
+    reader.submit_many([(1000, handle, 0, SIZE, arena.address + SIZE, None)])
+    before = reader.wait(10.0)
+    assert 1000 in {tag for tag, _, _ in before}
+    assert len(before) < 300
+    reader.cancel()
+
+
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_both_queues_under_stress(path: Path, content: np.ndarray, threads: int) -> None:
+    reader, arena = Reader(threads, demand_piece=2 * BLOCK, guess_piece=BLOCK), Arena(SIZE)
+    handle, chance = reader.open(str(path)), np.random.default_rng(threads)
+    free, flying, good = set(range(8)), dict[int, tuple[int, int]](), 0
+    for step in range(600):
+        guess = bool(step % 2)
+        reads: list[tuple[int, ...]] = []
+        for slot in list(free)[: int(chance.integers(0, 5))]:
+            tag, offset = 10 * step + slot, int(chance.integers(0, 56)) * BLOCK
+            free.remove(slot)
+            flying[tag] = slot, offset
+            crc = crc32c(content[offset : offset + 8 * BLOCK])
+            address = arena.address + slot * 8 * BLOCK
+            reads.append((tag, handle, offset, 8 * BLOCK, address, crc))
+        reader.submit_many(reads, guess=guess)
+        if step % 3 == 0:
+            reader.keep_guesses([tag for tag in flying if chance.random() < 0.5])
+        if step % 50 == 0:
+            reader.cancel()
+        for tag, status, _ in reader.wait(0.01 if chance.random() < 0.3 else 0.0):
+            slot, offset = flying.pop(tag)
+            assert status in (0, CANCELLED)
+            if status == 0:
+                got = arena.view(slot * 8 * BLOCK, 8 * BLOCK)
+                assert (got == content[offset : offset + 8 * BLOCK]).all()
+                good += 1
+            free.add(slot)
+    reader.cancel()
+    assert {tag for tag, _, _ in reader.wait(0.0)} == set(flying)
+    assert good > 100
+    stats = reader.stats()
+    assert 0 < stats["reading_s"] == reader.stats()["reading_s"]  # nothing counts as being read
+
+
+@pytest.mark.parametrize("name", ["demand_piece", "guess_piece", "guess_depth", "guess_below"])
+def test_options_that_make_no_sense_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="Reader"):
+        Reader(1, **{name: 0})

@@ -114,7 +114,7 @@ def run_window(model: Model, options: DecodeOptions, seed: int) -> Stretch:
     count = options.prompt_tokens + options.tokens
     ids = random_ids(session.engine.vocab_size, count, seed)
     session.feed(ids[: options.prompt_tokens])
-    with stretch(model, session, options.tokens) as measured:
+    with stretch(model, options.tokens) as measured:
         for id in ids[options.prompt_tokens :]:
             session.feed([id])
     return measured
@@ -145,6 +145,11 @@ def _figures(
         "hit_rate",
         "bytes_read_per_token",
         "disk_bytes_per_s_while_reading",
+        "reading_share",
+        "prefetched_share",
+        "prefetch_wasted_per_token",
+        "cpu_ms_per_gb",
+        "checksum_ms_per_gb",
         "disk_wait_share",
         "python_share",
         "bound_tokens_per_second",

@@ -59,7 +59,7 @@ class _Stream:
         self._paths, self._nbytes = paths, case.block_bytes
         self._blocks = _for_ever(_places(paths, case), seed)
         # Attributes are freed in this order: the reader before the memory that it writes into.
-        self._reader = Reader(case.depth)
+        self._reader = Reader(case.depth, demand_piece=case.block_bytes)
         self._memory = Arena(2 * case.depth * self._nbytes, huge_pages=case.huge_pages)
         self._handles = [self._open(path, case.direct) for path in paths]
         for slot in range(2 * case.depth):

@@ -116,6 +116,6 @@ def _run(model: flashmoe.Model, length: int, seed: int, meter: PromptMeter) -> S
     session = model.session()
     ids = random_ids(session.engine.vocab_size, length, seed)
     meter(0, length)
-    with stretch(model, session, length) as measured:
+    with stretch(model, length) as measured:
         int(np.argmax(session.feed(ids, lambda done: meter(done, length))))
     return measured

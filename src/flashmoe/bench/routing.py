@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.generate.engine import StepExperts
+from flashmoe.layers.moe import Ahead
 from flashmoe.ops.base import Floats, Ints
 
 if TYPE_CHECKING:
@@ -24,10 +25,15 @@ class RoutingRecorder:
         self._inner = inner
         self.ids: dict[int, list[Ints]] = defaultdict(list)
 
-    def begin(self, layer: int, ids: Ints) -> Any:
+    @property
+    def wants_ahead(self) -> bool:
+        """As the inner one."""
+        return self._inner.wants_ahead
+
+    def begin(self, layer: int, ids: Ints, ahead: Ahead | None = None) -> Any:
         """Note ids [T, K], then begin."""
         self.ids[layer].append(ids.copy())
-        return self._inner.begin(layer, ids)
+        return self._inner.begin(layer, ids, ahead)
 
     def finish(self, ticket: Any, x: Floats, weights: Floats, out: Floats) -> None:
         """As the inner one."""

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flashmoe.bench.reading import reading_clock
-
 if TYPE_CHECKING:
     from flashmoe.api import Model
-    from flashmoe.generate.engine import Session
 
 
 @dataclass
 class Stretch:
     """Wall-clock seconds, seconds by phase, counts and bytes of `tokens` tokens.
 
-    reading_seconds: in which reads were under way. phases: as in flashmoe.stats.PHASES; "python"
-    is what no other phase accounts for, so that they add up to seconds.
+    prefetched, prefetch_wasted, reading_seconds and processor seconds: as in Stats. phases: as in
+    flashmoe.stats.PHASES; "python" is what no other phase accounts for, so that they add up to
+    seconds.
     """
 
     tokens: int
@@ -32,7 +30,11 @@ class Stretch:
     hits: int = 0
     misses: int = 0
     bytes_read: int = 0
+    prefetched: int = 0
+    prefetch_wasted: int = 0
     reading_seconds: float = 0.0
+    read_cpu_seconds: float = 0.0
+    checksum_cpu_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -40,7 +42,7 @@ class Stretch:
 
     def row(self) -> dict[str, Any]:
         """For JSON: rates and shares beside what was counted."""
-        wanted = self.hits + self.misses
+        wanted, from_disk = self.hits + self.misses, self.bytes_read + self.prefetch_wasted
         return {
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -48,7 +50,12 @@ class Stretch:
             "hit_rate": self.hits / wanted if wanted else None,
             "bytes_read": self.bytes_read,
             "bytes_read_per_token": self.bytes_read / self.tokens,
-            "disk_bytes_per_s_while_reading": _ratio(self.bytes_read, self.reading_seconds),
+            "disk_bytes_per_s_while_reading": _ratio(from_disk, self.reading_seconds),
+            "reading_share": self.reading_seconds / self.seconds,
+            "prefetched_share": _ratio(self.prefetched, self.misses),
+            "prefetch_wasted_per_token": self.prefetch_wasted / self.tokens,
+            "cpu_ms_per_gb": _ratio(1e12 * self.read_cpu_seconds, from_disk),
+            "checksum_ms_per_gb": _ratio(1e12 * self.checksum_cpu_seconds, from_disk),
             "disk_wait_share": self.phases.get("disk_wait", 0.0) / self.seconds,
             "python_share": self.phases["python"] / self.seconds,
             "phase_ms_per_token": {
@@ -61,19 +68,28 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole > 0 else None
 
 
+_COUNTS = (
+    "bytes_read",
+    "prefetched",
+    "prefetch_wasted",
+    "reading_seconds",
+    "read_cpu_seconds",
+    "checksum_cpu_seconds",
+)
+
+
 @contextmanager
-def stretch(model: Model, session: Session, tokens: int) -> Iterator[Stretch]:
+def stretch(model: Model, tokens: int) -> Iterator[Stretch]:
     """Measure the body, which feeds `tokens` tokens to a session of the model."""
     measured, before = Stretch(tokens), model.stats
-    with reading_clock(session.engine) as clock:
-        start = perf_counter()
-        yield measured
-        measured.seconds = perf_counter() - start
+    start = perf_counter()
+    yield measured
+    measured.seconds = perf_counter() - start
     after = model.stats
     measured.hits = after.cache_hits - before.cache_hits
     measured.misses = after.cache_misses - before.cache_misses
-    measured.bytes_read = after.bytes_read - before.bytes_read
-    measured.reading_seconds = clock.seconds
+    for name in _COUNTS:
+        setattr(measured, name, getattr(after, name) - getattr(before, name))
     phases = _difference(after.phase_seconds, before.phase_seconds)
     _add(phases, _difference(after.prefill_phase_seconds, before.prefill_phase_seconds))
     phases["python"] = measured.seconds - sum(phases.values()) + phases.get("python", 0.0)

@@ -72,7 +72,16 @@ def json_report(answer: Answer, stats: Stats, options: Mapping[str, Any]) -> dic
     }
 
 
-_CACHE = ("cache_hits", "cache_misses", "cache_slots", "cache_bytes", "bytes_read", "direct_io")
+_CACHE = (
+    "cache_hits",
+    "cache_misses",
+    "cache_slots",
+    "cache_bytes",
+    "bytes_read",
+    "prefetched",
+    "prefetch_wasted",
+    "direct_io",
+)
 _MEMORY = ("peak_rss", "resident_bytes", "kv_bytes", "cache_bytes")
 _ENGINE = ("num_layers", "experts_per_token", "native_experts_per_token", "isa", "threads")
 

@@ -65,6 +65,10 @@ def run(
     cache: Annotated[
         str | None, _option("--cache", "Memory for experts: auto, all, 0 or as 2G.", "SIZE")
     ] = None,
+    prefetch: Annotated[
+        str | None,
+        _option("--prefetch", "Read likely experts ahead: auto, on, off.", "MODE"),
+    ] = None,
     threads: Annotated[int | None, _option("--threads", "Kernel threads.")] = None,
     ctx: Annotated[int | None, _option("--ctx", "Context length in tokens.")] = None,
     isa: Annotated[
@@ -96,6 +100,7 @@ def run(
     engine = {
         "ram": ram,
         "cache": cache,
+        "prefetch": prefetch,
         "threads": threads,
         "context_length": ctx,
         "experts_per_token": experts,

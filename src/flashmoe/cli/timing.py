@@ -19,7 +19,7 @@ _BOUNDS = (
 
 
 def timing_report(stats: Stats) -> str:
-    """Tables for prefill and decode, then one sentence; several lines."""
+    """Tables for prefill and decode, what reads cost, then one sentence; several lines."""
     prefill = _table(
         "prefill",
         stats.prompt_tokens,
@@ -30,7 +30,18 @@ def timing_report(stats: Stats) -> str:
     decode = _table(
         "decode", stats.decode_tokens, stats.num_layers, stats.decode_seconds, stats.phase_seconds
     )
-    return "\n".join([*prefill, *decode, bound(stats)])
+    return "\n".join([*prefill, *decode, *_reads(stats), bound(stats)])
+
+
+def _reads(stats: Stats) -> list[str]:
+    """What reading cost and what reading ahead brought; nothing where nothing was read."""
+    if not stats.bytes_read:
+        return []
+    return [
+        f"reads: {stats.read_cpu_ms_per_gb:.0f} ms of processor time per GB;"
+        f" {stats.prefetch_share:.0%} of the misses guessed,"
+        f" {stats.prefetch_wasted / 1e9:.3f} GB read in vain"
+    ]
 
 
 def bound(stats: Stats) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from flashmoe.errors import MemoryBudgetError
+from flashmoe.experts.addresses import AddressBook, Addresses
 from flashmoe.experts.fetch import Fetcher, Verify
 from flashmoe.experts.plan import plan
 from flashmoe.experts.policy import Key, Lru, Policy
@@ -22,6 +23,7 @@ from flashmoe.experts.residency import Residency
 from flashmoe.experts.source import READ_ALIGNMENT, ExpertSource, Reader
 from flashmoe.experts.stats import CacheStats
 from flashmoe.experts.ticket import Ticket
+from flashmoe.ops.base import Ints
 
 _log = logging.getLogger(__name__)
 
@@ -37,11 +39,12 @@ class SlotMemory(Protocol):
 
 
 class ExpertCache:
-    """Expert records in memory, read on demand.
+    """Expert records in memory, read on demand or, into spare memory, on a guess.
 
     Args:
         source: where the records are.
         memory: starts at a multiple of 4096; holds as many slots as fit, at least one.
+        staging: slots of the memory that are set apart for guesses.
         reader: used by this cache alone.
         slot_bytes: size of the largest record, a multiple of 4096.
         policy: order of eviction; default least recently used over all layers.
@@ -59,28 +62,37 @@ class ExpertCache:
         reader: Reader,
         *,
         slot_bytes: int,
+        staging: int = 0,
         policy: Policy | None = None,
         keep: bool = True,
         verify: Verify = "first",
     ) -> None:
         assert slot_bytes > 0, "slots must have a size"
         assert (slot_bytes | memory.address) % READ_ALIGNMENT == 0, "slots must be aligned"
-        self.stats, self.keep = CacheStats(), keep
-        self._residency = Residency(memory.nbytes // slot_bytes, policy or Lru())
+        self.stats, self.keep, self.staging = CacheStats(), keep, staging
+        count = memory.nbytes // slot_bytes
+        places = range(memory.address, memory.address + count * slot_bytes, slot_bytes)
+        self._residency = Residency(count - staging, policy or Lru())
+        self._book = AddressBook(places, count - staging, source.num_experts)
         # Attributes are freed in this order: the reader before the memory that it writes into.
-        self._fetcher = Fetcher(source, reader, memory.address, slot_bytes, verify)
+        self._fetcher = Fetcher(source, reader, self._book, slot_bytes, verify, self.stats)
         self._memory: SlotMemory | None = memory
         self._open: Ticket | None = None
         self._warn_of_buffered_files()
 
     @property
     def slots(self) -> int:
+        """Experts that can be resident; memory for `staging` more is set apart."""
         return self._residency.slots
 
     @property
     def buffered_files(self) -> tuple[Path, ...]:
         """Files read through the page cache because their file system refuses O_DIRECT."""
         return self._fetcher.buffered_files
+
+    def reader_stats(self) -> Mapping[str, float]:
+        """What the reader counts: see Reader.stats."""
+        return self._fetcher.reader_stats()
 
     def resident(self) -> frozenset[Key]:
         """The (layer, expert) pairs that a `begin` would find now."""
@@ -100,14 +112,35 @@ class ExpertCache:
         decided = plan(wanted, self._residency)
         self.stats.hits += len(decided.hits)
         self.stats.misses += len(decided.loads)
-        ticket = Ticket(wanted, decided, self._residency, self._fetcher, self.stats)
+        ticket = Ticket(wanted, decided, self._residency, self._book, self._fetcher, self.stats)
         self._open = ticket
         ticket.start()
         return ticket
 
+    def find(self, layer: int, experts: Ints) -> Addresses | None:
+        """uint64 [K], the addresses of distinct experts int32 [K], counted as hits and used; None,
+        and nothing done, unless all are resident. They are good until the next `begin`."""
+        assert self._memory is not None, "the cache is closed"
+        self._close_ticket()
+        addresses = self._book.find(layer, experts)
+        if addresses is not None:
+            self._fetcher.settle_guesses(())
+            self.stats.hits += len(addresses)
+            self._residency.note_used(layer, experts)
+        return addresses
+
+    def guess(self, layer: int, experts: Iterable[int]) -> None:
+        """Read what is missing of these experts, the likeliest first, while the disk is idle.
+
+        Only the next `begin` or `find` can gain from it. Residency is not changed by any guess.
+        """
+        keys = ((layer, expert) for expert in experts)
+        self._fetcher.guess([key for key in keys if self._residency.slot_of(key) is None])
+
     def end_step(self) -> None:
         """All layers of a step are done: without `keep`, drop every expert."""
         self._close_ticket()
+        self._fetcher.settle_guesses(())
         if not self.keep:
             self.clear()
 
@@ -118,6 +151,7 @@ class ExpertCache:
             slot = self._residency.slot_of(key)
             assert slot is not None
             self._residency.drop(slot)
+            self._book.withdraw(key)
 
     def close(self) -> None:
         """Stop the reads, close the files and let the memory go. Does nothing the second time."""
@@ -152,6 +186,7 @@ def open_cache(
     *,
     slots: int,
     slot_bytes: int,
+    staging: int = 0,
     reader_threads: int | None = None,
     prefault_threads: int = 1,
     policy: Policy | None = None,
@@ -161,9 +196,10 @@ def open_cache(
 ) -> ExpertCache:
     """A cache with an arena and a reader of its own; arguments as for ExpertCache.
 
-    reader_threads: reads in flight; default `default_reader_threads()`. make_reader: a reader of
-    that many threads; default the native one. Raises MemoryBudgetError if the system does not give
-    the memory, StorageError if a file of the source cannot be opened.
+    slots: of the whole arena, those for guesses included. reader_threads: reads in flight; default
+    `default_reader_threads()`. make_reader: a reader of that many threads; default the native one.
+    Raises MemoryBudgetError if the system does not give the memory, StorageError if a file of the
+    source cannot be opened.
     """
     from flashmoe import _native  # the only part of experts/ that needs compiled code
 
@@ -178,7 +214,14 @@ def open_cache(
         ) from error
     reader = (make_reader or _native.Reader)(reader_threads or default_reader_threads())
     return ExpertCache(
-        source, memory, reader, slot_bytes=slot_bytes, policy=policy, keep=keep, verify=verify
+        source,
+        memory,
+        reader,
+        slot_bytes=slot_bytes,
+        staging=staging,
+        policy=policy,
+        keep=keep,
+        verify=verify,
     )
 
 

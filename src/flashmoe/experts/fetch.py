@@ -1,23 +1,27 @@
-"""Turns planned loads into reads, and what lands into good records or typed errors."""
+"""Turns planned loads and guesses into reads, and what lands into good records or typed errors."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flashmoe.errors import ChecksumError, FlashMoeError, StorageError
+from flashmoe.errors import FlashMoeError, StorageError
+from flashmoe.experts.addresses import AddressBook
+from flashmoe.experts.faults import read_error
 from flashmoe.experts.plan import Load
 from flashmoe.experts.policy import Key
 from flashmoe.experts.source import (
-    BAD_CHECKSUM,
+    CANCELLED,
     READ_OK,
-    SHORT_READ,
     ExpertSource,
+    Read,
     Reader,
 )
+from flashmoe.experts.staging import Staging
+from flashmoe.experts.stats import CacheStats
 from flashmoe.store.extent import Extent
 
 Verify = Literal["first", "always", "never"]
@@ -39,12 +43,21 @@ class Fetcher:
     """The reads of one cache. Raises StorageError if a file of the source cannot be opened."""
 
     def __init__(
-        self, source: ExpertSource, reader: Reader, address: int, slot_bytes: int, verify: Verify
+        self,
+        source: ExpertSource,
+        reader: Reader,
+        book: AddressBook,
+        slot_bytes: int,
+        verify: Verify,
+        stats: CacheStats,
     ) -> None:
-        self._source, self._reader = source, reader
-        self._address, self._slot_bytes = address, slot_bytes
+        self._source, self._reader, self._stats = source, reader, stats
+        self._book, self._slot_bytes = book, slot_bytes
         self._verify, self._verified = verify, set[Key]()
+        self._tags = itertools.count()
         self._flying: dict[int, tuple[Load, Extent]] = {}
+        self._staging = Staging(book.spare())
+        self._arrived: list[Landing] = []  # and not given out
         self._handles = {path: self._open(path) for path in source.files}
 
     @property
@@ -53,46 +66,74 @@ class Fetcher:
         reader = self._reader
         return tuple(path for path, handle in self._handles.items() if not reader.direct(handle))
 
+    def reader_stats(self) -> Mapping[str, float]:
+        """See Reader.stats."""
+        return self._reader.stats()
+
     @property
-    def flying(self) -> int:
-        """Reads that have been started and have not landed."""
-        return len(self._flying)
+    def busy(self) -> bool:
+        """Whether loads have been started that were not given out."""
+        return bool(self._flying or self._arrived)
 
-    def address_of(self, slot: int) -> int:
-        return self._address + slot * self._slot_bytes
+    def start(self, loads: Iterable[Load]) -> None:
+        """Fetch experts into their slots, which nobody uses any more."""
+        reads = [self._read_of(load) for load in loads if not self._adopt(load)]
+        if reads:
+            self._reader.submit_many(reads)
 
-    def start(self, load: Load) -> None:
-        """Queue the read of an expert into its slot."""
-        extent = self._source.extent(*load.key)
-        assert extent.nbytes <= self._slot_bytes, "a record is larger than a slot"
-        checked = self._verify == "always" or (
-            self._verify == "first" and load.key not in self._verified
-        )
-        self._flying[load.index] = load, extent
-        self._reader.submit(
-            load.index,
-            self._handles[extent.path],
-            extent.offset,
-            extent.nbytes,
-            self.address_of(load.slot),
-            extent.crc32c if checked else None,
-        )
+    def guess(self, keys: Sequence[Key]) -> None:
+        """Read these experts while the disk is idle, the likeliest first, as many as have room.
+
+        None of them may be resident or be read already, except by a guess.
+        """
+        if self._staging.reading:
+            self._arrived += self._land(self._reader.wait(0.0))
+        open_keys = {guess.key for guess in self._staging.open}
+        new = [key for key in keys if key not in open_keys][: self._staging.room]
+        if new:
+            self._reader.submit_many([self._guess_of(key) for key in new], guess=True)
+
+    def settle_guesses(self, wanted: Collection[Key]) -> None:
+        """The experts that are needed are known: drop all other guesses."""
+        if not self._staging.open:
+            return
+        guesses = list(self._staging.open)
+        kept = [guess.tag for guess in guesses if guess.key in wanted and not guess.landed]
+        self._reader.keep_guesses(kept)
+        for guess in guesses:
+            guess.sure = guess.key in wanted
+            if not guess.sure:
+                self._stats.prefetch_wasted += guess.extent.nbytes if guess.landed else 0
+                self._staging.drop(guess)
+
+    def arrived(self) -> list[Landing]:
+        """What has landed, without waiting."""
+        if not self.busy:
+            return []
+        landings = self._land(self._reader.wait(0.0))
+        arrived, self._arrived = self._arrived, []
+        return arrived + landings
 
     def wait(self) -> list[Landing]:
-        """What has landed; blocks until something has. At least one read must be flying."""
-        assert self._flying, "nothing is being read"
-        while not (results := self._reader.wait(_POLL_S)):
-            pass
-        return self._land(results)
+        """What has landed; blocks until something has. Something must be busy."""
+        assert self.busy, "nothing is being read"
+        landings = self.arrived()
+        while not landings:
+            landings = self._land(self._reader.wait(_POLL_S))
+        return landings
 
     def drain(self) -> list[Landing]:
-        """Stop what has not started, wait for the rest. Nothing is flying afterwards."""
+        """Stop what has not started, wait for the rest. Nothing is busy or guessed afterwards."""
         self._reader.cancel()
-        landings = self._land(self._reader.wait(0.0))
-        self._flying.clear()  # an interrupt may have lost results between reader and here
+        landings = self._arrived + self._land(self._reader.wait(0.0))
+        # An interrupt may have lost results between reader and here.
+        self._arrived.clear()
+        self._flying.clear()
+        self._staging.reset(self._book.spare())
         return landings
 
     def close(self) -> None:
+        self.drain()
         for handle in self._handles.values():
             self._reader.close_file(handle)
         self._handles.clear()
@@ -103,40 +144,55 @@ class Fetcher:
         except OSError as error:
             raise StorageError(f"cannot be opened: {error.strerror}", where=path) from error
 
+    def _adopt(self, load: Load) -> bool:
+        """Take over the guess of this expert: its memory becomes the slot's."""
+        guess = self._staging.claim(load.key)
+        if guess is None:
+            return False
+        self._staging.give(self._book.swap(load.slot, guess.address))
+        self._stats.prefetched += 1
+        if guess.landed:
+            self._arrived.append(Landing(load, guess.extent.nbytes, None))
+        else:
+            self._flying[guess.tag] = load, guess.extent
+        return True
+
+    def _read_of(self, load: Load) -> Read:
+        tag, extent = next(self._tags), self._source.extent(*load.key)
+        self._flying[tag] = load, extent
+        return self._read(tag, load.key, extent, self._book.of(load.slot))
+
+    def _guess_of(self, key: Key) -> Read:
+        guess = self._staging.add(next(self._tags), key, self._source.extent(*key))
+        return self._read(guess.tag, key, guess.extent, guess.address)
+
+    def _read(self, tag: int, key: Key, extent: Extent, address: int) -> Read:
+        assert extent.nbytes <= self._slot_bytes, "a record is larger than a slot"
+        checked = self._verify == "always" or (
+            self._verify == "first" and key not in self._verified
+        )
+        crc = extent.crc32c if checked else None
+        return tag, self._handles[extent.path], extent.offset, extent.nbytes, address, crc
+
     def _land(self, results: Iterable[tuple[int, int, int]]) -> list[Landing]:
         landings = []
         for tag, status, detail in results:
-            load, extent = self._flying.pop(tag)
-            error = None if status == READ_OK else _error(load.key, extent, status, detail)
+            flying = self._flying.pop(tag, None)
+            if flying is None:
+                self._land_guess(tag, status, detail)
+                continue
+            load, extent = flying
+            error = None if status == READ_OK else read_error(load.key, extent, status, detail)
             if error is None:
                 self._verified.add(load.key)
             landings.append(Landing(load, extent.nbytes, error))
         return landings
 
-
-def _error(key: Key, extent: Extent, status: int, detail: int) -> FlashMoeError:
-    where = f"{extent.path}: layer {key[0]}, expert {key[1]}, offset {extent.offset}"
-    if status == SHORT_READ:
-        return StorageError(
-            "the file ends inside an expert",
-            where=where,
-            expected=f"{extent.nbytes} bytes",
-            got=f"{detail} bytes",
-            hint="The file was cut short after it was packed: pack or copy the model again",
-        )
-    if status == BAD_CHECKSUM:
-        assert extent.crc32c is not None
-        return ChecksumError(
-            "an expert is damaged",
-            where=where,
-            expected=f"crc32c {extent.crc32c:08x}",
-            got=f"{detail:08x}",
-            hint="Run `flashmoe verify`; if it agrees, pack or copy the model again",
-        )
-    reason = os.strerror(status) if status > 0 else "cancelled"
-    return StorageError(
-        f"an expert could not be read: {reason}",
-        where=where,
-        expected=f"{extent.nbytes} bytes",
-        got=f"{detail} bytes",
-    )
+    def _land_guess(self, tag: int, status: int, detail: int) -> None:
+        """A guess that failed is no error: if the expert is needed, it is read like any other."""
+        guess, good = self._staging.land(tag, good=status == READ_OK)
+        if status == READ_OK:
+            self._verified.add(guess.key)
+        if not good:
+            nbytes = detail if status == CANCELLED else guess.extent.nbytes
+            self._stats.prefetch_wasted += nbytes

@@ -6,17 +6,23 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from enum import Enum
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flashmoe.experts.plan import Load
 from flashmoe.experts.policy import Key, Policy
 
 
 class SlotState(Enum):
-    """EMPTY -> LOADING -> READY <-> HELD; READY -> LOADING when another expert takes the slot."""
+    """EMPTY -> LOADING -> READY; READY -> LOADING when another expert takes the slot."""
 
     EMPTY = "empty"
     LOADING = "loading"  # a read may write into it at any moment
-    READY = "ready"  # holds a good record, may be evicted
-    HELD = "held"  # holds a good record that is being computed
+    READY = "ready"  # holds a good record
+
+
+# Uses that the policy is told of at once: in a warm loop they cost a fraction.
+_MOST_NOTES = 64
 
 
 class Residency:
@@ -25,6 +31,7 @@ class Residency:
     def __init__(self, slots: int, policy: Policy) -> None:
         assert slots >= 1, "a cache needs a slot"
         self._policy = policy
+        self._notes: list[tuple[int, NDArray[np.int32]]] = []
         self._states = [SlotState.EMPTY] * slots
         self._keys: list[Key | None] = [None] * slots
         self._slots: dict[Key, int] = {}
@@ -46,6 +53,7 @@ class Residency:
         return iter(self._empty)
 
     def coldest(self) -> Iterator[Key]:
+        self._tell_notes()
         return self._policy.coldest()
 
     def resident(self) -> frozenset[Key]:
@@ -54,6 +62,7 @@ class Residency:
 
     def start(self, load: Load) -> None:
         """EMPTY or READY -> LOADING: the slot's expert, if any, is gone."""
+        self._tell_notes()
         if load.evicts is None:
             assert self._states[load.slot] is SlotState.EMPTY
             del self._empty[load.slot]
@@ -68,18 +77,12 @@ class Residency:
 
     def landed(self, slot: int) -> None:
         """LOADING -> READY."""
-        self._move(slot, SlotState.LOADING, SlotState.READY)
-
-    def hold(self, slot: int) -> None:
-        """READY -> HELD."""
-        self._move(slot, SlotState.READY, SlotState.HELD)
-
-    def release(self, slot: int) -> None:
-        """HELD -> READY."""
-        self._move(slot, SlotState.HELD, SlotState.READY)
+        assert self._states[slot] is SlotState.LOADING, f"slot {slot}: {self._states[slot]}"
+        self._states[slot] = SlotState.READY
 
     def drop(self, slot: int) -> None:
         """LOADING or READY -> EMPTY."""
+        self._tell_notes()
         assert self._states[slot] in (SlotState.LOADING, SlotState.READY)
         key = self._keys[slot]
         assert key is not None
@@ -90,10 +93,19 @@ class Residency:
 
     def used(self, keys: Iterable[Key]) -> None:
         """Tell the policy what a step has computed, in that order."""
+        self._tell_notes()
         for key in keys:
             if self.slot_of(key) is not None:
                 self._policy.used(key)
 
-    def _move(self, slot: int, old: SlotState, new: SlotState) -> None:
-        assert self._states[slot] is old, f"slot {slot}: {self._states[slot]}, expected {old}"
-        self._states[slot] = new
+    def note_used(self, layer: int, experts: NDArray[np.int32]) -> None:
+        """As `used`, of experts that are all resident; the array must not change afterwards."""
+        self._notes.append((layer, experts))
+        if len(self._notes) == _MOST_NOTES:
+            self._tell_notes()
+
+    def _tell_notes(self) -> None:
+        for layer, experts in self._notes:
+            for expert in experts.tolist():
+                self._policy.used((layer, expert))
+        self._notes.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -18,8 +18,17 @@ BAD_CHECKSUM: Final = -2
 CANCELLED: Final = -3
 
 
+Read = tuple[int, int, int, int, int, int | None]
+"""tag, handle, offset, nbytes, address (memory that must stay until it has landed), crc32c or None
+where it is not checked."""
+
+
 class ExpertSource(Protocol):
     """A packed model, as the cache sees it."""
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of a layer."""
 
     @property
     def files(self) -> Sequence[Path]:
@@ -40,17 +49,26 @@ class Reader(Protocol):
 
     def close_file(self, handle: int) -> None: ...
 
-    def submit(
-        self, tag: int, handle: int, offset: int, nbytes: int, address: int, crc: int | None
-    ) -> None:
-        """Queue a read into memory that must stay until it has landed."""
+    def submit_many(self, reads: Sequence[Read], guess: bool = False) -> None:
+        """Queue demands, or guesses: these are read only while the disk is idle."""
+
+    def keep_guesses(self, tags: Sequence[int]) -> None:
+        """The guesses with these tags become demands; all others are CANCELLED, without waiting.
+
+        Tags of what has landed are ignored. A dropped guess that is almost read may land good.
+        """
 
     def wait(self, timeout_s: float) -> Sequence[tuple[int, int, int]]:
-        """(tag, status, detail) of what has landed since the last call.
+        """(tag, status, detail) of what has landed since the last call, guesses too.
 
-        Blocks until there is something; empty after timeout_s, and at once when nothing is queued
-        or being read. Detail: bytes got of a short read, checksum found of a bad one.
+        Blocks until a demand has landed; returns after timeout_s, and at once when no demand is
+        queued or being read. Detail: bytes got of a short read, checksum found of a bad one,
+        bytes read in vain of a cancelled one.
         """
 
     def cancel(self) -> None:
-        """Drop what has not started (CANCELLED), return when what had started has landed."""
+        """Drop what has not started (CANCELLED), return when all the rest has landed."""
+
+    def stats(self) -> Mapping[str, float]:
+        """Totals: reading_s, in which anything was being read; cpu_s, processor time of reads;
+        checksum_s, processor time of checksums."""

@@ -10,13 +10,17 @@ class CacheStats:
     """Counts since the cache was made. Take a copy with `dataclasses.replace(stats)`.
 
     hits, misses: wanted experts that were resident, or not. bytes_read: of good records.
-    wait_seconds: time in which the engine did nothing but wait for the disk.
+    wait_seconds: time in which the engine did nothing but wait for the disk. prefetched: misses
+    that had been guessed (their read was queued, under way or done). prefetch_wasted: bytes read
+    on guesses that were wrong.
     """
 
     hits: int = 0
     misses: int = 0
     bytes_read: int = 0
     wait_seconds: float = 0.0
+    prefetched: int = 0
+    prefetch_wasted: int = 0
 
     @property
     def hit_rate(self) -> float:

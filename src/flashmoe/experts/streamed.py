@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from time import perf_counter
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
+from flashmoe.experts.addresses import Addresses
 from flashmoe.experts.cache import ExpertCache
+from flashmoe.experts.prefetch import Prefetch, PrefetchControl
 from flashmoe.experts.ticket import Ticket
-from flashmoe.ops.base import ExpertShape, Floats, Ints, Ops
+from flashmoe.ops.base import ExpertCall, ExpertShape, Floats, Ints, Ops
 
 
 @dataclass(frozen=True)
@@ -48,38 +50,47 @@ class ExpertGroups:
 
 
 class OneTokenGroups:
-    """ExpertGroups of a single token [1, K], without array arithmetic.
+    """ExpertGroups of a single token [1, K], without array arithmetic: experts in routing order.
 
     Between streamed weights the interpreter's code is out of the processor's caches, and array
     arithmetic on a few numbers costs ten times what it costs alone.
     """
 
     def __init__(self, ids: Ints) -> None:
-        ranked = sorted(zip(ids[0].tolist(), range(ids.shape[1]), strict=True))
-        self.experts = [expert for expert, _ in ranked]
-        self._ranks = [rank for _, rank in ranked]
+        self.experts: list[int] = ids[0].tolist()
 
     def select(self, chosen: list[int]) -> tuple[Ints, Ints, Ints]:
         """As ExpertGroups.select: one entry per expert."""
-        offsets, tokens = _one_entry_each(len(chosen))
-        dests: Ints = np.array([self._ranks[i] for i in chosen], dtype=np.int32)
-        return offsets, tokens, dests
+        offsets, tokens, _ = _one_entry_each(len(chosen))
+        return offsets, tokens, np.array(chosen, dtype=np.int32)
 
 
 @functools.lru_cache(maxsize=64)
-def _one_entry_each(experts: int) -> tuple[Ints, Ints]:
-    return np.arange(experts + 1, dtype=np.int32), np.zeros(experts, dtype=np.int32)
+def _one_entry_each(experts: int) -> tuple[Ints, Ints, Ints]:
+    """offsets, tokens and dests where each of one token's experts is computed, in routing order."""
+    every = np.arange(experts + 1, dtype=np.int32)
+    return every, np.zeros(experts, dtype=np.int32), every[:-1]
 
 
-class RoutedTicket:
+def by_demand(ids: Ints) -> list[int]:
+    """Distinct experts of routed ids [T, K], those that most tokens want first; for one token in
+    routing order, the likeliest first."""
+    if len(ids) == 1:
+        likeliest: list[int] = ids[0].tolist()
+        return likeliest
+    experts, counts = np.unique(ids, return_counts=True)
+    ranked: list[int] = experts[np.argsort(-counts, kind="stable")].tolist()
+    return ranked
+
+
+class Reading:
     """Reads under way for one layer; leaving the context gives up what was not finished."""
 
     def __init__(self, groups: ExpertGroups | OneTokenGroups, reads: Ticket) -> None:
         self.groups = groups
         self.reads = reads
 
-    def __enter__(self) -> RoutedTicket:
-        self.reads.__enter__()
+    def __enter__(self) -> Reading:
         return self
 
     def __exit__(
@@ -88,32 +99,106 @@ class RoutedTicket:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.reads.__exit__(kind, error, trace)
+        self.reads.close()
+
+
+class Ready:
+    """One token's experts of a layer, all resident. A single object serves all layers: a decode
+    step that misses nothing leaves no garbage."""
+
+    def __init__(self) -> None:
+        self.addresses: Addresses = np.empty(0, dtype=np.uint64)
+
+    def __enter__(self) -> Ready:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+
+RoutedTicket = Reading | Ready
 
 
 class StreamedExperts:
-    """flashmoe.layers.moe.RoutedExperts on an ExpertCache."""
+    """flashmoe.layers.moe.RoutedExperts on an ExpertCache.
 
-    def __init__(self, cache: ExpertCache, shape: ExpertShape, ops: Ops) -> None:
+    wants_ahead: whether `begin` has a use for a guess of what the next layer will want.
+    """
+
+    def __init__(
+        self, cache: ExpertCache, shape: ExpertShape, ops: Ops, prefetch: Prefetch = "off"
+    ) -> None:
         self.cache = cache
         self._shape = shape
         self._ops = ops
+        self._ready = Ready()
+        self._control = PrefetchControl(prefetch if cache.staging else "off")
+        self.wants_ahead = self._control.on
+        self._pass: _Pass | None = None
 
-    def begin(self, layer: int, ids: Ints) -> RoutedTicket:
-        """Plan the layer and send its reads on their way; ids int32 [T, K]."""
-        groups = OneTokenGroups(ids) if len(ids) == 1 else ExpertGroups.of(ids)
-        return RoutedTicket(groups, self.cache.begin(layer, groups.experts))
+    def begin(self, layer: int, ids: Ints, ahead: tuple[int, Ints] | None = None) -> RoutedTicket:
+        """Plan the layer and send its reads on their way.
+
+        Args:
+            ids: int32 [T, K].
+            ahead: the next layer of experts, and the ids [T, K] that it is likely to want.
+        """
+        if self._pass is None:
+            self._begin_pass(len(ids))
+        ticket = self._ticket(layer, ids)
+        if ahead is not None:
+            self.cache.guess(ahead[0], by_demand(ahead[1]))
+        return ticket
 
     def finish(self, ticket: RoutedTicket, x: Floats, weights: Floats, out: Floats) -> None:
         """Compute hits, then misses as they land; then out [T, H] += the weighted sum."""
         call = self._ops.experts(x, self._shape, weights.size)
-        waited = self.cache.stats.wait_seconds
-        for batch in ticket.reads.batches():
-            addresses: NDArray[np.uint64] = np.array([a for _, a in batch], dtype=np.uint64)
-            call.run(addresses, *ticket.groups.select([i for i, _ in batch]))
-        self._ops.clock.add(self.cache.stats.wait_seconds - waited, "disk_wait")
+        if isinstance(ticket, Ready):
+            call.run(ticket.addresses, *_one_entry_each(len(ticket.addresses)))
+        else:
+            self._finish_reading(ticket, call)
         self._ops.combine(call.rows, weights, out)
 
     def end_step(self) -> None:
         """The forward pass is over."""
         self.cache.end_step()
+        if self._pass is not None and self._pass.tokens == 1:
+            seconds = perf_counter() - self._pass.start
+            self._control.book(seconds, self.cache.stats.misses - self._pass.misses)
+        self._pass = None
+        self.wants_ahead = self._control.on
+
+    def _begin_pass(self, tokens: int) -> None:
+        self._pass = _Pass(tokens, perf_counter(), self.cache.stats.misses)
+        if tokens > 1:
+            self.wants_ahead = self._control.on_for_prompt
+
+    def _ticket(self, layer: int, ids: Ints) -> RoutedTicket:
+        if len(ids) == 1:
+            addresses = self.cache.find(layer, ids[0])
+            if addresses is not None:
+                self._ready.addresses = addresses
+                return self._ready
+        groups = OneTokenGroups(ids) if len(ids) == 1 else ExpertGroups.of(ids)
+        return Reading(groups, self.cache.begin(layer, groups.experts))
+
+    def _finish_reading(self, ticket: Reading, call: ExpertCall) -> None:
+        waited = self.cache.stats.wait_seconds
+        for batch in ticket.reads.batches():
+            addresses: Addresses = np.array([a for _, a in batch], dtype=np.uint64)
+            call.run(addresses, *ticket.groups.select([i for i, _ in batch]))
+        self._ops.clock.add(self.cache.stats.wait_seconds - waited, "disk_wait")
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """tokens of a forward pass; time and misses when it reached the first layer of experts."""
+
+    tokens: int
+    start: float
+    misses: int

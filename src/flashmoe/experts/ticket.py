@@ -7,8 +7,9 @@ from time import perf_counter
 from types import TracebackType
 from typing import Self
 
+from flashmoe.experts.addresses import AddressBook
 from flashmoe.experts.fetch import Fetcher, Landing
-from flashmoe.experts.plan import Plan
+from flashmoe.experts.plan import Load, Plan
 from flashmoe.experts.policy import Key
 from flashmoe.experts.residency import Residency, SlotState
 from flashmoe.experts.stats import CacheStats
@@ -26,11 +27,13 @@ class Ticket:
         wanted: Sequence[Key],
         decided: Plan,
         residency: Residency,
+        book: AddressBook,
         fetcher: Fetcher,
         stats: CacheStats,
     ) -> None:
         self._wanted, self._plan = wanted, decided
-        self._residency, self._fetcher, self._stats = residency, fetcher, stats
+        self._residency, self._book = residency, book
+        self._fetcher, self._stats = fetcher, stats
         self._slots = {hit.index: hit.slot for hit in decided.hits}
         self._slots |= {load.index: load.slot for load in decided.loads}
         self._followers = {load.after: load for load in decided.loads if load.after is not None}
@@ -38,22 +41,21 @@ class Ticket:
         self._closed = False
 
     def start(self) -> None:
-        """Hold the hits and start every read that has a slot now. Called once, by the cache."""
-        for hit in self._plan.hits:
-            self._residency.hold(hit.slot)
-        for load in self._plan.loads:
-            if load.after is None:
-                self._residency.start(load)
-                self._fetcher.start(load)
+        """Start every read that has a slot now. Called once, by the cache."""
+        self._fetcher.settle_guesses({load.key for load in self._plan.loads})
+        self._start([load for load in self._plan.loads if load.after is None])
 
     def batches(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield [(index into ids, address of the record)]: the hits first, misses as they land.
+        """Yield [(index into ids, address of the record)]: what is there first, then as it lands.
 
         Each index comes once. An address is good until the next item is asked for. Raises
         StorageError or ChecksumError for the first record that could not be had.
         """
-        if self._plan.hits:
-            yield from self._hand_out([hit.index for hit in self._plan.hits])
+        there = [hit.index for hit in self._plan.hits]
+        if self._left:
+            there += self._take(self._fetcher.arrived())
+        if there:
+            yield from self._hand_out(there)
         while self._left:
             yield from self._hand_out(self._wait())
 
@@ -61,13 +63,11 @@ class Ticket:
         """End the step of this layer. Does nothing the second time."""
         if self._closed:
             return
-        if self._fetcher.flying:
+        if self._fetcher.busy:
             self._settle(self._fetcher.drain())
-        for slot in set(self._slots.values()):
-            if self._residency.state(slot) is SlotState.LOADING:
-                self._residency.drop(slot)
-            elif self._residency.state(slot) is SlotState.HELD:
-                self._residency.release(slot)
+        for load in self._plan.loads if self._left else ():
+            if self._residency.state(load.slot) is SlotState.LOADING:
+                self._residency.drop(load.slot)
         # In order of `wanted`, not of arrival: what is evicted next must not depend on timing.
         self._residency.used(self._wanted)
         self._closed = True
@@ -83,33 +83,39 @@ class Ticket:
     ) -> None:
         self.close()
 
+    def _start(self, loads: Sequence[Load]) -> None:
+        for load in loads:
+            self._residency.start(load)
+            if load.evicts is not None:
+                self._book.withdraw(load.evicts)
+        self._fetcher.start(loads)
+
     def _hand_out(self, indices: list[int]) -> Iterator[list[tuple[int, int]]]:
-        yield [(index, self._fetcher.address_of(self._slots[index])) for index in indices]
-        for index in indices:
-            self._residency.release(self._slots[index])
-            follower = self._followers.get(index)
-            if follower is not None:
-                self._residency.start(follower)
-                self._fetcher.start(follower)
+        yield [(index, self._book.of(self._slots[index])) for index in indices]
+        if self._followers:
+            self._start([self._followers[i] for i in indices if i in self._followers])
 
     def _wait(self) -> list[int]:
         assert not self._closed, "the ticket is closed"
         begin = perf_counter()
         landings = self._fetcher.wait()
         self._stats.wait_seconds += perf_counter() - begin
+        return self._take(landings)
+
+    def _take(self, landings: Sequence[Landing]) -> list[int]:
         self._settle(landings)
         for landing in landings:
             if landing.error is not None:
                 raise landing.error
         self._left -= len(landings)
-        for landing in landings:
-            self._residency.hold(landing.load.slot)
         return [landing.load.index for landing in landings]
 
     def _settle(self, landings: Sequence[Landing]) -> None:
         for landing in landings:
+            slot = landing.load.slot
             if landing.error is None:
-                self._residency.landed(landing.load.slot)
+                self._residency.landed(slot)
+                self._book.publish(landing.load.key, slot)
                 self._stats.bytes_read += landing.nbytes
             else:
-                self._residency.drop(landing.load.slot)
+                self._residency.drop(slot)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from flashmoe.layers.attention import AttentionWeights
-from flashmoe.layers.moe import RoutedExperts, SparseMoe
+from flashmoe.layers.moe import Ahead, RoutedExperts, SparseMoe
 from flashmoe.layers.rope import RotaryTable
 from flashmoe.layers.state import Batch, DeltaState, KvCache, SequenceState, Step
 from flashmoe.ops.base import Floats, Matrix, Ops
@@ -88,18 +88,28 @@ class Decoder:
         ops.clock.phase = "other"
         h = ops.embed(self.embed_tokens, batch.ids)
         step = Step(batch.segments, self.rope.at(batch.positions()))
-        for number, layer in enumerate(self.layers, start=1):
+        following = (*self.layers[1:], None)
+        for number, (layer, next_layer) in enumerate(zip(self.layers, following, strict=True), 1):
             ops.begin_layer()
             ops.clock.phase = "other"
             x = ops.rms_norm(h, layer.input_layernorm, self.eps)
             layer.mixer.add_to(h, x, step, ops)
             ops.clock.phase = "other"
             x = ops.rms_norm(h, layer.post_attention_layernorm, self.eps)
-            layer.moe.add_to(h, x, experts, ops)
+            ahead = self._ahead(next_layer, h, ops) if experts.wants_ahead else None
+            layer.moe.add_to(h, x, experts, ops, ahead)
             if on_layer is not None:
                 on_layer(number, len(self.layers))
         batch.advance()
         return h
+
+    def _ahead(self, following: DecoderLayer | None, h: Floats, ops: Ops) -> Ahead | None:
+        """The next layer's router on h [T, H], which lacks this layer's experts and its own mixer:
+        small changes, so that most of what it picks will be wanted."""
+        if following is None:
+            return None
+        x = ops.rms_norm(h, following.post_attention_layernorm, self.eps)
+        return following.moe.guess(x, ops)
 
     def logits(self, h: Floats, ops: Ops) -> Floats:
         """h [T, H] from `forward` -> float32 [T, vocab_size]."""

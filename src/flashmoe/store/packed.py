@@ -79,6 +79,11 @@ class PackedModel:
         return len(self.manifest.layers) * layout.num_experts * layout.record_bytes
 
     @property
+    def num_experts(self) -> int:
+        """Routed experts of a layer."""
+        return self.manifest.experts.num_experts
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The experts files, each once, in layer order."""
         return tuple(dict.fromkeys(self.path / layer.file for layer in self.manifest.layers))

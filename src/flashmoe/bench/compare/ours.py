@@ -58,7 +58,7 @@ def _measure(model: flashmoe.Model, request: Request) -> dict[str, Any]:
     if prefill:
         session = model.session()
     ids = request["ids"]
-    with stretch(model, session, len(ids)) as measured:
+    with stretch(model, len(ids)) as measured:
         figures = timed(lambda: feed(session, ids), len(ids))
     return {**figures, "engine": measured.row()}
 

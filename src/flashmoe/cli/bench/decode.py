@@ -12,6 +12,7 @@ from flashmoe.cli.bench.options import (
     Experts,
     Json,
     NoRecord,
+    Prefetch,
     Ram,
     Results,
     Seed,
@@ -28,6 +29,7 @@ def decode(
     cache: Cache = None,
     threads: Threads = None,
     experts: Experts = None,
+    prefetch: Prefetch = None,
     cold: Annotated[
         bool,
         typer.Option(
@@ -53,7 +55,9 @@ def decode(
         repeat=repeat,
         start="cold" if cold else "warm",
         seed=seed,
-        engine=engine_settings(ram=ram, cache=cache, threads=threads, experts_per_token=experts),
+        engine=engine_settings(
+            ram=ram, cache=cache, threads=threads, experts_per_token=experts, prefetch=prefetch
+        ),
     )
     with status() as show:
         figures = measure_decode(model, options, show)
@@ -71,7 +75,7 @@ def decode(
 
 
 def _as_text(figures: dict[str, Any]) -> str:
-    from flashmoe.cli.bench.output import gb_per_s, percent, phase_text, spread_text
+    from flashmoe.cli.bench.output import gb_per_s, number, percent, phase_text, spread_text
     from flashmoe.cli.units import human_bytes
 
     rates, cache = figures["rates"], figures["cache"]
@@ -90,6 +94,10 @@ def _as_text(figures: dict[str, Any]) -> str:
         f" {human_bytes(figures['bytes_touched_per_token'])} of weights used",
         "disk": f"{gb_per_s(while_reading)} while reading, {percent(of_disk)} of"
         f" {gb_per_s(rates['disk_bytes_per_s'])} by itself",
+        "prefetch": f"{percent(figures['prefetched_share'])} of the misses guessed,"
+        f" {human_bytes(figures['prefetch_wasted_per_token'])} per token read in vain",
+        "disk CPU": f"{number(figures['cpu_ms_per_gb'])} ms per GB,"
+        f" checksums {number(figures['checksum_ms_per_gb'])}",
         "memory": f"{gb_per_s(rates['memory_bytes_per_s'])} by itself",
         "ms per token": phase_text(figures["phase_ms_per_token"]),
         "Python": percent(figures["python_share"]),

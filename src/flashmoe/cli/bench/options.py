@@ -34,6 +34,14 @@ Experts = Annotated[
         help="Experts per token, fewer than the model's own.",
     ),
 ]
+Prefetch = Annotated[
+    str | None,
+    typer.Option(
+        "--prefetch",
+        metavar="MODE",
+        help="Read the next layer's likely experts while the disk is idle: auto, on, off.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of the token ids.")]
 
 

@@ -58,6 +58,11 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
+def number(value: float | None) -> str:
+    """12.3 -> 12; None -> -."""
+    return "-" if value is None else f"{value:.0f}"
+
+
 def gb_per_s(rate: float | None) -> str:
     """Bytes per second -> 1.23 GB/s; None -> -."""
     return "-" if rate is None else f"{rate / 1e9:.2f} GB/s"

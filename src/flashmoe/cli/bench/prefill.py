@@ -12,6 +12,7 @@ from flashmoe.cli.bench.options import (
     Experts,
     Json,
     NoRecord,
+    Prefetch,
     Ram,
     Results,
     Seed,
@@ -31,6 +32,7 @@ def prefill(
     cache: Cache = None,
     threads: Threads = None,
     experts: Experts = None,
+    prefetch: Prefetch = None,
     cold: Annotated[
         bool,
         typer.Option(
@@ -57,7 +59,9 @@ def prefill(
         repeat=repeat,
         start="cold" if cold else "warm",
         seed=seed,
-        engine=engine_settings(ram=ram, cache=cache, threads=threads, experts_per_token=experts),
+        engine=engine_settings(
+            ram=ram, cache=cache, threads=threads, experts_per_token=experts, prefetch=prefetch
+        ),
     )
     facts = model_facts(PackedModel.open(model))
     # A line per length, as soon as there is one: the long ones take minutes.
