@@ -10,6 +10,7 @@ from typing import Any
 
 from flashmoe.experts.streamed import RoutedTicket, StreamedExperts
 from flashmoe.generate.engine import Engine
+from flashmoe.layers.moe import Ahead
 from flashmoe.ops.base import Floats, Ints
 
 
@@ -20,10 +21,15 @@ class ReadingClock:
         self._inner = inner
         self.seconds = 0.0
 
-    def begin(self, layer: int, ids: Ints) -> RoutedTicket:
+    @property
+    def wants_ahead(self) -> bool:
+        """As the inner one."""
+        return self._inner.wants_ahead
+
+    def begin(self, layer: int, ids: Ints, ahead: Ahead | None = None) -> RoutedTicket:
         """As the inner one; the clock starts if anything has to be read."""
         start, misses = perf_counter(), self._inner.cache.stats.misses
-        ticket: Any = self._inner.begin(layer, ids)
+        ticket: Any = self._inner.begin(layer, ids, ahead)
         if self._inner.cache.stats.misses > misses:
             ticket.reads = _TimedReads(ticket.reads, start, self)
         routed: RoutedTicket = ticket
@@ -46,10 +52,12 @@ class _TimedReads:
 
     def batches(self) -> Iterator[list[tuple[int, int]]]:
         landed = self._start
-        for batch in self._inner.batches():
-            landed = perf_counter()
-            yield batch
-        self._clock.seconds += landed - self._start
+        try:
+            for batch in self._inner.batches():
+                landed = perf_counter()
+                yield batch
+        finally:
+            self._clock.seconds += landed - self._start
 
     def __enter__(self) -> _TimedReads:
         self._inner.__enter__()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashmoe.generate.engine import StepExperts
+from flashmoe.layers.moe import Ahead
 from flashmoe.ops.base import Floats, Ints
 
 if TYPE_CHECKING:
@@ -23,10 +24,15 @@ class RoutingRecorder:
         self._inner = inner
         self.ids: dict[int, list[Ints]] = defaultdict(list)
 
-    def begin(self, layer: int, ids: Ints) -> Any:
+    @property
+    def wants_ahead(self) -> bool:
+        """As the inner one."""
+        return self._inner.wants_ahead
+
+    def begin(self, layer: int, ids: Ints, ahead: Ahead | None = None) -> Any:
         """Note ids [T, K], then begin."""
         self.ids[layer].append(ids.copy())
-        return self._inner.begin(layer, ids)
+        return self._inner.begin(layer, ids, ahead)
 
     def finish(self, ticket: Any, x: Floats, weights: Floats, out: Floats) -> None:
         """As the inner one."""

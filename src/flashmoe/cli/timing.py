@@ -30,7 +30,14 @@ def timing_report(stats: Stats) -> str:
     decode = _table(
         "decode", stats.decode_tokens, stats.num_layers, stats.decode_seconds, stats.phase_seconds
     )
-    return "\n".join([*prefill, *decode, bound(stats)])
+    return "\n".join([*prefill, *decode, python_share(stats), bound(stats)])
+
+
+def python_share(stats: Stats) -> str:
+    """One sentence: the share of decode in which neither kernels nor the disk nor sampling ran."""
+    total = sum(stats.phase_seconds.values())
+    share = stats.phase_seconds.get("python", 0.0) / total if total > 0 else 0.0
+    return f"Python's own share of a decode step: {share:.1%}."
 
 
 def bound(stats: Stats) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from flashmoe.experts.cache import ExpertCache
 from flashmoe.experts.ticket import Ticket
+from flashmoe.layers.moe import Ahead
 from flashmoe.ops.base import ExpertShape, Floats, Ints, Ops
 
 
@@ -57,12 +59,12 @@ class OneTokenGroups:
     def __init__(self, ids: Ints) -> None:
         ranked = sorted(zip(ids[0].tolist(), range(ids.shape[1]), strict=True))
         self.experts = [expert for expert, _ in ranked]
-        self._ranks = [rank for _, rank in ranked]
+        self.ranks = [rank for _, rank in ranked]
 
     def select(self, chosen: list[int]) -> tuple[Ints, Ints, Ints]:
         """As ExpertGroups.select: one entry per expert."""
         offsets, tokens = _one_entry_each(len(chosen))
-        dests: Ints = np.array([self._ranks[i] for i in chosen], dtype=np.int32)
+        dests: Ints = np.array([self.ranks[i] for i in chosen], dtype=np.int32)
         return offsets, tokens, dests
 
 
@@ -94,25 +96,34 @@ class RoutedTicket:
 class StreamedExperts:
     """flashmoe.layers.moe.RoutedExperts on an ExpertCache."""
 
+    wants_ahead = False
+
     def __init__(self, cache: ExpertCache, shape: ExpertShape, ops: Ops) -> None:
         self.cache = cache
         self._shape = shape
         self._ops = ops
 
-    def begin(self, layer: int, ids: Ints) -> RoutedTicket:
+    def begin(self, layer: int, ids: Ints, ahead: Ahead | None = None) -> RoutedTicket:
         """Plan the layer and send its reads on their way; ids int32 [T, K]."""
         groups = OneTokenGroups(ids) if len(ids) == 1 else ExpertGroups.of(ids)
         return RoutedTicket(groups, self.cache.begin(layer, groups.experts))
 
     def finish(self, ticket: RoutedTicket, x: Floats, weights: Floats, out: Floats) -> None:
         """Compute hits, then misses as they land; then out [T, H] += the weighted sum."""
-        call = self._ops.experts(x, self._shape, weights.size)
         waited = self.cache.stats.wait_seconds
-        for batch in ticket.reads.batches():
-            addresses: NDArray[np.uint64] = np.array([a for _, a in batch], dtype=np.uint64)
-            call.run(addresses, *ticket.groups.select([i for i, _ in batch]))
+        batches = ticket.reads.batches()
+        first = next(batches)
+        if isinstance(ticket.groups, OneTokenGroups) and len(first) == weights.size:
+            addresses = [address for _, address in first]
+            ranks = [ticket.groups.ranks[i] for i, _ in first]
+            self._ops.add_token_experts(out, x, self._shape, addresses, ranks, weights)
+        else:
+            call = self._ops.experts(x, self._shape, weights.size)
+            for batch in itertools.chain([first], batches):
+                at: NDArray[np.uint64] = np.array([a for _, a in batch], dtype=np.uint64)
+                call.run(at, *ticket.groups.select([i for i, _ in batch]))
+            self._ops.combine(call.rows, weights, out)
         self._ops.clock.add(self.cache.stats.wait_seconds - waited, "disk_wait")
-        self._ops.combine(call.rows, weights, out)
 
     def end_step(self) -> None:
         """The forward pass is over."""
