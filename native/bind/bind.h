@@ -33,6 +33,7 @@ void bind_core(nb::module_& m);
 void bind_codec(nb::module_& m);
 void bind_linear(nb::module_& m);
 void bind_layers(nb::module_& m);
+void bind_parts(nb::module_& m);
 void bind_probe(nb::module_& m);
 void bind_stream(nb::module_& m);
 

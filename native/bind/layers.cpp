@@ -95,6 +95,25 @@ void bind_elementwise(nb::module_& m) {
         "In place: x *= sigmoid(gate). x f32 [T, H, D]; gate f32 [T, H, D], any strides on T and "
         "H.");
     m.def(
+        "sigmoid",
+        [](const In& x, const Out& out) {
+            const int64_t rows = extent(x, 0), n = extent(x, 1);
+            const float* from = input<float>("sigmoid", "x", x, {kAny, kAny});
+            float* to = output<float>("sigmoid", "out", out, {rows, n});
+            const gil_scoped_release unlocked;
+            sigmoid(from, rows * n, to);
+        },
+        nb::arg("x"), nb::arg("out"), "out = 1 / (1 + exp(-x)). x, out f32 [T, N].");
+    m.def(
+        "all_finite",
+        [](const In& x) {
+            const int64_t rows = extent(x, 0), n = extent(x, 1);
+            const float* from = input<float>("all_finite", "x", x, {kAny, kAny});
+            const gil_scoped_release unlocked;
+            return all_finite(from, rows * n);
+        },
+        nb::arg("x"), "Whether no element of x f32 [T, N] is NaN or infinite.");
+    m.def(
         "causal_conv_silu",
         [](Pool& pool, const In& u, const In& weight, const Out& state, const Out& out) {
             const char* op = "causal_conv_silu";

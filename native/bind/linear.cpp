@@ -14,6 +14,7 @@
 #include "bind/matrix.h"
 #include "cpu/linear/activations.h"
 #include "cpu/linear/ffn.h"
+#include "cpu/parts/moe_part.h"
 #include "flashmoe/pool.h"
 
 namespace flashmoe {
@@ -28,13 +29,6 @@ struct Activations {
     std::vector<uint8_t> seen;  // moe_ffn: rows of out that are a destination
 
     Rows rows() const { return quantized.view(x.data()); }
-};
-
-struct ExpertLayout {
-    MatrixView gate_up, down;
-    int64_t down_offset;
-
-    int64_t record_bytes_used() const { return down_offset + down.nbytes(); }
 };
 
 void assign_activations(Activations& acts, Pool& pool, Array<const float, 2> x, int64_t group) {

@@ -24,6 +24,8 @@ class Workspace {
         return data_.get();
     }
 
+    int64_t nbytes() const { return size_ * static_cast<int64_t>(sizeof(float)); }
+
     // n rounded up to whole cache lines of floats: parts of one workspace stay aligned.
     static int64_t aligned(int64_t n) { return (n + 15) / 16 * 16; }
 

@@ -122,6 +122,12 @@ def sigmoid_gate(pool: Pool, x: Annotated[NDArray, dict(device='cpu')], gate: An
     In place: x *= sigmoid(gate). x f32 [T, H, D]; gate f32 [T, H, D], any strides on T and H.
     """
 
+def sigmoid(x: Annotated[NDArray, dict(device='cpu', writable=False)], out: Annotated[NDArray, dict(device='cpu')]) -> None:
+    """out = 1 / (1 + exp(-x)). x, out f32 [T, N]."""
+
+def all_finite(x: Annotated[NDArray, dict(device='cpu', writable=False)]) -> bool:
+    """Whether no element of x f32 [T, N] is NaN or infinite."""
+
 def causal_conv_silu(pool: Pool, u: Annotated[NDArray, dict(device='cpu', writable=False)], weight: Annotated[NDArray, dict(device='cpu', writable=False)], state: Annotated[NDArray, dict(device='cpu')], out: Annotated[NDArray, dict(device='cpu')]) -> None:
     """
     out[t] = silu(sum_j weight[:, j] * u[t - W + 1 + j]). u, out f32 [T, C]; weight f32 [C, W],
@@ -158,6 +164,92 @@ def gated_delta(pool: Pool, qkv: Annotated[NDArray, dict(device='cpu', writable=
     qkv f32 [T, 2 * Hk * Dk + Hv * Dv]; a, b f32 [T, Hv]; a_log, dt_bias f32 [Hv];
     state f32 [Hv, Dk, Dv], updated; out f32 [T, Hv, Dv]; chunk 0: token by token, else the
     tokens of one chunk (at most 128): faster on prompts, equal up to rounding.
+    """
+
+class PartSpace:
+    """Work space of layer parts; for one call at a time."""
+
+    def __init__(self) -> None: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+class FloatRows:
+    """A checked view of f32 [rows, cols], kept alive."""
+
+    def __init__(self, array: Annotated[NDArray, dict(device='cpu')]) -> None: ...
+
+class RopeView:
+    """cos and sin f32 [T, R / 2] of the tokens of a pass."""
+
+    def __init__(self, cos: Annotated[NDArray, dict(device='cpu', writable=False)], sin: Annotated[NDArray, dict(device='cpu', writable=False)]) -> None: ...
+
+class KvView:
+    """Keys and values f32 or f16 [Hkv, ctx, D] of a sequence."""
+
+    def __init__(self, k: Annotated[NDArray, dict(device='cpu')], v: Annotated[NDArray, dict(device='cpu')]) -> None: ...
+
+class DeltaView:
+    """conv f32 [W - 1, C] and state f32 [Hv, Dk, Dv] of a sequence."""
+
+    def __init__(self, conv: Annotated[NDArray, dict(device='cpu')], state: Annotated[NDArray, dict(device='cpu')]) -> None: ...
+
+class AttentionPart:
+    """Weights of one attention layer, kept alive."""
+
+    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, q: Matrix, k: Matrix, v: Matrix, o: Matrix, q_norm: Annotated[NDArray, dict(device='cpu', writable=False)] | None, k_norm: Annotated[NDArray, dict(device='cpu', writable=False)] | None, head_dim: int, scale: float, gated: bool) -> None: ...
+
+    def add_to(self, pool: Pool, space: PartSpace, h: FloatRows, rope: RopeView, spans: Sequence[tuple[int, int, int, KvView]]) -> float:
+        """
+        h [T, H] += attention of norm(h) -> seconds; spans: (begin, end, start, cache).
+        """
+
+class DeltaPart:
+    """Weights of one gated delta layer, kept alive."""
+
+    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, qkv: Matrix, z: Matrix, a: Matrix, b: Matrix, out: Matrix, conv1d: Annotated[NDArray, dict(device='cpu', writable=False)], a_log: Annotated[NDArray, dict(device='cpu', writable=False)], dt_bias: Annotated[NDArray, dict(device='cpu', writable=False)], gated_norm: Annotated[NDArray, dict(device='cpu', writable=False)], key_heads: int) -> None: ...
+
+    def add_to(self, pool: Pool, space: PartSpace, h: FloatRows, spans: Sequence[tuple[int, int, int, DeltaView]]) -> float:
+        """
+        h [T, H] += gated delta rule of norm(h) -> seconds; spans: (begin, end, start, state).
+        """
+
+class RoutedView:
+    """Where a router writes: x f32 [T, H], ids i32 and weights f32 [T, K]."""
+
+    def __init__(self, x: Annotated[NDArray, dict(device='cpu')], ids: Annotated[NDArray, dict(device='cpu')], weights: Annotated[NDArray, dict(device='cpu')]) -> None: ...
+
+class RouterPart:
+    """Weights of one softmax router, kept alive."""
+
+    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, gate: Matrix, topk: int, renormalize: bool) -> None: ...
+
+    def route(self, pool: Pool, space: PartSpace, h: FloatRows, out: RoutedView) -> float:
+        """x = norm(h); its topk experts and their weights -> seconds."""
+
+    def route_ahead(self, pool: Pool, space: PartSpace, h: FloatRows, out: RoutedView) -> float:
+        """Only the ids, of the experts that h would get here."""
+
+class SharedPart:
+    """Weights of one shared expert, kept alive."""
+
+    def __init__(self, gate_up: Matrix, down: Matrix, gate: Matrix) -> None: ...
+
+    def add_to(self, pool: Pool, space: PartSpace, x: FloatRows, h: FloatRows) -> float:
+        """h [T, H] += sigmoid(x . gate) * SwiGLU(x) -> seconds."""
+
+class HeadPart:
+    """Final norm and output matrix, kept alive."""
+
+    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, lm_head: Matrix) -> None: ...
+
+    def logits(self, pool: Pool, space: PartSpace, h: FloatRows, out: FloatRows) -> float:
+        """out [T, vocab] = norm(h) @ lm_head.T -> seconds."""
+
+def add_token_experts(pool: Pool, space: PartSpace, layout: ExpertLayout, x: FloatRows, addresses: Sequence[int], weights: FloatRows, h: FloatRows) -> float:
+    """
+    h [1, H] += sum over k, ascending, of weights[k] * expert k (x) -> seconds; its record is
+    at addresses[k].
     """
 
 def read_sum(pool: Pool, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:

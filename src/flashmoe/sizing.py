@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from flashmoe.models.decoder import HEAD_ROWS
 from flashmoe.models.specs import WeightSpecs
+from flashmoe.ops.composed import HEAD_ROWS
 
 # Copies of [T, H] alive in a layer: residual, two normed inputs, mixer and expert results, and the
 # int8 form of the inputs with its scales.

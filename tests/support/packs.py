@@ -90,7 +90,7 @@ def transcript(model: Model, prompt: Sequence[int], steps: int) -> Transcript:
     logits = session.feed_all(prompt)
     ids, rows = [int(logits[-1].argmax())], []
     for _ in range(steps):
-        rows.append(session.step(ids[-1]))
+        rows.append(session.step(ids[-1]).copy())
         ids.append(int(rows[-1].argmax()))
     return Transcript(logits, np.array(rows), ids)
 

@@ -1,6 +1,8 @@
 #include "cpu/elementwise/elementwise.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 
 #include "cpu/grain.h"
 #include "flashmoe/kernels.h"
@@ -43,6 +45,19 @@ void convolve(const CausalConv& call, int64_t first, int64_t n) {
 }
 
 }  // namespace
+
+void sigmoid(const float* x, int64_t n, float* out) {
+    for (int64_t i = 0; i < n; ++i)
+        out[i] = static_cast<float>(1.0 / (1.0 + std::exp(-static_cast<double>(x[i]))));
+}
+
+bool all_finite(const float* x, int64_t n) {
+    constexpr uint32_t kExponent = 0x7f800000;  // all ones: NaN or infinity
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < n; ++i)
+        bad |= static_cast<uint32_t>((std::bit_cast<uint32_t>(x[i]) & kExponent) == kExponent);
+    return bad == 0;
+}
 
 void sigmoid_gate(Pool& pool, const SigmoidGate& call) {
     const int64_t items = call.tokens * call.heads;

@@ -21,6 +21,12 @@ void register_elementwise_scalar(ElementwiseKernels& table);
 void register_elementwise_avx2(ElementwiseKernels& table);
 void register_elementwise_avx512(ElementwiseKernels& table);
 
+// out[i] = 1 / (1 + exp(-x[i])); out may be x. For a number per token: no threads, no table.
+void sigmoid(const float* x, int64_t n, float* out);
+
+// Whether no x[i] is NaN or infinite. No threads.
+bool all_finite(const float* x, int64_t n);
+
 struct SigmoidGate {
     float* x;           // [tokens, heads, dim], in place
     const float* gate;  // element (t, h, d) at gate[t * token_stride + h * head_stride + d]

@@ -28,6 +28,12 @@ class QuantizedRows {
     int64_t group() const { return group_; }
     int64_t groups() const { return group_ ? cols_ / group_ : 0; }
 
+    // Bytes of the buffers.
+    int64_t nbytes() const {
+        return static_cast<int64_t>(codes_.size() +
+                                    sizeof(float) * (scales_.size() + sums_.size()));
+    }
+
     // Kernel view; x is what bf16 weights will read.
     Rows view(const float* x) const;
 

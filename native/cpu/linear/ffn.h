@@ -39,6 +39,11 @@ class Ffn {
     void run(Pool& pool, const Rows& rows, const std::vector<Expert>& experts,
              const int32_t* offsets, const FfnOutput& output);
 
+    // Bytes of the buffers between the two passes.
+    int64_t nbytes() const {
+        return hidden_.nbytes() + static_cast<int64_t>(sizeof(float) * hidden_floats_.size());
+    }
+
   private:
     void split(size_t experts, const int32_t* offsets);
     void gather(Pool& pool, int64_t entries);

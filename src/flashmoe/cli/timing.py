@@ -30,7 +30,8 @@ def timing_report(stats: Stats) -> str:
     decode = _table(
         "decode", stats.decode_tokens, stats.num_layers, stats.decode_seconds, stats.phase_seconds
     )
-    return "\n".join([*prefill, *decode, *_reads(stats), bound(stats)])
+    shares = [*_reads(stats), python_share(stats), bound(stats)]
+    return "\n".join([*prefill, *decode, *shares])
 
 
 def _reads(stats: Stats) -> list[str]:
@@ -42,6 +43,13 @@ def _reads(stats: Stats) -> list[str]:
         f" {stats.prefetch_share:.0%} of the misses guessed,"
         f" {stats.prefetch_wasted / 1e9:.3f} GB read in vain"
     ]
+
+
+def python_share(stats: Stats) -> str:
+    """One sentence: the share of decode in which neither kernels nor the disk nor sampling ran."""
+    total = sum(stats.phase_seconds.values())
+    share = stats.phase_seconds.get("python", 0.0) / total if total > 0 else 0.0
+    return f"Python's own share of a decode step: {share:.1%}."
 
 
 def bound(stats: Stats) -> str:

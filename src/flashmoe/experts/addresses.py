@@ -51,11 +51,10 @@ class AddressBook:
         if layer in self._tables:
             self._tables[layer][expert] = 0
 
-    def find(self, layer: int, experts: Ints) -> Addresses | None:
-        """uint64 [K]: addresses of experts int32 [K]; None unless all are resident."""
+    def find(self, layer: int, experts: Ints) -> list[int] | None:
+        """K addresses of experts int32 [K]; None unless all are resident."""
         table = self._tables.get(layer)
         if table is None:
             return None
-        found: Addresses = table[experts]
-        # Cheaper on a few numbers, between streamed weights, than a reduction of NumPy.
-        return None if 0 in found.tolist() else found
+        found: list[int] = table[experts].tolist()
+        return None if 0 in found else found

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from flashmoe.errors import MemoryBudgetError
-from flashmoe.experts.addresses import AddressBook, Addresses
+from flashmoe.experts.addresses import AddressBook
 from flashmoe.experts.fetch import Fetcher, Verify
 from flashmoe.experts.plan import plan
 from flashmoe.experts.policy import Key, Lru, Policy
@@ -117,8 +117,8 @@ class ExpertCache:
         ticket.start()
         return ticket
 
-    def find(self, layer: int, experts: Ints) -> Addresses | None:
-        """uint64 [K], the addresses of distinct experts int32 [K], counted as hits and used; None,
+    def find(self, layer: int, experts: Ints) -> list[int] | None:
+        """The K addresses of distinct experts int32 [K], counted as hits and used; None,
         and nothing done, unless all are resident. They are good until the next `begin`."""
         assert self._memory is not None, "the cache is closed"
         self._close_ticket()

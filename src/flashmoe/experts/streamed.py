@@ -13,6 +13,7 @@ from flashmoe.experts.addresses import Addresses
 from flashmoe.experts.cache import ExpertCache
 from flashmoe.experts.prefetch import Prefetch, PrefetchControl
 from flashmoe.experts.ticket import Ticket
+from flashmoe.layers.moe import Ahead
 from flashmoe.ops.base import ExpertCall, ExpertShape, Floats, Ints, Ops
 
 
@@ -107,7 +108,7 @@ class Ready:
     step that misses nothing leaves no garbage."""
 
     def __init__(self) -> None:
-        self.addresses: Addresses = np.empty(0, dtype=np.uint64)
+        self.addresses: list[int] = []
 
     def __enter__(self) -> Ready:
         return self
@@ -141,7 +142,7 @@ class StreamedExperts:
         self.wants_ahead = self._control.on
         self._pass: _Pass | None = None
 
-    def begin(self, layer: int, ids: Ints, ahead: tuple[int, Ints] | None = None) -> RoutedTicket:
+    def begin(self, layer: int, ids: Ints, ahead: Ahead | None = None) -> RoutedTicket:
         """Plan the layer and send its reads on their way.
 
         Args:
@@ -157,11 +158,11 @@ class StreamedExperts:
 
     def finish(self, ticket: RoutedTicket, x: Floats, weights: Floats, out: Floats) -> None:
         """Compute hits, then misses as they land; then out [T, H] += the weighted sum."""
-        call = self._ops.experts(x, self._shape, weights.size)
         if isinstance(ticket, Ready):
-            call.run(ticket.addresses, *_one_entry_each(len(ticket.addresses)))
-        else:
-            self._finish_reading(ticket, call)
+            self._ops.add_token_experts(out, x, self._shape, ticket.addresses, weights)
+            return
+        call = self._ops.experts(x, self._shape, weights.size)
+        self._finish_reading(ticket, call)
         self._ops.combine(call.rows, weights, out)
 
     def end_step(self) -> None:

@@ -78,13 +78,17 @@ class Engine:
         return self.decoder.new_state(self.context_length, self.kv_dtype)
 
     def last_logits(
-        self, batch: Batch, times: PhaseTimes, on_layer: OnLayer | None = None
+        self,
+        batch: Batch,
+        times: PhaseTimes,
+        out: Floats | None = None,
+        on_layer: OnLayer | None = None,
     ) -> Floats:
         """Run a batch -> logits [vocab_size] after its last token.
 
-        times: where to book the pass, `prefill` or `decode`.
+        times: where to book the pass, `prefill` or `decode`. out [1, vocab_size]: where to write.
         """
-        logits: Floats = self._run(batch, slice(-1, None), times, on_layer)[0]
+        logits: Floats = self._run(batch, slice(-1, None), times, out, on_layer)[0]
         return logits
 
     def all_logits(self, batch: Batch, times: PhaseTimes) -> Floats:
@@ -95,9 +99,15 @@ class Engine:
         """Let the weights go; sessions refuse to work from now on."""
         self.closed = True
         del self.decoder
+        self.ops.release()
 
     def _run(
-        self, batch: Batch, rows: slice, times: PhaseTimes, on_layer: OnLayer | None = None
+        self,
+        batch: Batch,
+        rows: slice,
+        times: PhaseTimes,
+        out: Floats | None = None,
+        on_layer: OnLayer | None = None,
     ) -> Floats:
         start = perf_counter()
         self.ops.begin_pass()
@@ -105,15 +115,16 @@ class Engine:
             h = self.decoder.forward(batch, self.experts, self.ops, on_layer)
         finally:
             self.experts.end_step()
-        logits = self.decoder.logits(h[rows], self.ops)
-        _check_finite(logits)
+        if len(h) > 1:
+            h = h[rows]
+        logits = self.decoder.logits(h, self.ops, out)
+        _check_finite(logits, self.ops)
         times.book(len(batch.ids), perf_counter() - start, self.ops.clock.take())
         return logits
 
 
-def _check_finite(logits: Floats) -> None:
-    # The sum is finite only if every term is: one pass without a temporary.
-    if not np.isfinite(np.sum(logits, dtype=np.float64)):
+def _check_finite(logits: Floats, ops: Ops) -> None:
+    if not ops.all_finite(logits):
         raise NumericError(
             "the model's output is not finite",
             where="logits",
@@ -127,6 +138,7 @@ class Session:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._state = engine.new_state()
+        self._step_logits = np.empty((1, engine.vocab_size), dtype=np.float32)
         self._broken = False
 
     @property
@@ -149,21 +161,24 @@ class Session:
         ContextLengthError past the context. After an error or interrupt midway the session is dead
         and says so.
         """
-        return self._run(ids, self.engine.prefill, on_progress)
-
-    def step(self, id: int) -> Floats:
-        """feed([id]), counted as a decode step and not as a prompt."""
-        return self._run([id], self.engine.decode)
-
-    def _run(
-        self, ids: Sequence[int], times: PhaseTimes, on_progress: TokensDone | None = None
-    ) -> Floats:
         tokens = self._checked(ids)
         self._broken = True  # until every chunk went through: the states of layers must agree
         for begin in range(0, len(tokens), self.engine.prefill_chunk):
             chunk = tokens[begin : begin + self.engine.prefill_chunk]
+            batch = Batch.single(self._state, chunk)
             on_layer = _layer_watch(on_progress, begin, len(chunk))
-            logits = self.engine.last_logits(Batch.single(self._state, chunk), times, on_layer)
+            logits = self.engine.last_logits(batch, self.engine.prefill, on_layer=on_layer)
+        self._broken = False
+        return logits
+
+    def step(self, id: int) -> Floats:
+        """feed([id]), counted as a decode step and not as a prompt.
+
+        The result is written over by the session's next step."""
+        tokens = self._checked([id])
+        self._broken = True
+        batch = Batch.single(self._state, tokens)
+        logits = self.engine.last_logits(batch, self.engine.decode, self._step_logits)
         self._broken = False
         return logits
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from flashmoe.layers.rope import RotaryTable
 from flashmoe.ops.base import Floats, Ints
+from flashmoe.ops.parts import Span
 
 
 class KvCache:
@@ -20,6 +22,7 @@ class KvCache:
     def __init__(self, heads: int, context: int, head_dim: int, dtype: DTypeLike) -> None:
         self.k: NDArray[Any] = np.empty((heads, context, head_dim), dtype=dtype)
         self.v: NDArray[Any] = np.empty((heads, context, head_dim), dtype=dtype)
+        self.handle: Any = None  # of the backend that uses the arrays
 
     @staticmethod
     def nbytes(heads: int, context: int, head_dim: int, dtype: DTypeLike) -> int:
@@ -36,11 +39,15 @@ class DeltaState:
     def __init__(self, conv: tuple[int, int], s: tuple[int, int, int]) -> None:
         self.conv: Floats = np.zeros(conv, dtype=np.float32)
         self.s: Floats = np.zeros(s, dtype=np.float32)
+        self.handle: Any = None  # of the backend that uses the arrays
 
     def reset(self) -> None:
         """Back to the empty sequence."""
         self.conv.fill(0)
         self.s.fill(0)
+
+
+Kind = TypeVar("Kind", KvCache, DeltaState)
 
 
 @dataclass
@@ -104,3 +111,19 @@ class Step:
 
     segments: tuple[Segment, ...]
     rope: tuple[Floats, Floats]  # cos, sin [T, rotary_dim / 2]
+
+    @staticmethod
+    def of(batch: Batch, rope: RotaryTable) -> Step:
+        """The step that a batch makes."""
+        if len(batch.ids) == 1:
+            return Step(batch.segments, rope.at_one(batch.segments[0].start))
+        return Step(batch.segments, rope.at(batch.positions()))
+
+    def spans(self, layer: int, kind: type[Kind]) -> list[Span[Kind]]:
+        """The rows of each sequence with its state of one layer."""
+        spans = []
+        for segment in self.segments:
+            state = segment.state.layers[layer]
+            assert isinstance(state, kind)
+            spans.append(Span(segment.begin, segment.end, segment.start, state))
+        return spans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,16 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
-from flashmoe.layers.attention import AttentionWeights
-from flashmoe.layers.moe import Ahead, RoutedExperts, SparseMoe
+from flashmoe.layers.moe import RoutedExperts, SparseMoe
 from flashmoe.layers.rope import RotaryTable
 from flashmoe.layers.state import Batch, DeltaState, KvCache, SequenceState, Step
 from flashmoe.ops.base import Floats, Matrix, Ops
-
-# Rows that go through the head at a time: the logits of a whole chunk would be by far the largest
-# temporary (512 tokens of 248320 float32 are 0.5 GB).
-HEAD_ROWS = 16
-
+from flashmoe.ops.parts import AttentionWeights, HeadWeights
 
 # Called as (layers done, layers) after each layer of a pass.
 OnLayer = Callable[[int, int], None]
@@ -32,16 +28,22 @@ class Weights:
     vectors: Mapping[str, Floats]
 
 
-def attention_weights(weights: Weights, prefix: str) -> AttentionWeights:
-    """The weights of an attention layer whose pack names begin with prefix."""
-    m, v = weights.matrices, weights.vectors
+def attention_weights(
+    weights: Weights, layer: int, head_dim: int, eps: float, gated: bool = False
+) -> AttentionWeights:
+    """The weights of an attention layer under their usual names."""
+    m, v, p = weights.matrices, weights.vectors, f"layers.{layer}."
     return AttentionWeights(
-        q_proj=m[prefix + "q_proj"],
-        k_proj=m[prefix + "k_proj"],
-        v_proj=m[prefix + "v_proj"],
-        o_proj=m[prefix + "o_proj"],
-        q_norm=v[prefix + "q_norm"],
-        k_norm=v[prefix + "k_norm"],
+        norm=v[p + "input_layernorm"],
+        q_proj=m[p + "self_attn.q_proj"],
+        k_proj=m[p + "self_attn.k_proj"],
+        v_proj=m[p + "self_attn.v_proj"],
+        o_proj=m[p + "self_attn.o_proj"],
+        q_norm=v[p + "self_attn.q_norm"],
+        k_norm=v[p + "self_attn.k_norm"],
+        head_dim=head_dim,
+        eps=eps,
+        gated=gated,
     )
 
 
@@ -51,30 +53,26 @@ class Mixer(Protocol):
     def new_state(self, context_length: int, kv_dtype: DTypeLike) -> KvCache | DeltaState:
         """The state of one empty sequence."""
 
-    def add_to(self, h: Floats, x: Floats, step: Step, ops: Ops) -> None:
-        """h [T, H] += mixer of the normed input x [T, H]."""
+    def add_to(self, h: Floats, step: Step, ops: Ops) -> None:
+        """h [T, H] += mixer of norm(h)."""
 
 
 @dataclass(frozen=True)
 class DecoderLayer:
     """h += mixer(norm(h)); h += moe(norm(h))."""
 
-    input_layernorm: Floats
     mixer: Mixer
-    post_attention_layernorm: Floats
     moe: SparseMoe
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Embedding, layers, final norm and head of a model; holds no state of any sequence."""
+    """Embedding, layers and head of a model; holds no state of any sequence."""
 
     embed_tokens: Matrix
     layers: tuple[DecoderLayer, ...]
-    norm: Floats
-    lm_head: Matrix
+    head: HeadWeights
     rope: RotaryTable
-    eps: float
 
     def new_state(self, context_length: int, kv_dtype: DTypeLike) -> SequenceState:
         """An empty sequence of up to context_length tokens."""
@@ -84,42 +82,33 @@ class Decoder:
     def forward(
         self, batch: Batch, experts: RoutedExperts, ops: Ops, on_layer: OnLayer | None = None
     ) -> Floats:
-        """Run the tokens of the batch through all layers -> [T, H], before the final norm."""
+        """Run the tokens of the batch through all layers -> [T, H], before the final norm.
+
+        The result holds until the next `forward`.
+        """
         ops.clock.phase = "other"
         h = ops.embed(self.embed_tokens, batch.ids)
-        step = Step(batch.segments, self.rope.at(batch.positions()))
-        following = (*self.layers[1:], None)
-        for number, (layer, next_layer) in enumerate(zip(self.layers, following, strict=True), 1):
-            ops.begin_layer()
-            ops.clock.phase = "other"
-            x = ops.rms_norm(h, layer.input_layernorm, self.eps)
-            layer.mixer.add_to(h, x, step, ops)
-            ops.clock.phase = "other"
-            x = ops.rms_norm(h, layer.post_attention_layernorm, self.eps)
-            ahead = self._ahead(next_layer, h, ops) if experts.wants_ahead else None
-            layer.moe.add_to(h, x, experts, ops, ahead)
+        step = Step.of(batch, self.rope)
+        for number, (layer, following) in enumerate(self._with_following, 1):
+            layer.mixer.add_to(h, step, ops)
+            layer.moe.add_to(h, experts, ops, following)
             if on_layer is not None:
                 on_layer(number, len(self.layers))
         batch.advance()
         return h
 
-    def _ahead(self, following: DecoderLayer | None, h: Floats, ops: Ops) -> Ahead | None:
-        """The next layer's router on h [T, H], which lacks this layer's experts and its own mixer:
-        small changes, so that most of what it picks will be wanted."""
-        if following is None:
-            return None
-        x = ops.rms_norm(h, following.post_attention_layernorm, self.eps)
-        return following.moe.guess(x, ops)
+    def logits(self, h: Floats, ops: Ops, out: Floats | None = None) -> Floats:
+        """h [T, H] from `forward` -> float32 [T, vocab_size], in `out` if it is given."""
+        if out is None:
+            out = np.empty((len(h), self.head.lm_head.rows), dtype=np.float32)
+        ops.head(h, self.head, out)
+        return out
 
-    def logits(self, h: Floats, ops: Ops) -> Floats:
-        """h [T, H] from `forward` -> float32 [T, vocab_size]."""
-        ops.clock.phase = "head"
-        logits = np.empty((len(h), self.lm_head.rows), dtype=np.float32)
-        for begin in range(0, len(h), HEAD_ROWS):
-            ops.begin_layer()
-            rows = slice(begin, begin + HEAD_ROWS)
-            (logits[rows],) = ops.linear(ops.rms_norm(h[rows], self.norm, self.eps), self.lm_head)
-        return logits
+    @functools.cached_property
+    def _with_following(self) -> tuple[tuple[DecoderLayer, SparseMoe | None], ...]:
+        """Each layer with the experts of the one after it."""
+        following = [layer.moe for layer in self.layers[1:]]
+        return tuple(zip(self.layers, [*following, None], strict=True))
 
 
 def assemble(
@@ -127,11 +116,9 @@ def assemble(
 ) -> Decoder:
     """A decoder of these layers; config: any family's, for tie_word_embeddings and rms_norm_eps."""
     m = weights.matrices
-    return Decoder(
-        embed_tokens=m["embed_tokens"],
-        layers=layers,
+    head = HeadWeights(
         norm=weights.vectors["norm"],
         lm_head=m["embed_tokens" if config.tie_word_embeddings else "lm_head"],
-        rope=rope,
         eps=config.rms_norm_eps,
     )
+    return Decoder(m["embed_tokens"], layers, head, rope)

@@ -7,8 +7,8 @@ from typing import Any
 
 from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader
 from flashmoe.layers.attention import Attention
-from flashmoe.layers.gated_delta import GatedDelta, GatedDeltaWeights
-from flashmoe.layers.moe import SharedExpert, SparseMoe
+from flashmoe.layers.gated_delta import GatedDelta
+from flashmoe.layers.moe import SparseMoe
 from flashmoe.layers.rope import RotaryTable
 from flashmoe.models.decoder import (
     Decoder,
@@ -20,6 +20,7 @@ from flashmoe.models.decoder import (
 )
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import WeightSpecs
+from flashmoe.ops.parts import GatedDeltaWeights, RouterWeights, SharedExpertWeights
 
 LINEAR, FULL = "linear_attention", "full_attention"
 # Vision towers and multi-token-prediction heads of multimodal checkpoints.
@@ -180,65 +181,48 @@ def build(config: Config, weights: Weights) -> Decoder:
 
 
 def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
-    v, p = weights.vectors, f"layers.{n}."
     mixer: Mixer = (
-        _delta(n, config, weights)
+        GatedDelta(_delta(n, config, weights), n)
         if config.layer_types[n] == LINEAR
-        else _attention(n, config, weights)
+        else Attention(
+            attention_weights(weights, n, config.head_dim, config.rms_norm_eps, gated=True), n
+        )
     )
-    return DecoderLayer(
-        input_layernorm=v[p + "input_layernorm"],
-        mixer=mixer,
-        post_attention_layernorm=v[p + "post_attention_layernorm"],
-        moe=_sparse_moe(n, config, weights),
-    )
+    return DecoderLayer(mixer, _sparse_moe(n, config, weights))
 
 
 def _sparse_moe(n: int, config: Config, weights: Weights) -> SparseMoe:
-    m, p = weights.matrices, f"layers.{n}.mlp."
-    return SparseMoe(
-        layer=n,
-        gate=m[p + "gate"],
+    m, v, p = weights.matrices, weights.vectors, f"layers.{n}."
+    router = RouterWeights(
+        norm=v[p + "post_attention_layernorm"],
+        gate=m[p + "mlp.gate"],
         num_experts_per_tok=config.num_experts_per_tok,
-        norm_topk_prob=config.norm_topk_prob,
-        shared=SharedExpert(
-            gate_up=m[p + "shared_expert.gate_up"],
-            down=m[p + "shared_expert.down_proj"],
-            gate=m[p + "shared_expert_gate"],
-        ),
-    )
-
-
-def _attention(n: int, config: Config, weights: Weights) -> Attention:
-    return Attention(
-        weights=attention_weights(weights, f"layers.{n}.self_attn."),
-        layer=n,
-        num_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
+        renormalize=config.norm_topk_prob,
         eps=config.rms_norm_eps,
-        gated=True,
     )
+    shared = SharedExpertWeights(
+        gate_up=m[p + "mlp.shared_expert.gate_up"],
+        down=m[p + "mlp.shared_expert.down_proj"],
+        gate=m[p + "mlp.shared_expert_gate"],
+    )
+    return SparseMoe(n, router, shared)
 
 
-def _delta(n: int, config: Config, weights: Weights) -> GatedDelta:
-    m, v, p = weights.matrices, weights.vectors, f"layers.{n}.linear_attn."
-    return GatedDelta(
-        weights=GatedDeltaWeights(
-            in_proj_qkv=m[p + "in_proj_qkv"],
-            in_proj_z=m[p + "in_proj_z"],
-            in_proj_a=m[p + "in_proj_a"],
-            in_proj_b=m[p + "in_proj_b"],
-            out_proj=m[p + "out_proj"],
-            conv1d=v[p + "conv1d"],
-            a_log=v[p + "A_log"],
-            dt_bias=v[p + "dt_bias"],
-            norm=v[p + "norm"],
-        ),
-        layer=n,
-        eps=config.rms_norm_eps,
+def _delta(n: int, config: Config, weights: Weights) -> GatedDeltaWeights:
+    m, v, p = weights.matrices, weights.vectors, f"layers.{n}."
+    return GatedDeltaWeights(
+        input_norm=v[p + "input_layernorm"],
+        in_proj_qkv=m[p + "linear_attn.in_proj_qkv"],
+        in_proj_z=m[p + "linear_attn.in_proj_z"],
+        in_proj_a=m[p + "linear_attn.in_proj_a"],
+        in_proj_b=m[p + "linear_attn.in_proj_b"],
+        out_proj=m[p + "linear_attn.out_proj"],
+        conv1d=v[p + "linear_attn.conv1d"],
+        a_log=v[p + "linear_attn.A_log"],
+        dt_bias=v[p + "linear_attn.dt_bias"],
+        norm=v[p + "linear_attn.norm"],
         num_key_heads=config.linear_num_key_heads,
-        num_value_heads=config.linear_num_value_heads,
+        eps=config.rms_norm_eps,
     )
 
 

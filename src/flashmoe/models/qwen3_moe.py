@@ -12,6 +12,7 @@ from flashmoe.layers.rope import RotaryTable
 from flashmoe.models.decoder import Decoder, DecoderLayer, Weights, assemble, attention_weights
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import WeightSpecs
+from flashmoe.ops.parts import RouterWeights
 
 
 @dataclass(frozen=True)
@@ -109,28 +110,15 @@ def build(config: Config, weights: Weights) -> Decoder:
 
 def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
     m, v, p = weights.matrices, weights.vectors, f"layers.{n}."
-    return DecoderLayer(
-        input_layernorm=v[p + "input_layernorm"],
-        mixer=_attention(n, config, weights),
-        post_attention_layernorm=v[p + "post_attention_layernorm"],
-        moe=SparseMoe(
-            layer=n,
-            gate=m[p + "mlp.gate"],
-            num_experts_per_tok=config.num_experts_per_tok,
-            norm_topk_prob=config.norm_topk_prob,
-        ),
-    )
-
-
-def _attention(n: int, config: Config, weights: Weights) -> Attention:
-    return Attention(
-        weights=attention_weights(weights, f"layers.{n}.self_attn."),
-        layer=n,
-        num_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
+    router = RouterWeights(
+        norm=v[p + "post_attention_layernorm"],
+        gate=m[p + "mlp.gate"],
+        num_experts_per_tok=config.num_experts_per_tok,
+        renormalize=config.norm_topk_prob,
         eps=config.rms_norm_eps,
     )
+    attention = attention_weights(weights, n, config.head_dim, config.rms_norm_eps)
+    return DecoderLayer(Attention(attention, n), SparseMoe(n, router))
 
 
 def state_bytes(config: Config, context_length: int, kv_itemsize: int) -> int:

@@ -1,5 +1,8 @@
 """The door to kernels: what a backend offers to layers. Backends: cpu (native), reference (NumPy).
 
+Layers call the parts of `Ops`, each a whole step from residual to residual; `ops/composed.py` says
+what a part computes in terms of `Primitives`.
+
 Shapes: T tokens, H hidden_size, D head_dim, E experts, K experts per token. Arrays are float32
 unless said otherwise. Returned arrays are scratch: they hold until the next `begin_layer`.
 
@@ -10,21 +13,29 @@ and however many threads run it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.ops.clock import PhaseClock
+from flashmoe.ops.parts import (
+    Array,
+    AttentionWeights,
+    Floats,
+    GatedDeltaWeights,
+    HeadWeights,
+    Ints,
+    KvSpans,
+    Matrix,
+    RecurrentSpans,
+    Routed,
+    RouterWeights,
+    SharedExpertWeights,
+)
 from flashmoe.quant import Format
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int32]
-Array = NDArray[Any]
-
-
-# A backend's own handle of a stored matrix, with `rows` and `cols`; only that backend looks inside.
-Matrix = Any
+__all__ = ["Array", "ExpertCall", "ExpertShape", "Floats", "Ints", "Matrix", "Ops", "Primitives"]
 
 
 class ExpertShape(Protocol):
@@ -43,8 +54,8 @@ class ExpertShape(Protocol):
     def __hash__(self) -> int: ...
 
 
-class Ops(Protocol):
-    """One backend with its threads and scratch memory; used by one engine thread."""
+class Primitives(Protocol):
+    """The single operations of a backend."""
 
     clock: PhaseClock
 
@@ -61,7 +72,7 @@ class Ops(Protocol):
         """The parts joined along the first axis; a single part is returned as it is."""
 
     def embed(self, table: Matrix, ids: Ints) -> Floats:
-        """Rows of the table -> [T, H]; not scratch."""
+        """Rows of the table -> [T, H]; they hold until the next `embed`."""
 
     def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
         """x [T, H] / rms(x) * weight."""
@@ -132,6 +143,51 @@ class Ops(Protocol):
 
     def combine(self, rows: Floats, weights: Floats, out: Floats) -> None:
         """out [T, H] += sum over k, ascending, of weights[t, k] * rows[t * K + k]."""
+
+
+class Ops(Primitives, Protocol):
+    """One backend with its threads and work space; used by one engine thread."""
+
+    def add_attention(
+        self,
+        h: Floats,
+        weights: AttentionWeights,
+        rope: tuple[Floats, Floats],
+        spans: KvSpans,
+    ) -> None:
+        """h [T, H] += attention of norm(h); rope: cos, sin [T, R/2]; spans cover the rows."""
+
+    def add_gated_delta(self, h: Floats, weights: GatedDeltaWeights, spans: RecurrentSpans) -> None:
+        """h [T, H] += gated delta rule of norm(h); spans cover the rows."""
+
+    def norm_and_route(
+        self, h: Floats, weights: RouterWeights, ahead: RouterWeights | None = None
+    ) -> Routed:
+        """norm(h) and the experts that it wants; ahead: also those that another layer's router
+        would choose on the same h [T, H]."""
+
+    def add_shared_expert(self, h: Floats, x: Floats, weights: SharedExpertWeights) -> None:
+        """h [T, H] += sigmoid(x . gate) * SwiGLU(x)."""
+
+    def add_token_experts(
+        self,
+        h: Floats,
+        x: Floats,
+        shape: ExpertShape,
+        addresses: list[int],
+        weights: Floats,
+    ) -> None:
+        """All routed experts of one token: h [1, H] += sum over k, ascending, of
+        weights[0, k] * expert k (x); the record of expert k is at addresses[k]."""
+
+    def head(self, h: Floats, weights: HeadWeights, out: Floats) -> None:
+        """out [T, vocab_size] = the logits of h [T, H]."""
+
+    def all_finite(self, x: Floats) -> bool:
+        """Whether x [T, N] holds neither NaN nor infinity."""
+
+    def release(self) -> None:
+        """The weights will not be used again: let go of what was made of them."""
 
 
 class ExpertCall(Protocol):

@@ -1,8 +1,11 @@
-"""The CPU backend: each op is one call of the native core, timed under the current phase."""
+"""The CPU backend: each primitive is one call of the native core, timed under the current phase.
+
+The parts of layers are in cpu_parts.py; a forward pass uses those, and of what is here `embed` and,
+where experts arrive in pieces, `experts` and `combine`.
+"""
 
 from __future__ import annotations
 
-import functools
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 from flashmoe import _native
 from flashmoe.ops.base import Array, ExpertShape, Floats, Ints
 from flashmoe.ops.clock import PhaseClock
+from flashmoe.ops.cpu_parts import CpuParts
 from flashmoe.ops.scratch import Scratch
 from flashmoe.quant import Format
 
@@ -34,16 +38,19 @@ def delta_spans(position: int, tokens: int) -> list[tuple[slice, int]]:
     return [(slice(begin, end), chunk) for begin, end, chunk in spans if end > begin]
 
 
-class CpuOps:
+class CpuOps(CpuParts):
     """flashmoe.ops.base.Ops on native kernels of one isa, with a thread pool of its own."""
 
     def __init__(self, threads: int, isa: str = "auto") -> None:
+        super().__init__()
         self._isa = isa
         self.clock = PhaseClock()
         self.pool = _native.Pool(threads)
         self.scratch = Scratch()
         self._acts = _native.Activations()
         self._expert_acts = _native.Activations()
+        self._embedded = np.empty((0, 0), dtype=np.float32)
+        self._expert_rows = Scratch()
 
     def begin_pass(self) -> None:
         # The choice is the process's, and another model may have chosen differently meanwhile.
@@ -61,10 +68,11 @@ class CpuOps:
 
     def embed(self, table: _native.Matrix, ids: Ints) -> Floats:
         start = perf_counter()
-        out = np.empty((len(ids), table.cols), dtype=np.float32)
-        _native.embed(self.pool, table, ids, out)
+        if self._embedded.shape != (len(ids), table.cols):
+            self._embedded = np.empty((len(ids), table.cols), dtype=np.float32)
+        _native.embed(self.pool, table, ids, self._embedded)
         self.clock.add(perf_counter() - start)
-        return out
+        return self._embedded
 
     def rms_norm(self, x: Floats, weight: Floats, eps: float) -> Floats:
         start = perf_counter()
@@ -120,9 +128,9 @@ class CpuOps:
         return out
 
     def sigmoid(self, x: Floats) -> Floats:
-        # tanh does not overflow where exp(-x) would.
-        half: Floats = np.tanh(x * np.float32(0.5))
-        return half * np.float32(0.5) + np.float32(0.5)
+        out = self.scratch.take(*x.shape)
+        _native.sigmoid(x, out)
+        return out
 
     def sigmoid_gate(self, x: Floats, gate: Floats) -> None:
         start = perf_counter()
@@ -184,6 +192,16 @@ class CpuOps:
         _native.ffn(self.pool, self._acts, gate_up, down, out, scale)
         self.clock.add(perf_counter() - start)
 
+    @property
+    def scratch_bytes(self) -> int:
+        """The most that temporaries took so far, without the residual."""
+        return self.part_bytes + self.scratch.peak_bytes + self._expert_rows.nbytes
+
+    def expert_rows(self, rows: int, hidden: int) -> Floats:
+        """Memory for the results of one layer's experts, until the next layer's."""
+        self._expert_rows.reset()
+        return self._expert_rows.take(rows, hidden)
+
     def experts(self, x: Floats, shape: ExpertShape, rows: int) -> CpuExpertCall:
         return CpuExpertCall(self, x, shape, rows)
 
@@ -191,19 +209,6 @@ class CpuOps:
         start = perf_counter()
         _native.combine(self.pool, rows, weights, out)
         self.clock.add(perf_counter() - start)
-
-
-@functools.lru_cache(maxsize=8)
-def _expert_layout(shape: ExpertShape) -> _native.ExpertLayout:
-    return _native.ExpertLayout(
-        shape.gate_up.name,
-        shape.gate_up.group,
-        shape.down.name,
-        shape.down.group,
-        shape.hidden_size,
-        shape.intermediate_size,
-        shape.down_offset,
-    )
 
 
 class CpuExpertCall:
@@ -214,8 +219,8 @@ class CpuExpertCall:
         self._ops = ops
         self._acts = ops._expert_acts
         self._acts.assign(ops.pool, x, shape.gate_up.group)
-        self._layout = _expert_layout(shape)
-        self.rows = ops.scratch.take(rows, shape.hidden_size)
+        self._layout = ops.layout.of(shape)
+        self.rows = ops.expert_rows(rows, shape.hidden_size)
         ops.clock.add(perf_counter() - start)
 
     def run(self, addresses: NDArray[np.uint64], offsets: Ints, tokens: Ints, dests: Ints) -> None:

@@ -22,6 +22,11 @@ class Scratch:
         self._wanted = 0
         self.peak_bytes = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the block, with what did not fit it."""
+        return max(self._block.nbytes, 4 * self._wanted)
+
     def reset(self) -> None:
         """Free every piece; the block grows to what the last round wanted."""
         self.peak_bytes = max(self.peak_bytes, 4 * self._wanted)

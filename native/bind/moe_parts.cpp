@@ -1,0 +1,173 @@
+// Bindings of the parts around a mixture of experts, and of the head.
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "bind/parts.h"
+#include "cpu/norm/norm.h"
+#include "cpu/parts/moe_part.h"
+
+namespace flashmoe {
+namespace {
+
+// Where a router writes; the arrays are kept alive.
+struct RoutedView {
+    FloatRows x, weights;
+    Out ids;
+    int32_t* chosen;
+
+    RoutedView(const Out& x_array, const Out& id_array, const Out& weight_array)
+        : x(x_array),
+          weights(weight_array),
+          ids(id_array),
+          chosen(output<int32_t>("RoutedView", "ids", id_array, {x.rows, weights.cols})) {
+        expect_equal("RoutedView", "rows of weights", x.rows, weights.rows);
+    }
+};
+
+class RouterPart {
+  public:
+    RouterPart(const In& norm, float eps, const Matrix& gate, int64_t topk, bool renormalize) {
+        w_.gate = {kept_.matrix(kOp, "gate", gate, kAny, kAny)};
+        w_.norm = kept_.vector(kOp, "norm", norm, {gate.view.cols});
+        w_.eps = eps, w_.topk = topk, w_.renormalize = renormalize;
+        expect(1 <= topk && topk <= gate.view.rows, kOp,
+               "topk: expected 1 to " + std::to_string(gate.view.rows) + ", got " +
+                   std::to_string(topk));
+    }
+
+    double route(Pool& pool, PartSpace& space, const FloatRows& h, const RoutedView& out) const {
+        expect_equal(kOp, "columns of h", w_.gate[0].cols, h.cols);
+        expect_rows(kOp, "x", out.x, h.rows, h.cols);
+        expect_equal(kOp, "columns of ids", w_.topk, out.weights.cols);
+        const Routed routed{out.x.data, out.chosen, out.weights.data};
+        return timed([&] { norm_and_route(pool, space, w_, h.data, h.rows, routed); });
+    }
+
+    double route_ahead(Pool& pool, PartSpace& space, const FloatRows& h,
+                       const RoutedView& out) const {
+        expect_equal(kOp, "columns of h", w_.gate[0].cols, h.cols);
+        expect_equal(kOp, "rows of ids", h.rows, out.x.rows);
+        expect_equal(kOp, "columns of ids", w_.topk, out.weights.cols);
+        return timed([&] { flashmoe::route_ahead(pool, space, w_, h.data, h.rows, out.chosen); });
+    }
+
+  private:
+    static constexpr const char* kOp = "RouterPart";
+
+    Kept kept_;
+    RouterWeights w_{};
+};
+
+class SharedPart {
+  public:
+    SharedPart(const Matrix& gate_up, const Matrix& down, const Matrix& gate) {
+        const int64_t hidden = gate_up.view.cols, inner = gate_up.view.rows / 2;
+        expect(gate_up.view.rows % (2 * kBlockRows) == 0, kOp,
+               "gate_up rows: expected a multiple of 16, got " + std::to_string(gate_up.view.rows));
+        w_.gate_up = kept_.matrix(kOp, "gate_up", gate_up, kAny, hidden);
+        w_.down = kept_.matrix(kOp, "down", down, hidden, inner);
+        w_.gate = {kept_.matrix(kOp, "gate", gate, 1, hidden)};
+    }
+
+    double add_to(Pool& pool, PartSpace& space, const FloatRows& x, const FloatRows& h) const {
+        expect_equal(kOp, "columns of x", w_.gate_up.cols, x.cols);
+        expect_rows(kOp, "h", h, x.rows, x.cols);
+        return timed([&] { add_shared_expert(pool, space, w_, x.data, x.rows, h.data); });
+    }
+
+  private:
+    static constexpr const char* kOp = "SharedPart";
+
+    Kept kept_;
+    SharedWeights w_{};
+};
+
+class HeadPart {
+  public:
+    HeadPart(const In& norm, float eps, const Matrix& lm_head) : eps_(eps) {
+        lm_head_ = {kept_.matrix(kOp, "lm_head", lm_head, kAny, kAny)};
+        norm_ = kept_.vector(kOp, "norm", norm, {lm_head.view.cols});
+    }
+
+    double logits(Pool& pool, PartSpace& space, const FloatRows& h, const FloatRows& out) const {
+        const int64_t hidden = lm_head_[0].cols;
+        expect_equal(kOp, "columns of h", hidden, h.cols);
+        expect_rows(kOp, "out", out, h.rows, lm_head_[0].rows);
+        return timed([&] {
+            space.reserve(reserved({h.rows * hidden}));
+            float* x = space.take(h.rows * hidden);
+            rms_norm(pool, h.data, norm_, h.rows, hidden, eps_, x);
+            space.multiply(pool, x, h.rows, lm_head_, {out.data});
+        });
+    }
+
+  private:
+    static constexpr const char* kOp = "HeadPart";
+
+    Kept kept_;
+    const float* norm_;
+    float eps_;
+    std::vector<MatrixView> lm_head_;
+};
+
+double token_experts(Pool& pool, PartSpace& space, const ExpertLayout& layout, const FloatRows& x,
+                     const std::vector<uint64_t>& addresses, const FloatRows& weights,
+                     const FloatRows& h) {
+    const char* op = "add_token_experts";
+    const int64_t topk = weights.cols;
+    expect_rows(op, "x", x, 1, layout.gate_up.cols);
+    expect_rows(op, "h", h, 1, layout.down.rows);
+    expect_rows(op, "weights", weights, 1, topk);
+    expect_equal(op, "addresses", topk, static_cast<int64_t>(addresses.size()));
+    expect(std::count(addresses.begin(), addresses.end(), 0) == 0, op,
+           "addresses: expected records, got 0");
+    return timed([&] {
+        add_token_experts(pool, space, layout, x.data, addresses.data(), topk, weights.data,
+                          h.data);
+    });
+}
+
+}  // namespace
+
+void bind_moe_parts(nb::module_& m) {
+    nb::class_<RoutedView>(m, "RoutedView",
+                           "Where a router writes: x f32 [T, H], ids i32 and weights f32 [T, K].")
+        .def(nb::init<const Out&, const Out&, const Out&>(), nb::arg("x"), nb::arg("ids"),
+             nb::arg("weights"));
+    nb::class_<RouterPart>(m, "RouterPart", "Weights of one softmax router, kept alive.")
+        .def(nb::init<const In&, float, const Matrix&, int64_t, bool>(), nb::arg("norm"),
+             nb::arg("eps"), nb::arg("gate"), nb::arg("topk"), nb::arg("renormalize"))
+        .def("route", &RouterPart::route, nb::arg("pool"), nb::arg("space"), nb::arg("h"),
+             nb::arg("out"), "x = norm(h); its topk experts and their weights -> seconds.")
+        .def("route_ahead", &RouterPart::route_ahead, nb::arg("pool"), nb::arg("space"),
+             nb::arg("h"), nb::arg("out"), "Only the ids, of the experts that h would get here.");
+    nb::class_<SharedPart>(m, "SharedPart", "Weights of one shared expert, kept alive.")
+        .def(nb::init<const Matrix&, const Matrix&, const Matrix&>(), nb::arg("gate_up"),
+             nb::arg("down"), nb::arg("gate"))
+        .def("add_to", &SharedPart::add_to, nb::arg("pool"), nb::arg("space"), nb::arg("x"),
+             nb::arg("h"), "h [T, H] += sigmoid(x . gate) * SwiGLU(x) -> seconds.");
+    nb::class_<HeadPart>(m, "HeadPart", "Final norm and output matrix, kept alive.")
+        .def(nb::init<const In&, float, const Matrix&>(), nb::arg("norm"), nb::arg("eps"),
+             nb::arg("lm_head"))
+        .def("logits", &HeadPart::logits, nb::arg("pool"), nb::arg("space"), nb::arg("h"),
+             nb::arg("out"), "out [T, vocab] = norm(h) @ lm_head.T -> seconds.");
+    m.def("add_token_experts", &token_experts, nb::arg("pool"), nb::arg("space"), nb::arg("layout"),
+          nb::arg("x"), nb::arg("addresses"), nb::arg("weights"), nb::arg("h"),
+          "h [1, H] += sum over k, ascending, of weights[k] * expert k (x) -> seconds; its record "
+          "is\n"
+          "at addresses[k].");
+}
+
+void bind_parts(nb::module_& m) {
+    nb::class_<PartSpace>(m, "PartSpace", "Work space of layer parts; for one call at a time.")
+        .def(nb::init<>())
+        .def_prop_ro("nbytes", &PartSpace::nbytes);
+    nb::class_<FloatRows>(m, "FloatRows", "A checked view of f32 [rows, cols], kept alive.")
+        .def(nb::init<const Out&>(), nb::arg("array"));
+    bind_mixer_parts(m);
+    bind_moe_parts(m);
+}
+
+}  // namespace flashmoe

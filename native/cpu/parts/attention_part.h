@@ -1,0 +1,43 @@
+// The attention of one layer from residual to residual. The arithmetic, in the same order, is that
+// of add_attention in src/flashmoe/ops/composed.py.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/attention/attention.h"
+#include "cpu/codec/matrix.h"
+#include "cpu/parts/space.h"
+
+namespace flashmoe {
+
+struct AttentionWeights {
+    const float* norm;  // [hidden]
+    float eps;
+    std::vector<MatrixView> qkv;   // q [heads * dim (* 2 if gated), hidden], k, v [kv rows, hidden]
+    std::vector<MatrixView> o;     // one matrix [hidden, heads * dim]
+    const float *q_norm, *k_norm;  // [dim] or null
+    int64_t heads, kv_heads, dim;
+    float scale;  // of the scores
+    bool gated;   // each head of q is [query | gate]
+};
+
+// Rotation angles of the tokens: cos and sin [tokens, half].
+struct RopeRows {
+    const float *cos, *sin;
+    int64_t half;
+};
+
+// Tokens [begin, end) continue a sequence at position start of these caches.
+struct KvSpan {
+    int64_t begin, end, start;
+    void *keys, *values;  // [kv_heads, context, dim], half or float
+    bool half;
+    int64_t context;
+};
+
+// h [tokens, hidden] += attention of norm(h).
+void add_attention(Pool& pool, PartSpace& space, const AttentionWeights& w, float* h,
+                   int64_t tokens, const RopeRows& rope, const std::vector<KvSpan>& spans);
+
+}  // namespace flashmoe

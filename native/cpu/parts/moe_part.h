@@ -1,0 +1,58 @@
+// The parts of a mixture of experts: router, shared expert, the routed experts of one token. The
+// arithmetic, in the same order, is that of src/flashmoe/ops/composed.py.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/codec/matrix.h"
+#include "cpu/parts/space.h"
+
+namespace flashmoe {
+
+struct RouterWeights {
+    const float* norm;  // [hidden]
+    float eps;
+    std::vector<MatrixView> gate;  // one matrix [experts, hidden]
+    int64_t topk;
+    bool renormalize;
+};
+
+// What a router returns for its tokens.
+struct Routed {
+    float* x;        // [tokens, hidden]: norm(h)
+    int32_t* ids;    // [tokens, topk]
+    float* weights;  // [tokens, topk]
+};
+
+// The experts that the tokens h [tokens, hidden] want.
+void norm_and_route(Pool& pool, PartSpace& space, const RouterWeights& w, const float* h,
+                    int64_t tokens, const Routed& out);
+
+// ids [tokens, topk] that a later layer's router would choose on the same h.
+void route_ahead(Pool& pool, PartSpace& space, const RouterWeights& w, const float* h,
+                 int64_t tokens, int32_t* ids);
+
+struct SharedWeights {
+    MatrixView gate_up, down;  // [2 * intermediate, hidden] rows alternating by 8, [hidden, ...]
+    std::vector<MatrixView> gate;  // one matrix [1, hidden]
+};
+
+// h += sigmoid(x . gate) * SwiGLU(x); x, h [tokens, hidden].
+void add_shared_expert(Pool& pool, PartSpace& space, const SharedWeights& w, const float* x,
+                       int64_t tokens, float* h);
+
+// Formats and shapes inside one expert record.
+struct ExpertLayout {
+    MatrixView gate_up, down;
+    int64_t down_offset;
+
+    int64_t record_bytes_used() const { return down_offset + down.nbytes(); }
+};
+
+// h [hidden] += sum over k, ascending, of weights[k] * expert k (x [hidden]), for k < topk; the
+// record of expert k is at addresses[k].
+void add_token_experts(Pool& pool, PartSpace& space, const ExpertLayout& layout, const float* x,
+                       const uint64_t* addresses, int64_t topk, const float* weights, float* h);
+
+}  // namespace flashmoe

@@ -1,0 +1,132 @@
+"""Every part of a layer in terms of primitives: what the parts compute, step by step.
+
+Backends inherit from `ComposedParts` and override the parts for which they have something faster;
+what they put in its place gives the same bits (tests/ops/test_parts.py).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flashmoe.ops.base import ExpertShape, Floats, Primitives
+from flashmoe.ops.parts import (
+    AttentionWeights,
+    GatedDeltaWeights,
+    HeadWeights,
+    KvSpans,
+    RecurrentSpans,
+    Routed,
+    RouterWeights,
+    SharedExpertWeights,
+)
+
+# Rows that go through the head at a time: the logits of a whole chunk would be by far the largest
+# temporary (512 tokens of 248320 float32 are 0.5 GB).
+HEAD_ROWS = 16
+
+
+class ComposedParts:
+    """The layer parts of flashmoe.ops.base.Ops, for a class that has its primitives."""
+
+    def add_attention(
+        self: Primitives,
+        h: Floats,
+        weights: AttentionWeights,
+        rope: tuple[Floats, Floats],
+        spans: KvSpans,
+    ) -> None:
+        self.begin_layer()
+        self.clock.phase = "attention"
+        w, tokens = weights, len(h)
+        x = self.rms_norm(h, w.norm, w.eps)
+        q, k, v = self.linear(x, w.q_proj, w.k_proj, w.v_proj)
+        q = q.reshape(tokens, w.num_heads, -1)  # [T, Hq, D] or [T, Hq, 2 D]
+        k = k.reshape(tokens, w.num_key_value_heads, w.head_dim)
+        v = v.reshape(k.shape)
+        gate = q[..., w.head_dim :]
+        q = self.head_norm_rope(q[..., : w.head_dim], w.q_norm, w.eps, *rope)
+        k = self.head_norm_rope(k, w.k_norm, w.eps, *rope)
+        outs = []
+        for begin, end, start, cache in spans:
+            self.kv_store(k[begin:end], v[begin:end], cache.k, cache.v, start)
+            outs.append(self.attention(q[begin:end], cache.k, cache.v, start, w.scale))
+        out = self.concat(outs)  # [T, Hq, D]
+        if w.gated:
+            self.sigmoid_gate(out, gate)
+        self.linear_add(out.reshape(tokens, -1), w.o_proj, h)
+
+    def add_gated_delta(
+        self: Primitives,
+        h: Floats,
+        weights: GatedDeltaWeights,
+        spans: RecurrentSpans,
+    ) -> None:
+        self.begin_layer()
+        self.clock.phase = "delta"
+        w = weights
+        x = self.rms_norm(h, w.input_norm, w.eps)
+        qkv, z, a, b = self.linear(x, w.in_proj_qkv, w.in_proj_z, w.in_proj_a, w.in_proj_b)
+        outs = []
+        for begin, end, start, state in spans:
+            mixed = self.causal_conv_silu(qkv[begin:end], w.conv1d, state.conv)
+            gates = a[begin:end], b[begin:end], w.a_log, w.dt_bias
+            outs.append(self.gated_delta(mixed, *gates, state.s, start))
+        out = self.concat(outs)  # [T, Hv, Dv]
+        flat = out.reshape(-1, out.shape[-1])
+        self.gated_rms_norm(flat, z.reshape(flat.shape), w.norm, w.eps)
+        self.linear_add(out.reshape(len(h), -1), w.out_proj, h)
+
+    def norm_and_route(
+        self: Primitives, h: Floats, weights: RouterWeights, ahead: RouterWeights | None = None
+    ) -> Routed:
+        self.clock.phase = "router"
+        w, ids_ahead = weights, None
+        x = self.rms_norm(h, w.norm, w.eps)
+        ids, chosen = self.route(x, w.gate, w.num_experts_per_tok, w.renormalize)
+        if ahead is not None:
+            seen = self.rms_norm(h, ahead.norm, ahead.eps)
+            k, renormalize = ahead.num_experts_per_tok, ahead.renormalize
+            ids_ahead = self.route(seen, ahead.gate, k, renormalize)[0]
+        return Routed(x, ids, chosen, ids_ahead)
+
+    def add_shared_expert(
+        self: Primitives, h: Floats, x: Floats, weights: SharedExpertWeights
+    ) -> None:
+        self.clock.phase = "shared"
+        (logit,) = self.linear(x, weights.gate)
+        scale = self.sigmoid(logit).reshape(-1)
+        self.ffn_add(x, weights.gate_up, weights.down, h, scale)
+
+    def add_token_experts(
+        self: Primitives,
+        h: Floats,
+        x: Floats,
+        shape: ExpertShape,
+        addresses: list[int],
+        weights: Floats,
+    ) -> None:
+        self.clock.phase = "experts"
+        count = len(addresses)
+        call = self.experts(x, shape, count)
+        call.run(
+            np.array(addresses, dtype=np.uint64),
+            np.arange(count + 1, dtype=np.int32),
+            np.zeros(count, dtype=np.int32),
+            np.arange(count, dtype=np.int32),
+        )
+        self.combine(call.rows, weights, h)
+
+    def head(self: Primitives, h: Floats, weights: HeadWeights, out: Floats) -> None:
+        self.clock.phase = "head"
+        for begin in range(0, len(h), HEAD_ROWS):
+            self.begin_layer()
+            rows = slice(begin, begin + HEAD_ROWS)
+            x = self.rms_norm(h[rows], weights.norm, weights.eps)
+            (out[rows],) = self.linear(x, weights.lm_head)
+
+    def all_finite(self, x: Floats) -> bool:
+        # The sum is finite only if every term is: one pass without a temporary.
+        return bool(np.isfinite(np.sum(x, dtype=np.float64)))
+
+    def release(self) -> None:
+        """Nothing was bound."""

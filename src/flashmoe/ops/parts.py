@@ -1,0 +1,146 @@
+"""The parts of a layer as backends see them: the weights of each, and the states they work on.
+
+Weights compare by identity: a backend may keep what it makes of them (handles, copies on a device)
+beside them. H is hidden_size, D head_dim, T tokens of a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Array = NDArray[Any]
+
+# A backend's own handle of a stored matrix, with `rows` and `cols`; only that backend looks inside.
+Matrix = Any
+State = TypeVar("State", covariant=True)
+
+
+class Span(NamedTuple, Generic[State]):
+    """Rows begin..end of a pass: the next tokens of a sequence, the first of them at `start`."""
+
+    begin: int
+    end: int
+    start: int
+    state: State
+
+
+class KvState(Protocol):
+    """Keys and values of a sequence, [Hkv, context, D] each; handle: free for the backend."""
+
+    k: Array
+    v: Array
+    handle: Any
+
+
+class RecurrentState(Protocol):
+    """conv [W-1, C] past inputs, s [Hv, Dk, Dv]; handle: free for the backend."""
+
+    conv: Floats
+    s: Floats
+    handle: Any
+
+
+KvSpans = Sequence[Span[KvState]]
+RecurrentSpans = Sequence[Span[RecurrentState]]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionWeights:
+    """Grouped-query attention with per-head norms and rotary positions.
+
+    gated: each head of q_proj is [q | gate], and the result is multiplied by sigmoid(gate).
+    """
+
+    norm: Floats  # [H], of the part's input
+    q_proj: Matrix  # [Hq * D (* 2 if gated), H]
+    k_proj: Matrix  # [Hkv * D, H]
+    v_proj: Matrix  # [Hkv * D, H]
+    o_proj: Matrix  # [H, Hq * D]
+    q_norm: Floats | None  # [D]
+    k_norm: Floats | None  # [D]
+    head_dim: int
+    eps: float
+    gated: bool = False
+
+    @property
+    def num_heads(self) -> int:
+        return int(self.o_proj.cols) // self.head_dim
+
+    @property
+    def num_key_value_heads(self) -> int:
+        return int(self.k_proj.rows) // self.head_dim
+
+    @property
+    def scale(self) -> float:
+        """What the scores are multiplied by."""
+        return float(self.head_dim**-0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class GatedDeltaWeights:
+    """Kd = Hk * Dk, Vd = Hv * Dv; in_proj_qkv and conv1d are in the order q, k, v."""
+
+    input_norm: Floats  # [H]
+    in_proj_qkv: Matrix  # [2 Kd + Vd, H]
+    in_proj_z: Matrix  # [Vd, H]
+    in_proj_a: Matrix  # [Hv, H]
+    in_proj_b: Matrix  # [Hv, H]
+    out_proj: Matrix  # [H, Vd]
+    conv1d: Floats  # [2 Kd + Vd, W]
+    a_log: Floats  # [Hv]
+    dt_bias: Floats  # [Hv]
+    norm: Floats  # [Dv], of the result of a head
+    num_key_heads: int
+    eps: float
+
+
+@dataclass(frozen=True, eq=False)
+class RouterWeights:
+    """A softmax router: the num_experts_per_tok likeliest of E experts.
+
+    renormalize: their weights are divided by their sum.
+    """
+
+    norm: Floats  # [H], of the part's input
+    gate: Matrix  # [E, H]
+    num_experts_per_tok: int
+    renormalize: bool
+    eps: float
+
+
+@dataclass(frozen=True, eq=False)
+class SharedExpertWeights:
+    """A SwiGLU that every token uses, scaled by sigmoid(x . gate)."""
+
+    gate_up: Matrix  # [2 I, H], rows of gate and up alternating in blocks of 8
+    down: Matrix  # [H, I]
+    gate: Matrix  # [1, H]
+
+
+@dataclass(frozen=True, eq=False)
+class HeadWeights:
+    """The final norm and the output projection."""
+
+    norm: Floats  # [H]
+    lm_head: Matrix  # [vocab_size, H]
+    eps: float
+
+
+class Routed(NamedTuple):
+    """What a router says; the arrays hold until the next `norm_and_route`.
+
+    x [T, H]: the normed input, also that of the experts. ids, weights [T, K], by falling weight.
+    ids_ahead [T, K]: what another layer's router would choose now, if that was asked.
+    """
+
+    x: Floats
+    ids: Ints
+    weights: Floats
+    ids_ahead: Ints | None
