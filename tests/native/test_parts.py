@@ -75,9 +75,7 @@ def test_attention_takes_what_just_fits() -> None:
         ([64, 0], "addresses: expected records, got 0"),
     ],
 )
-def test_experts_of_a_token_refuse_what_does_not_fit(
-    addresses: list[int], message: str
-) -> None:
+def test_experts_of_a_token_refuse_what_does_not_fit(addresses: list[int], message: str) -> None:
     layout = _native.ExpertLayout("q8", 32, "q8", 32, HIDDEN, 32, 65536)
     x, weights, h = (_native.FloatRows(zeros(1, n)) for n in (HIDDEN, 2, HIDDEN))
     with pytest.raises(ValueError, match=message):

@@ -126,7 +126,7 @@ class ExpertCache:
         if addresses is not None:
             self._fetcher.settle_guesses(())
             self.stats.hits += len(addresses)
-            self._residency.note_used(layer, experts)
+            self._residency.note_used(layer, experts.tolist())
         return addresses
 
     def guess(self, layer: int, experts: Iterable[int]) -> None:

@@ -6,9 +6,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from enum import Enum
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flashmoe.experts.plan import Load
 from flashmoe.experts.policy import Key, Policy
 
@@ -31,7 +28,7 @@ class Residency:
     def __init__(self, slots: int, policy: Policy) -> None:
         assert slots >= 1, "a cache needs a slot"
         self._policy = policy
-        self._notes: list[tuple[int, NDArray[np.int32]]] = []
+        self._notes: list[tuple[int, list[int]]] = []
         self._states = [SlotState.EMPTY] * slots
         self._keys: list[Key | None] = [None] * slots
         self._slots: dict[Key, int] = {}
@@ -98,14 +95,14 @@ class Residency:
             if self.slot_of(key) is not None:
                 self._policy.used(key)
 
-    def note_used(self, layer: int, experts: NDArray[np.int32]) -> None:
-        """As `used`, of experts that are all resident; the array must not change afterwards."""
+    def note_used(self, layer: int, experts: list[int]) -> None:
+        """As `used`, of experts that are all resident; the list must not change afterwards."""
         self._notes.append((layer, experts))
         if len(self._notes) == _MOST_NOTES:
             self._tell_notes()
 
     def _tell_notes(self) -> None:
         for layer, experts in self._notes:
-            for expert in experts.tolist():
+            for expert in experts:
                 self._policy.used((layer, expert))
         self._notes.clear()
