@@ -22,6 +22,9 @@ PHASES = (
     "other",
 )
 
+# The reason in cache_resizes that a user should hear of.
+PRESSURE = "memory is short"
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -32,6 +35,9 @@ class Stats:
     phase_seconds, prefill_phase_seconds: keys from PHASES; they sum to decode_seconds and
     prefill_seconds.
     cache_hits, cache_misses: routed experts found in memory, or read. bytes_read: from the disk.
+    cache_slots, cache_bytes: now; cache_budget_slots: the most there may be. cache_resizes: how
+    often the automatic cache changed its size since the model was opened, by reason.
+    embedding_on_disk: rows of the input embedding are read as they are needed.
     direct_io: False when O_DIRECT was refused and reads go through the page cache.
     native_experts_per_token: the model's own K; a smaller experts_per_token is lossy.
     """
@@ -49,6 +55,9 @@ class Stats:
     peak_rss: int = 0
     cache_slots: int = 0
     cache_bytes: int = 0
+    cache_budget_slots: int = 0
+    cache_resizes: Mapping[str, int] = field(default_factory=dict)
+    embedding_on_disk: bool = False
     resident_bytes: int = 0
     kv_bytes: int = 0
     num_layers: int = 0

@@ -7,6 +7,7 @@ The order in which experts arrive varies; which are resident afterwards does not
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from flashmoe.errors import MemoryBudgetError
+from flashmoe.experts.arena import take_arena
 from flashmoe.experts.fetch import Fetcher, Verify
 from flashmoe.experts.plan import plan
 from flashmoe.experts.policy import Key, Lru, Policy
@@ -22,8 +23,13 @@ from flashmoe.experts.residency import Residency
 from flashmoe.experts.source import READ_ALIGNMENT, ExpertSource, Reader
 from flashmoe.experts.stats import CacheStats
 from flashmoe.experts.ticket import Ticket
+from flashmoe.files import storage_errors
 
 _log = logging.getLogger(__name__)
+
+# For which opening waits while memory is pre-faulted; the reads take the rest. Slots are used in
+# order, so that these are the first ones, and a gigabyte takes about a tenth of a second.
+_PREFAULT_S = 1.0
 
 
 class SlotMemory(Protocol):
@@ -34,6 +40,9 @@ class SlotMemory(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+    def release(self, offset: int, nbytes: int) -> None:
+        """Give a part back to the system; it may be written again. Raises OSError."""
 
 
 class ExpertCache:
@@ -65,7 +74,7 @@ class ExpertCache:
     ) -> None:
         assert slot_bytes > 0, "slots must have a size"
         assert (slot_bytes | memory.address) % READ_ALIGNMENT == 0, "slots must be aligned"
-        self.stats, self.keep = CacheStats(), keep
+        self.stats, self.keep, self.slot_bytes = CacheStats(), keep, slot_bytes
         self._residency = Residency(memory.nbytes // slot_bytes, policy or Lru())
         # Attributes are freed in this order: the reader before the memory that it writes into.
         self._fetcher = Fetcher(source, reader, memory.address, slot_bytes, verify)
@@ -76,6 +85,12 @@ class ExpertCache:
     @property
     def slots(self) -> int:
         return self._residency.slots
+
+    @property
+    def capacity(self) -> int:
+        """The most slots: those that the memory holds."""
+        assert self._memory is not None, "the cache is closed"
+        return self._memory.nbytes // self.slot_bytes
 
     @property
     def buffered_files(self) -> tuple[Path, ...]:
@@ -118,6 +133,23 @@ class ExpertCache:
             slot = self._residency.slot_of(key)
             assert slot is not None
             self._residency.drop(slot)
+
+    def resize(self, slots: int) -> None:
+        """Use `slots` slots, 1 to capacity, from now on; called between steps.
+
+        Fewer: the coldest experts are dropped, the others moved together, and the memory behind
+        them is given back (whole huge pages: single slots would leave pieces of them). More: the
+        new slots are empty. Raises StorageError if the system does not take the memory back.
+        """
+        assert self._memory is not None, "the cache is closed"
+        assert 1 <= slots <= self.capacity, "more slots than the memory holds"
+        self._close_ticket()
+        size, base, before = self.slot_bytes, self._memory.address, self.slots
+        for old, new in self._residency.resize(slots):
+            ctypes.memmove(base + new * size, base + old * size, size)
+        if slots < before:
+            with storage_errors("the memory of the cache cannot be given back", "cache"):
+                self._memory.release(slots * size, (before - slots) * size)
 
     def close(self) -> None:
         """Stop the reads, close the files and let the memory go. Does nothing the second time."""
@@ -165,17 +197,11 @@ def open_cache(
     that many threads; default the native one. Raises MemoryBudgetError if the system does not give
     the memory, StorageError if a file of the source cannot be opened.
     """
-    from flashmoe import _native  # the only part of experts/ that needs compiled code
+    from flashmoe import _native
 
-    try:
-        memory = _native.Arena(slots * slot_bytes, huge_pages=True, threads=prefault_threads)
-    except MemoryError as error:
-        raise MemoryBudgetError(
-            "the system refuses the memory for the expert cache",
-            where="cache",
-            got=f"{slots} slots of {slot_bytes} bytes",
-            hint="Ask for a smaller --cache or --ram",
-        ) from error
+    memory = take_arena(
+        slots * slot_bytes, prefault_threads, "the expert cache", seconds=_PREFAULT_S
+    )
     reader = (make_reader or _native.Reader)(reader_threads or default_reader_threads())
     return ExpertCache(
         source, memory, reader, slot_bytes=slot_bytes, policy=policy, keep=keep, verify=verify
