@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,16 +17,17 @@ import numpy as np
 import pytest
 
 import flashmoe
-from flashmoe import loading
+from flashmoe import _native, loading, planning
 from flashmoe.bench.shapes import SHAPES
 from flashmoe.bench.synth import SyntheticCheckpoint
-from flashmoe.errors import MemoryBudgetError, UsageError
+from flashmoe.errors import ChecksumError, MemoryBudgetError, StorageError, UsageError
 from flashmoe.experts.memory import SystemMemory
 from flashmoe.layers.state import KvCache
-from flashmoe.loading import Plan, make_plan
 from flashmoe.models.registry import load_family
-from flashmoe.settings import DEFAULT_READERS, PREFILL_CHUNKS, EngineSettings
+from flashmoe.planning import Plan, make_plan
+from flashmoe.settings import DEFAULT_READERS, EngineSettings
 from flashmoe.sizing import floor_slots, scratch_bytes
+from flashmoe.store.info import pack_info
 from flashmoe.store.pack import pack_open_checkpoint
 from flashmoe.store.packed import PackedModel
 from flashmoe.store.plan import PackOptions
@@ -42,11 +45,18 @@ def test_below_the_floor_the_sum_is_shown(tiny: Path) -> None:
         flashmoe.load(tiny, ram=10 * MIB)
     text = str(caught.value)
     assert text.startswith("the model does not fit the memory limit; expected at most 10.0 MiB")
-    parts = ("resident weights", "state of 256 tokens", "scratch of 64-token chunks", "interpreter")
+    parts = (
+        "resident weights",
+        "state of 256 tokens",
+        "scratch of 64-token chunks",
+        "interpreter",
+    )
     for name in (*parts, "expert cache (12 slots of", "total", "limit: --ram"):
         assert name in text
     lines = dict(re.findall(r"^  (.*?)  +([\d.]+ \w+)$", text, re.MULTILINE))
-    assert len(lines) == 7
+    untied = "lm_head" in PackedModel.open(tiny).manifest.tensors
+    assert ("rows of embed_tokens" in lines) == untied
+    assert len(lines) == 7 + untied
     total = lines.pop("total")
     assert f"got {total}" in text
 
@@ -55,7 +65,7 @@ def test_at_the_floor_it_runs_and_one_byte_below_not(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = SystemMemory(physical=8 << 30, available=8 << 30, process=50 * MIB, cgroup=None)
-    monkeypatch.setattr(loading, "read_system_memory", lambda: system)
+    monkeypatch.setattr(planning, "read_system_memory", lambda: system)
     pack = PackedModel.open(tiny)
     family = load_family(pack.manifest.family)
 
@@ -63,12 +73,12 @@ def test_at_the_floor_it_runs_and_one_byte_below_not(
         return make_plan(pack, family, EngineSettings(ram=ram))
 
     fitting = plan(8 << 30)
-    assert fitting.prefill_chunk == PREFILL_CHUNKS[0]
+    assert fitting.costs.chunk(4096, fitting.budget.slots) == 4096
     assert fitting.budget.slots == 16 * fitting.config.num_hidden_layers
     floor = smallest(plan, 8 << 30)
     at_floor = plan(floor)
     assert at_floor.budget.total == floor
-    assert at_floor.prefill_chunk == PREFILL_CHUNKS[-1]
+    assert at_floor.costs.chunk(4096, at_floor.budget.slots) == 64
     assert at_floor.budget.slots == floor_slots(4, DEFAULT_READERS)
 
 
@@ -213,3 +223,118 @@ def test_random_weights_use_all_experts(synthetic: Path) -> None:
     with flashmoe.load(synthetic, context_length=64) as model:
         model.logits(np.arange(64))
         assert model.stats.cache_misses > 0.6 * 4 * 64
+
+
+# What stays in the file, what is locked.
+
+
+def test_the_embedding_is_read_by_row_where_memory_is_short(
+    synthetic: Path, unlimited: dict[str, Any]
+) -> None:
+    with flashmoe.load(synthetic, context_length=64) as model:
+        held = model.stats
+        expected = model.logits(np.arange(64))
+    assert not held.embedding_on_disk
+    with flashmoe.load(synthetic, context_length=64, ram="180M") as model:
+        stats = model.stats
+        assert stats.embedding_on_disk
+        assert (
+            held.resident_bytes - stats.resident_bytes
+            == pack_info(PackedModel.open(synthetic), 8).row_bytes
+        )
+        assert np.array_equal(model.logits(np.arange(64)), expected)
+        assert np.array_equal(model.session().feed([999]), model.logits([999])[0])
+
+
+def test_a_damaged_embedding_is_found_while_loading(synthetic: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    shutil.copytree(synthetic, pack, copy_function=os.link)
+    damaged = pack / "resident.safetensors"
+    data = bytearray(damaged.read_bytes())
+    manifest = PackedModel.open(synthetic).manifest
+    data[len(manifest.resident_header()) + manifest.tensor_offsets()["embed_tokens"] + 99] ^= 1
+    damaged.unlink()
+    damaged.write_bytes(data)
+    with pytest.raises(ChecksumError, match="embed_tokens"):
+        flashmoe.load(pack, context_length=64, ram="180M")
+
+
+def test_an_embedding_cut_short_while_in_use_is_typed(synthetic: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    shutil.copytree(synthetic, pack, copy_function=os.link)
+    file = pack / "resident.safetensors"
+    data = file.read_bytes()
+    file.unlink()
+    file.write_bytes(data)
+    with flashmoe.load(pack, context_length=64, ram="180M") as model:
+        os.truncate(file, 4096)
+        with pytest.raises(StorageError, match=r"resident.safetensors: file ends too early"):
+            model.logits([5])
+
+
+def test_locked_weights(synthetic: Path) -> None:
+    with flashmoe.load(synthetic, context_length=64, lock=True) as model:
+        status = Path("/proc/self/status").read_text()
+        locked = re.search(r"VmLck:\s+(\d+) kB", status)
+        assert locked is not None
+        assert int(locked[1]) * 1024 >= model.stats.resident_bytes
+
+
+def test_a_lock_that_is_refused_says_what_to_do(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(arena: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    class Refusing(_native.Arena):
+        lock = refuse
+
+    monkeypatch.setattr(_native, "Arena", Refusing)
+    monkeypatch.setattr(loading, "locked_limit", lambda: 64 << 10)
+    with pytest.raises(MemoryBudgetError, match=r"lock.*64.0 KiB.*ulimit -l"):
+        flashmoe.load(tiny, lock=True)
+
+
+# A machine that runs short of memory while the model runs.
+
+_LONG_RUN = """
+import hashlib, json, subprocess, sys, time, flashmoe
+from flashmoe.experts import tuner
+tuner.PERIOD_S = 0.05
+model = flashmoe.load(sys.argv[1], context_length=4000)
+session, digest, sizes = model.session(), hashlib.sha256(), []
+logits = session.feed([(7 * i) % 1000 for i in range(200)])
+neighbour = None
+for step in range(600):
+    if step == 100 and sys.argv[2] != "0":
+        eat = "x = bytearray(int(%s) << 20); print(flush=True); input()" % sys.argv[2]
+        neighbour = subprocess.Popen([sys.executable, "-c", eat], stdin=-1, stdout=-1)
+        time.sleep(0.2)
+    if step == 350 and neighbour is not None:
+        neighbour.communicate(b"\\n")
+    logits = session.step((7 * step) % 1000)
+    digest.update(logits.tobytes())
+    sizes.append(model.stats.cache_slots)
+print(json.dumps({"digest": digest.hexdigest(), "sizes": sizes,
+                  "resizes": model.stats.cache_resizes}))
+"""
+
+
+@pytest.mark.slow
+def test_the_cache_gives_way_to_a_neighbour_and_comes_back(synthetic: Path) -> None:
+    """In a real cgroup with no room for both: nobody is killed, the answer is the same."""
+
+    def run(group: MemoryGroup, neighbour_mib: int) -> dict[str, Any]:
+        command = [sys.executable, "-c", _LONG_RUN, str(synthetic), str(neighbour_mib)]
+        done = subprocess.run(command, capture_output=True, preexec_fn=group.enter, check=True)
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    with MemoryGroup(220 * MIB) as group:
+        alone, crowded = run(group, 0), run(group, 50)
+        assert group.kills() == 0
+    assert alone["resizes"] == {}
+    assert crowded["resizes"]["memory is short"] >= 1
+    assert min(crowded["sizes"]) < crowded["sizes"][0]
+    assert crowded["sizes"][-1] > min(crowded["sizes"])
+    assert crowded["digest"] == alone["digest"]

@@ -36,7 +36,7 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     Args:
         path: directory that `flashmoe pack` wrote.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
-            context_length, experts_per_token, isa, verify. What is not given comes from the
+            context_length, experts_per_token, isa, verify, lock. What is not given comes from the
             environment (FLASHMOE_RAM, ...), else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
@@ -153,7 +153,7 @@ class Model:
             self.tokenizer,
             self.stop_ids,
             on_progress,
-            chunk=engine.prefill_chunk,
+            chunk=engine.memory.chunk(max(1, len(ids))),
             phase=engine.between_steps,
         )
         self._start_figures()
@@ -185,6 +185,9 @@ class Model:
             cache_misses=misses,
             bytes_read=read,
             peak_rss=peak_resident(),
+            cache_slots=loaded.cache.slots,
+            cache_bytes=loaded.cache.slots * loaded.cache.slot_bytes,
+            cache_resizes=loaded.keeper.resizes,
             **loaded.fixed_figures,
         )
 

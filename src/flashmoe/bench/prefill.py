@@ -50,7 +50,7 @@ def _measure_length(
         with flashmoe.load(path, **{**own, **options.engine}) as model:
             runs.append(_run(model, length, options.seed + number))
             stats = model.stats
-            chunk = model.session().engine.prefill_chunk
+            chunk = model.session().engine.memory.chunk(length)
     return {
         "prompt_tokens": length,
         "tokens_per_second": spread([run.tokens_per_second for run in runs]),

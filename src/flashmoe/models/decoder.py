@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from flashmoe.layers.attention import AttentionWeights
+from flashmoe.layers.embedding import Embedding, ResidentEmbedding
 from flashmoe.layers.moe import RoutedExperts, SparseMoe
 from flashmoe.layers.rope import RotaryTable
 from flashmoe.layers.state import Batch, DeltaState, KvCache, SequenceState, Step
@@ -22,10 +23,14 @@ HEAD_ROWS = 16
 
 @dataclass(frozen=True)
 class Weights:
-    """The resident weights of a model by pack name, as handles and arrays of one backend."""
+    """The resident weights of a model by pack name, as handles and arrays of one backend.
+
+    embedding: the input embedding where it is not among the matrices.
+    """
 
     matrices: Mapping[str, Matrix]
     vectors: Mapping[str, Floats]
+    embedding: Embedding | None = None
 
 
 def attention_weights(weights: Weights, prefix: str) -> AttentionWeights:
@@ -65,7 +70,7 @@ class DecoderLayer:
 class Decoder:
     """Embedding, layers, final norm and head of a model; holds no state of any sequence."""
 
-    embed_tokens: Matrix
+    embed_tokens: Embedding
     layers: tuple[DecoderLayer, ...]
     norm: Floats
     lm_head: Matrix
@@ -80,7 +85,7 @@ class Decoder:
     def forward(self, batch: Batch, experts: RoutedExperts, ops: Ops) -> Floats:
         """Run the tokens of the batch through all layers -> [T, H], before the final norm."""
         ops.clock.phase = "other"
-        h = ops.embed(self.embed_tokens, batch.ids)
+        h = self.embed_tokens.rows(batch.ids, ops)
         step = Step(batch.segments, self.rope.at(batch.positions()))
         for layer in self.layers:
             ops.begin_layer()
@@ -110,7 +115,7 @@ def assemble(
     """A decoder of these layers; config: any family's, for tie_word_embeddings and rms_norm_eps."""
     m = weights.matrices
     return Decoder(
-        embed_tokens=m["embed_tokens"],
+        embed_tokens=weights.embedding or ResidentEmbedding(m["embed_tokens"]),
         layers=layers,
         norm=weights.vectors["norm"],
         lm_head=m["embed_tokens" if config.tie_word_embeddings else "lm_head"],
