@@ -84,6 +84,7 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
     streamed, budget = _choose(
         lambda streamed: _budget(parts(streamed), sizes, settings), pack, sizes, settings
     )
+    _warn_of_swap(budget)
     per_token = scratch_bytes(config, specs, 1) - scratch_bytes(config, specs, 0)
     return Plan(
         config=config,
@@ -174,11 +175,13 @@ def _budget(parts: Mapping[str, int], sizes: ExpertSizes, settings: EngineSettin
     cache = settings.cache
     wanted = parse_cache(cache, sizes) if isinstance(cache, str) else cache
     parts = {**parts, "interpreter and tokenizer": system.process + _RESERVE}
-    budget = make_budget(memory_limit(system, ram), parts, sizes, wanted)
-    warning = swap_warning(system, budget)
+    return make_budget(memory_limit(system, ram), parts, sizes, wanted)
+
+
+def _warn_of_swap(budget: Budget) -> None:
+    warning = swap_warning(read_system_memory(), budget)
     if warning is not None:
         _log.warning("%s", warning)
-    return budget
 
 
 def _with_experts_per_token(config: Any, wanted: int | None) -> Any:
