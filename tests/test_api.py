@@ -251,9 +251,10 @@ def test_stats_add_up(model: Model, prompt_tokens: int) -> None:
     assert stats.isa == os.environ.get("FLASHMOE_ISA", _native.available_isas()[-1])
 
 
-def test_the_last_token_of_a_prompt_is_no_decode_step(model: Model) -> None:
+def test_the_last_token_of_a_prompt_is_no_decode_step(monkeypatch: pytest.MonkeyPatch) -> None:
     with flashmoe.load(context_length=600) as roomy:
-        chunk = roomy.session().engine.prefill_chunk
+        chunk = 128
+        monkeypatch.setattr(roomy.session().engine.memory, "chunk", lambda tokens: chunk)
         seen: list[tuple[int, int]] = []
         ids = [7] * (chunk + 1)
         next(roomy.generate(ids, on_progress=lambda done, total: seen.append((done, total))))

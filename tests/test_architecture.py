@@ -26,6 +26,7 @@ ORDER = """
     bench evals
     api packing
     loading
+    planning
     sizing
     generate
     experts
@@ -39,7 +40,7 @@ ORDER = """
 """
 RANK = {part: rank for rank, line in enumerate(ORDER.splitlines()) for part in line.split()}
 # Our own commands use the public surface, and of the rest only what is not an engine.
-NOT_FOR_COMMANDS = {"loading", "sizing", "experts", "layers", "ops"}
+NOT_FOR_COMMANDS = {"loading", "planning", "sizing", "experts", "layers", "ops"}
 # Array products of NumPy run on the threads of its BLAS, beside ours.
 BLAS = {"dot", "matmul", "einsum", "inner", "tensordot", "vdot", "linalg"}
 BLAS_FREE = ("ops/cpu.py", "layers/", "models/", "experts/", "generate/")

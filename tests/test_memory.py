@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,16 +17,17 @@ import numpy as np
 import pytest
 
 import flashmoe
-from flashmoe import loading
+from flashmoe import _native, loading, planning
 from flashmoe.bench.shapes import SHAPES
 from flashmoe.bench.synth import SyntheticCheckpoint
-from flashmoe.errors import MemoryBudgetError, UsageError
+from flashmoe.errors import ChecksumError, MemoryBudgetError, StorageError, UsageError
 from flashmoe.experts.memory import SystemMemory
 from flashmoe.layers.state import KvCache
-from flashmoe.loading import Plan, make_plan
 from flashmoe.models.registry import load_family
-from flashmoe.settings import DEFAULT_READERS, PREFILL_CHUNKS, EngineSettings
+from flashmoe.planning import Plan, make_plan
+from flashmoe.settings import DEFAULT_READERS, EngineSettings
 from flashmoe.sizing import floor_slots, scratch_bytes
+from flashmoe.store.info import pack_info
 from flashmoe.store.pack import pack_open_checkpoint
 from flashmoe.store.packed import PackedModel
 from flashmoe.store.plan import PackOptions
@@ -42,11 +45,18 @@ def test_below_the_floor_the_sum_is_shown(tiny: Path) -> None:
         flashmoe.load(tiny, ram=10 * MIB)
     text = str(caught.value)
     assert text.startswith("the model does not fit the memory limit; expected at most 10.0 MiB")
-    parts = ("resident weights", "state of 256 tokens", "scratch of 64-token chunks", "interpreter")
+    parts = (
+        "resident weights",
+        "state of 256 tokens",
+        "scratch of 64-token chunks",
+        "interpreter",
+    )
     for name in (*parts, "expert cache (12 slots of", "total", "limit: --ram"):
         assert name in text
     lines = dict(re.findall(r"^  (.*?)  +([\d.]+ \w+)$", text, re.MULTILINE))
-    assert len(lines) == 7
+    untied = "lm_head" in PackedModel.open(tiny).manifest.tensors
+    assert ("rows of embed_tokens" in lines) == untied
+    assert len(lines) == 7 + untied
     total = lines.pop("total")
     assert f"got {total}" in text
 
@@ -55,7 +65,7 @@ def test_at_the_floor_it_runs_and_one_byte_below_not(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = SystemMemory(physical=8 << 30, available=8 << 30, process=50 * MIB, cgroup=None)
-    monkeypatch.setattr(loading, "read_system_memory", lambda: system)
+    monkeypatch.setattr(planning, "read_system_memory", lambda: system)
     pack = PackedModel.open(tiny)
     family = load_family(pack.manifest.family)
 
@@ -63,12 +73,12 @@ def test_at_the_floor_it_runs_and_one_byte_below_not(
         return make_plan(pack, family, EngineSettings(ram=ram))
 
     fitting = plan(8 << 30)
-    assert fitting.prefill_chunk == PREFILL_CHUNKS[0]
+    assert fitting.costs.chunk(4096, fitting.budget.slots) == 4096
     assert fitting.budget.slots == 16 * fitting.config.num_hidden_layers
     floor = smallest(plan, 8 << 30)
     at_floor = plan(floor)
     assert at_floor.budget.total == floor
-    assert at_floor.prefill_chunk == PREFILL_CHUNKS[-1]
+    assert at_floor.costs.chunk(4096, at_floor.budget.slots) == 64
     assert at_floor.budget.slots == floor_slots(4, DEFAULT_READERS)
 
 
@@ -213,3 +223,83 @@ def test_random_weights_use_all_experts(synthetic: Path) -> None:
     with flashmoe.load(synthetic, context_length=64) as model:
         model.logits(np.arange(64))
         assert model.stats.cache_misses > 0.6 * 4 * 64
+
+
+# What stays in the file, what is locked.
+
+
+@pytest.fixture
+def small_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of the tests is larger than the limits of the tests."""
+    system = SystemMemory(physical=8 << 30, available=8 << 30, process=50 * MIB, cgroup=None)
+    monkeypatch.setattr(planning, "read_system_memory", lambda: system)
+
+
+@pytest.mark.usefixtures("small_process")
+def test_the_embedding_is_read_by_row_where_memory_is_short(
+    synthetic: Path,
+) -> None:
+    with flashmoe.load(synthetic, context_length=64) as model:
+        held = model.stats
+        expected = model.logits(np.arange(64))
+    assert not held.embedding_on_disk
+    with flashmoe.load(synthetic, context_length=64, ram="180M") as model:
+        stats = model.stats
+        assert stats.embedding_on_disk
+        assert (
+            held.resident_bytes - stats.resident_bytes
+            == pack_info(PackedModel.open(synthetic), 8).row_bytes
+        )
+        assert np.array_equal(model.logits(np.arange(64)), expected)
+        assert np.array_equal(model.session().feed([999]), model.logits([999])[0])
+
+
+@pytest.mark.usefixtures("small_process")
+def test_a_damaged_embedding_is_found_while_loading(synthetic: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    shutil.copytree(synthetic, pack, copy_function=os.link)
+    damaged = pack / "resident.safetensors"
+    data = bytearray(damaged.read_bytes())
+    manifest = PackedModel.open(synthetic).manifest
+    data[len(manifest.resident_header()) + manifest.tensor_offsets()["embed_tokens"] + 99] ^= 1
+    damaged.unlink()
+    damaged.write_bytes(data)
+    with pytest.raises(ChecksumError, match="embed_tokens"):
+        flashmoe.load(pack, context_length=64, ram="180M")
+
+
+@pytest.mark.usefixtures("small_process")
+def test_an_embedding_cut_short_while_in_use_is_typed(synthetic: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    shutil.copytree(synthetic, pack, copy_function=os.link)
+    file = pack / "resident.safetensors"
+    data = file.read_bytes()
+    file.unlink()
+    file.write_bytes(data)
+    with flashmoe.load(pack, context_length=64, ram="180M") as model:
+        os.truncate(file, 4096)
+        with pytest.raises(StorageError, match=r"resident.safetensors: file ends too early"):
+            model.logits([5])
+
+
+def test_locked_weights(synthetic: Path) -> None:
+    with flashmoe.load(synthetic, context_length=64, lock=True) as model:
+        status = Path("/proc/self/status").read_text()
+        locked = re.search(r"VmLck:\s+(\d+) kB", status)
+        assert locked is not None
+        assert int(locked[1]) * 1024 >= model.stats.resident_bytes
+
+
+def test_a_lock_that_is_refused_says_what_to_do(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(arena: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    class Refusing(_native.Arena):
+        lock = refuse
+
+    monkeypatch.setattr(_native, "Arena", Refusing)
+    monkeypatch.setattr(loading, "locked_limit", lambda: 64 << 10)
+    with pytest.raises(MemoryBudgetError, match=r"lock.*64.0 KiB.*ulimit -l"):
+        flashmoe.load(tiny, lock=True)

@@ -18,12 +18,45 @@ namespace {
 using Released = nb::call_guard<nb::gil_scoped_release>;
 using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 
-Bytes view(nb::pointer_and_handle<Arena> arena, size_t offset, size_t nbytes) {
-    const size_t limit = arena.p->bytes();
-    expect(offset <= limit && nbytes <= limit - offset, "Arena.view",
+void expect_inside(const char* where, const Arena& arena, size_t offset, size_t nbytes) {
+    const size_t limit = arena.bytes();
+    expect(offset <= limit && nbytes <= limit - offset, where,
            "offset + nbytes: expected at most " + std::to_string(limit) + ", got " +
                std::to_string(offset) + " + " + std::to_string(nbytes));
+}
+
+Bytes view(nb::pointer_and_handle<Arena> arena, size_t offset, size_t nbytes) {
+    expect_inside("Arena.view", *arena.p, offset, nbytes);
     return Bytes(arena.p->data() + offset, {nbytes}, arena.h);
+}
+
+void populate(Arena& arena, size_t offset, size_t nbytes, int threads) {
+    expect_inside("Arena.populate", arena, offset, nbytes);
+    expect(threads >= 1, "Arena.populate", "threads: expected at least 1");
+    const nb::gil_scoped_release released;
+    arena.populate(offset, nbytes, threads);
+}
+
+// Raises OSError for what the system refuses.
+template <class Call>
+void system_call(Call call) {
+    try {
+        const nb::gil_scoped_release released;
+        return call();
+    } catch (const std::system_error& error) {
+        errno = error.code().value();
+        PyErr_SetFromErrno(PyExc_OSError);
+    }
+    throw nb::python_error();
+}
+
+void release(Arena& arena, size_t offset, size_t nbytes) {
+    expect_inside("Arena.release", arena, offset, nbytes);
+    system_call([&] { arena.release(offset, nbytes); });
+}
+
+void lock(Arena& arena) {
+    system_call([&] { arena.lock(); });
 }
 
 int open_file(Reader& reader, const std::string& path, bool direct) {
@@ -86,7 +119,9 @@ uint32_t checksum(const Array<const uint8_t, 1>& buffer, uint32_t crc, bool port
 }  // namespace
 
 void bind_stream(nb::module_& m) {
-    nb::class_<Arena>(m, "Arena", "Pre-faulted memory for expert slots, 2 MiB aligned.")
+    nb::class_<Arena>(
+        m, "Arena",
+        "Memory for weights, 2 MiB aligned. threads: that make it resident; 0: nobody yet.")
         .def(nb::init<size_t, bool, int>(), nb::arg("nbytes"), nb::arg("huge_pages") = true,
              nb::arg("threads") = 1, Released())
         .def_prop_ro("address",
@@ -94,6 +129,11 @@ void bind_stream(nb::module_& m) {
         .def_prop_ro("nbytes", &Arena::bytes)
         .def_prop_ro("huge", &Arena::huge, "Whether the kernel took the advice to use huge pages.")
         .def("huge_bytes", &Arena::huge_bytes, "Bytes that are in huge pages now.")
+        .def("populate", &populate, nb::arg("offset"), nb::arg("nbytes"), nb::arg("threads") = 1,
+             "Make a part resident; raises MemoryError.")
+        .def("release", &release, nb::arg("offset"), nb::arg("nbytes"),
+             "Give the whole pages of a part back to the system; they are zeros when next read.")
+        .def("lock", &lock, "Keep all of it in memory until the end; raises OSError.")
         .def("view", &view, nb::arg("offset"), nb::arg("nbytes"),
              "uint8 [nbytes] of the arena, without a copy; keeps the arena alive.");
 

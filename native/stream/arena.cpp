@@ -11,6 +11,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -23,7 +24,7 @@ namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kPiece = size_t{64} << 20;  // what a thread pre-faults at a time
+constexpr size_t kPiece = size_t{64} << 20;  // what a thread makes resident at a time
 
 uint8_t* map_aligned(size_t bytes) {
     if (bytes > std::numeric_limits<size_t>::max() - kHugePage) throw std::bad_alloc();
@@ -39,12 +40,13 @@ uint8_t* map_aligned(size_t bytes) {
     return data;
 }
 
+// Writes what is there: a reader may be filling the page at this moment, so the add must be atomic.
 void touch(uint8_t* data, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += kPage) *const_cast<volatile uint8_t*>(data + i) = 0;
+    for (size_t i = 0; i < bytes; i += kPage) std::atomic_ref<uint8_t>(data[i]).fetch_add(0);
 }
 
 // False when the memory cannot be had.
-bool populate(uint8_t* data, size_t bytes) {
+bool make_resident(uint8_t* data, size_t bytes) {
     while (madvise(data, bytes, MADV_POPULATE_WRITE) != 0) {
         if (errno == EINTR || errno == EAGAIN) continue;
         if (errno != EINVAL) return false;
@@ -58,15 +60,16 @@ bool populate(uint8_t* data, size_t bytes) {
 
 Arena::Arena(size_t bytes, bool huge_pages, int threads) {
     if (bytes == 0) throw std::invalid_argument("[Arena] nbytes: expected at least 1");
-    if (threads < 1) throw std::invalid_argument("[Arena] threads: expected at least 1");
+    if (threads < 0) throw std::invalid_argument("[Arena] threads: expected at least 0");
     if (bytes > std::numeric_limits<size_t>::max() - kPage) throw std::bad_alloc();
     bytes_ = (bytes + kPage - 1) / kPage * kPage;
     data_ = map_aligned(bytes_);
     huge_ = huge_pages && madvise(data_, bytes_, MADV_HUGEPAGE) == 0;
     // Where the system default is "always", plain pages must be asked for.
     if (!huge_pages) madvise(data_, bytes_, MADV_NOHUGEPAGE);
+    if (threads == 0) return;
     try {
-        prefault(threads);
+        populate(0, bytes_, threads);
     } catch (...) {
         munmap(data_, bytes_);
         throw;
@@ -75,19 +78,35 @@ Arena::Arena(size_t bytes, bool huge_pages, int threads) {
 
 Arena::~Arena() { munmap(data_, bytes_); }
 
-void Arena::prefault(int threads) {
-    const size_t pieces = (bytes_ + kPiece - 1) / kPiece;
+void Arena::populate(size_t offset, size_t bytes, int threads) {
+    bytes += offset % kPage;
+    offset -= offset % kPage;
+    const size_t pieces = (bytes + kPiece - 1) / kPiece;
     std::atomic<size_t> next{0};
     std::atomic<bool> failed{false};
     const auto work = [&] {
-        for (size_t i = next++; i < pieces && !failed; i = next++)
-            if (!populate(data_ + i * kPiece, std::min(kPiece, bytes_ - i * kPiece))) failed = true;
+        for (size_t i = next++; i < pieces && !failed; i = next++) {
+            const size_t start = i * kPiece;
+            if (!make_resident(data_ + offset + start, std::min(kPiece, bytes - start)))
+                failed = true;
+        }
     };
     std::vector<std::jthread> helpers;
     for (int i = 1; i < std::min<int64_t>(threads, pieces); ++i) helpers.emplace_back(work);
     work();
     helpers.clear();
     if (failed) throw std::bad_alloc();
+}
+
+void Arena::release(size_t offset, size_t bytes) {
+    const size_t begin = (offset + kPage - 1) / kPage * kPage;
+    const size_t end = (offset + bytes) / kPage * kPage;
+    if (begin < end && madvise(data_ + begin, end - begin, MADV_DONTNEED) != 0)
+        throw std::system_error(errno, std::generic_category(), "madvise");
+}
+
+void Arena::lock() {
+    if (mlock(data_, bytes_) != 0) throw std::system_error(errno, std::generic_category(), "mlock");
 }
 
 size_t Arena::huge_bytes() const {

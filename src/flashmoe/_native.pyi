@@ -263,7 +263,9 @@ def int8_work(pool: Pool, rounds: int) -> int:
     """
 
 class Arena:
-    """Pre-faulted memory for expert slots, 2 MiB aligned."""
+    """
+    Memory for weights, 2 MiB aligned. threads: that make it resident; 0: nobody yet.
+    """
 
     def __init__(self, nbytes: int, huge_pages: bool = True, threads: int = 1) -> None: ...
 
@@ -279,6 +281,17 @@ class Arena:
 
     def huge_bytes(self) -> int:
         """Bytes that are in huge pages now."""
+
+    def populate(self, offset: int, nbytes: int, threads: int = 1) -> None:
+        """Make a part resident; raises MemoryError."""
+
+    def release(self, offset: int, nbytes: int) -> None:
+        """
+        Give the whole pages of a part back to the system; they are zeros when next read.
+        """
+
+    def lock(self) -> None:
+        """Keep all of it in memory until the end; raises OSError."""
 
     def view(self, offset: int, nbytes: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """uint8 [nbytes] of the arena, without a copy; keeps the arena alive."""

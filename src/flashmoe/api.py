@@ -36,8 +36,8 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     Args:
         path: directory that `flashmoe pack` wrote.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
-            context_length, experts_per_token, isa, verify, prefetch. What is not given comes
-            from the environment (FLASHMOE_RAM, ...), else is chosen for the machine.
+            context_length, experts_per_token, isa, verify, prefetch, lock. What is not given
+            comes from the environment (FLASHMOE_RAM, ...), else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
     (the limit is below the floor; the message shows the sum), StorageError (the system).
@@ -153,7 +153,7 @@ class Model:
             self.tokenizer,
             self.stop_ids,
             on_progress,
-            chunk=engine.prefill_chunk,
+            chunk=engine.memory.chunk(max(1, len(ids))),
             phase=engine.between_steps,
         )
         self._start_figures()
@@ -183,6 +183,9 @@ class Model:
             prefill_phase_seconds=dict(engine.prefill.phases),
             peak_rss=peak_resident(),
             **counters,
+            cache_slots=loaded.cache.slots + loaded.cache.staging,
+            cache_bytes=loaded.cache.nbytes,
+            cache_resizes=loaded.keeper.resizes,
             **loaded.fixed_figures,
         )
 

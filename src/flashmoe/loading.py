@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from flashmoe import _native
-from flashmoe.errors import MemoryBudgetError, PackError, UsageError
-from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_limit, parse_cache
+from flashmoe.errors import MemoryBudgetError, UsageError
+from flashmoe.experts.arena import take_arena
 from flashmoe.experts.cache import ExpertCache, open_cache
-from flashmoe.experts.memory import read_system_memory
+from flashmoe.experts.governor import Governor
+from flashmoe.experts.keeper import MemoryKeeper
+from flashmoe.experts.memory import locked_limit
+from flashmoe.experts.room import CacheSize
+from flashmoe.experts.sensors import MemorySensors
 from flashmoe.experts.source import Reader
 from flashmoe.experts.staging import staging_slots
 from flashmoe.experts.streamed import StreamedExperts
+from flashmoe.experts.tuner import CacheTuner
 from flashmoe.generate.engine import Engine
+from flashmoe.layers.embedding import StoredEmbedding
 from flashmoe.models.decoder import Decoder, Weights
-from flashmoe.models.registry import family_name, load_family
+from flashmoe.models.registry import load_family
 from flashmoe.ops.base import Ops
 from flashmoe.ops.cpu import CpuOps
-from flashmoe.ops.threads import default_threads
-from flashmoe.settings import DEFAULT_CONTEXT, PREFILL_CHUNKS, EngineSettings
-from flashmoe.sizes import parse_size
-from flashmoe.sizing import floor_slots, scratch_bytes
-from flashmoe.store.consistency import check_against
-from flashmoe.store.format import MANIFEST
+from flashmoe.planning import EMBEDDING, Plan, make_plan
+from flashmoe.settings import EngineSettings
+from flashmoe.sizes import format_size
 from flashmoe.store.packed import LoadedMatrix, PackedModel
+from flashmoe.store.rows import PIECE_BLOCKS, StoredRows
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.stop_tokens import stop_ids
 from flashmoe.text.tokenizer import Tokenizer
 
-# What the process takes beyond the named parts: allocator slack, thread stacks, kernel memory.
-_RESERVE = 48 << 20
 TOKENIZER = "tokenizer.json"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be built: decided before memory is taken."""
-
-    config: Any
-    native_experts_per_token: int
-    context_length: int
-    kv_itemsize: int
-    prefill_chunk: int
-    threads: int
-    state_bytes: int
-    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -76,6 +62,8 @@ class LoadedModel:
     config: Any
     engine: Engine
     cache: ExpertCache
+    keeper: MemoryKeeper
+    rows: StoredRows | None
     text: TextParts | None
     fixed_figures: dict[str, Any]
 
@@ -97,6 +85,8 @@ class LoadedModel:
         """Stop the reads, close the files and let the memory go."""
         self.engine.close()
         self.cache.close()
+        if self.rows is not None:
+            self.rows.close()
 
 
 def load_model(
@@ -115,7 +105,8 @@ def load_model(
     text = TextParts.load(path) if TOKENIZER in pack.manifest.files else None
     plan = make_plan(pack, family, settings)
     ops = make_ops(plan.threads, _known_isa(settings.isa))
-    weights = _load_weights(pack, ops, plan.threads)
+    rows = pack.rows(EMBEDDING) if plan.streamed else None
+    weights = _load_weights(pack, plan, ops, rows, lock=settings.lock)
     cache = open_cache(
         pack,
         slots=plan.budget.slots,
@@ -127,14 +118,17 @@ def load_model(
         verify=settings.verify,
         make_reader=make_reader,
     )
+    keeper = _keeper(plan, cache, ops)
     experts = StreamedExperts(cache, pack.manifest.experts, ops, settings.prefetch)
-    engine = _engine(plan, family.build(plan.config, weights), experts, ops)
+    engine = _engine(plan, family.build(plan.config, weights), experts, keeper, ops)
     return LoadedModel(
         path=path,
         family=pack.manifest.family,
         config=plan.config,
         engine=engine,
         cache=cache,
+        keeper=keeper,
+        rows=rows,
         text=text,
         fixed_figures=_fixed_figures(pack, plan, cache, settings.isa),
     )
@@ -153,126 +147,46 @@ def _known_isa(name: str) -> str:
     return available[-1] if name == "auto" else name
 
 
-def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> Plan:
-    """Decide sizes; raises MemoryBudgetError with the sum if the floor is above the limit.
-
-    Raises PackError if the pack does not hold what its config describes.
-    """
-    config = _read_config(pack, family)
-    specs = family.weights(config)
-    check_against(pack.manifest, specs)
-    native_k = config.num_experts_per_tok
-    config = _with_experts_per_token(config, settings.experts_per_token)
-    context = _context_length(config, settings.context_length)
-    # A bf16 pack is there to be exact: rounding keys and values would be its largest error.
-    kv_itemsize = 4 if pack.manifest.dense_format.name == "bf16" else 2
-    state = family.state_bytes(config, context, kv_itemsize)
-
-    def budget(chunk: int) -> Budget:
-        parts = {
-            "resident weights": pack.resident_bytes,
-            f"state of {context} tokens": state,
-            f"scratch of {chunk}-token chunks": scratch_bytes(config, specs, chunk),
-        }
-        return _budget(pack, native_k, parts, settings)
-
-    chunk, fitting = _largest_chunk(budget)
-    return Plan(
-        config=config,
-        native_experts_per_token=native_k,
-        context_length=context,
-        kv_itemsize=kv_itemsize,
-        prefill_chunk=chunk,
-        threads=settings.threads or default_threads(),
-        state_bytes=state,
-        budget=fitting,
-    )
-
-
-def _read_config(pack: PackedModel, family: ModuleType) -> Any:
-    raw = pack.config
-    found = family_name(raw)
-    if found != pack.manifest.family:
-        raise PackError(
-            "the pack contradicts its config",
-            where=f"{pack.path / MANIFEST}: family",
-            expected=found,
-            got=pack.manifest.family,
-        )
-    return family.read_config(raw)
-
-
-def _largest_chunk(budget: Callable[[int], Budget]) -> tuple[int, Budget]:
-    for chunk in PREFILL_CHUNKS[:-1]:
-        try:
-            return chunk, budget(chunk)
-        except MemoryBudgetError:
-            continue  # a smaller chunk needs less scratch
-    return PREFILL_CHUNKS[-1], budget(PREFILL_CHUNKS[-1])
-
-
-def _budget(
-    pack: PackedModel, num_experts_per_tok: int, parts: dict[str, int], settings: EngineSettings
-) -> Budget:
-    layout = pack.manifest.experts
-    sizes = ExpertSizes(
-        slot_bytes=layout.record_bytes,
-        total=len(pack.manifest.layers) * layout.num_experts,
-        floor=floor_slots(num_experts_per_tok, settings.readers),
-    )
-    system = read_system_memory()
-    ram = settings.ram
-    if isinstance(ram, str):
-        ram = parse_size(ram, option="--ram", whole=system.physical)
-    cache = settings.cache
-    wanted = parse_cache(cache, sizes) if isinstance(cache, str) else cache
-    parts = {**parts, "interpreter and tokenizer": system.process + _RESERVE}
-    return make_budget(memory_limit(system, ram), parts, sizes, wanted)
-
-
-def _with_experts_per_token(config: Any, wanted: int | None) -> Any:
-    own = config.num_experts_per_tok
-    if wanted is None or wanted == own:
-        return config
-    if wanted > own:
-        raise UsageError(
-            "more experts than the model was trained for",
-            where="experts_per_token",
-            expected=f"1 to {own}",
-            got=wanted,
-        )
-    return dataclasses.replace(config, num_experts_per_tok=wanted)
-
-
-def _context_length(config: Any, wanted: int | None) -> int:
-    longest = config.max_position_embeddings
-    if wanted is not None and wanted > longest:
-        raise UsageError(
-            "longer than the model's context",
-            where="context_length",
-            expected=f"at most {longest}",
-            got=wanted,
-        )
-    return wanted or min(longest, DEFAULT_CONTEXT)
-
-
-def _load_weights(pack: PackedModel, ops: Ops, threads: int) -> Weights:
+def _load_weights(
+    pack: PackedModel, plan: Plan, ops: Ops, rows: StoredRows | None, lock: bool
+) -> Weights:
     """Read the resident part into huge pages -> handles into it, which keep it alive."""
-    try:
-        arena = _native.Arena(pack.resident_bytes, huge_pages=True, threads=threads)
-    except MemoryError as error:
-        raise MemoryBudgetError(
-            "the system refuses the memory for the resident weights",
-            got=f"{pack.resident_bytes} bytes",
-        ) from error
-    loaded = pack.load_resident(arena.view(0, pack.resident_bytes))
+    nbytes = pack.resident_bytes_without(plan.streamed)
+    arena = take_arena(nbytes, plan.threads, "the resident weights")
+    if lock:
+        _lock(arena)
+    loaded = pack.load_resident(arena.view(0, nbytes), plan.streamed)
     matrices, vectors = {}, {}
     for name, tensor in loaded.items():
         if isinstance(tensor, LoadedMatrix):
             matrices[name] = ops.matrix(tensor.format, tensor.rows, tensor.cols, tensor.data)
         else:
             vectors[name] = tensor
-    return Weights(matrices, vectors)
+    embedding = None if rows is None else StoredEmbedding(rows, PIECE_BLOCKS)
+    return Weights(matrices, vectors, embedding)
+
+
+def _lock(arena: _native.Arena) -> None:
+    try:
+        arena.lock()
+    except OSError as error:
+        allowed = locked_limit()
+        raise MemoryBudgetError(
+            f"the system refuses to lock the resident weights: {error.strerror}",
+            where="--lock",
+            expected=f"a limit of at least {format_size(arena.nbytes)} for locked memory",
+            got="no limit" if allowed is None else format_size(allowed),
+            hint="Raise it for this shell (ulimit -l unlimited) or the service (LimitMEMLOCK="
+            "infinity), or run without --lock",
+        ) from error
+
+
+def _keeper(plan: Plan, cache: ExpertCache, ops: Ops) -> MemoryKeeper:
+    floor = plan.costs.floor
+    size = CacheSize(cache, floor, ops.release_scratch)
+    governor = Governor(floor, cache.slots, plan.budget.slot_bytes)
+    tuner = CacheTuner(size, governor, MemorySensors()) if plan.adaptive else None
+    return MemoryKeeper(plan.costs, size, tuner)
 
 
 def _staging(pack: PackedModel, plan: Plan, settings: EngineSettings) -> int:
@@ -283,13 +197,15 @@ def _staging(pack: PackedModel, plan: Plan, settings: EngineSettings) -> int:
     return staging_slots(budget.slots, total, plan.config.num_experts_per_tok, keep=budget.keep)
 
 
-def _engine(plan: Plan, decoder: Decoder, experts: StreamedExperts, ops: Ops) -> Engine:
+def _engine(
+    plan: Plan, decoder: Decoder, experts: StreamedExperts, keeper: MemoryKeeper, ops: Ops
+) -> Engine:
     return Engine(
         decoder=decoder,
         experts=experts,
         ops=ops,
+        memory=keeper,
         context_length=plan.context_length,
-        prefill_chunk=plan.prefill_chunk,
         vocab_size=plan.config.vocab_size,
         kv_dtype=f"f{plan.kv_itemsize}",
     )
@@ -298,9 +214,9 @@ def _engine(plan: Plan, decoder: Decoder, experts: StreamedExperts, ops: Ops) ->
 def _fixed_figures(pack: PackedModel, plan: Plan, cache: ExpertCache, isa: str) -> dict[str, Any]:
     """The fields of Stats that do not change while the model is open."""
     return {
-        "cache_slots": cache.slots + cache.staging,
-        "cache_bytes": (cache.slots + cache.staging) * pack.manifest.experts.record_bytes,
-        "resident_bytes": pack.resident_bytes,
+        "cache_budget_slots": plan.budget.slots,
+        "resident_bytes": pack.resident_bytes_without(plan.streamed),
+        "embedding_on_disk": bool(plan.streamed),
         "kv_bytes": plan.state_bytes,
         "num_layers": plan.config.num_hidden_layers,
         "direct_io": not cache.buffered_files,

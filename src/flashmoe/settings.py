@@ -10,9 +10,6 @@ from flashmoe.errors import UsageError
 
 # One reader per read in flight: 4-8 reads of an expert's size saturate an SSD.
 DEFAULT_READERS = 8
-# Tokens per prefill chunk where memory allows. A multiple of the delta rule's block of 64, so that
-# where a prompt is cut does not change its result.
-PREFILL_CHUNKS = (512, 256, 128, 64)
 DEFAULT_CONTEXT = 4096
 
 # Names the interpreter that has the peer's packages, for `flashmoe bench compare` and its tests.
@@ -30,7 +27,8 @@ class EngineSettings:
     "all", 0, bytes, or text. threads: kernel threads. context_length: tokens per sequence.
     experts_per_token: fewer than the model's own (lossy). isa: kernels to use. verify: when the
     checksum of an expert is compared with what was read. prefetch: read the next layer's likely
-    experts while the disk is idle; "auto": where measured to pay.
+    experts while the disk is idle; "auto": where measured to pay. lock: keep the resident weights
+    from being swapped out (mlock).
     """
 
     ram: int | str | None = None
@@ -42,6 +40,7 @@ class EngineSettings:
     verify: Verify = "first"
     readers: int = DEFAULT_READERS
     prefetch: Prefetch = "auto"
+    lock: bool = False
 
     def __post_init__(self) -> None:
         for name in ("threads", "context_length", "experts_per_token", "readers"):

@@ -22,6 +22,9 @@ PHASES = (
     "other",
 )
 
+# The reason in cache_resizes that a user should hear of.
+PRESSURE = "memory is short"
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -36,6 +39,9 @@ class Stats:
     read for experts that their layer did not want.
     reading_seconds: in which the disk was being read. read_cpu_seconds, checksum_cpu_seconds:
     processor time that reading and checking took.
+    cache_slots, cache_bytes: now; cache_budget_slots: the most there may be. cache_resizes: how
+    often the automatic cache changed its size since the model was opened, by reason.
+    embedding_on_disk: rows of the input embedding are read as they are needed.
     direct_io: False when O_DIRECT was refused and reads go through the page cache.
     native_experts_per_token: the model's own K; a smaller experts_per_token is lossy.
     """
@@ -58,6 +64,9 @@ class Stats:
     peak_rss: int = 0
     cache_slots: int = 0
     cache_bytes: int = 0
+    cache_budget_slots: int = 0
+    cache_resizes: Mapping[str, int] = field(default_factory=dict)
+    embedding_on_disk: bool = False
     resident_bytes: int = 0
     kv_bytes: int = 0
     num_layers: int = 0

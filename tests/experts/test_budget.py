@@ -14,6 +14,7 @@ from flashmoe.experts.budget import (
     make_budget,
     memory_limit,
     parse_cache,
+    swap_warning,
 )
 from flashmoe.experts.memory import Limit, SystemMemory
 
@@ -126,3 +127,18 @@ def test_memory_limit(cgroup: int | None, ram: int | None, nbytes: int, origin: 
     group = None if cgroup is None else Limit(cgroup, "cgroup")
     system = SystemMemory(physical=1000, available=400, process=100, cgroup=group)
     assert memory_limit(system, ram) == Limit(nbytes, origin)
+
+
+def test_swap_is_warned_of_only_where_it_may_be_used() -> None:
+    budget = Budget(Limit(100, "--ram"), {"resident weights": 60}, 10, 2, keep=True)
+
+    def warning(available: int, swap: int) -> str | None:
+        return swap_warning(SystemMemory(200, available, 10, None, swap), budget)
+
+    assert warning(available=70, swap=1) is None  # 80 are needed, 70 + 10 are there
+    assert warning(available=0, swap=0) is None
+    text = warning(available=69, swap=1)
+    assert text is not None
+    assert "80 bytes" in text
+    assert "79 bytes" in text
+    assert "--lock" in text

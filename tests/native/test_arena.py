@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,5 +73,47 @@ def test_more_than_there_is(nbytes: int) -> None:
 def test_senseless_arguments() -> None:
     with pytest.raises(ValueError, match="nbytes: expected at least 1"):
         Arena(0)
+    with pytest.raises(ValueError, match="threads: expected at least 0"):
+        Arena(4096, threads=-1)
     with pytest.raises(ValueError, match="threads: expected at least 1"):
-        Arena(4096, threads=0)
+        Arena(4096).populate(0, 4096, threads=0)
+    for method in ("populate", "release"):
+        with pytest.raises(ValueError, match=method):
+            getattr(Arena(4096), method)(4096, 1)
+
+
+def resident_kilobytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def test_parts_come_and_go() -> None:
+    """Nothing is resident before it is asked for; what is released is gone and can come again."""
+    size, slack = 32 << 20, 2048
+    before = resident_kilobytes("VmRSS")
+    arena = Arena(size, threads=0)
+    assert resident_kilobytes("VmRSS") - before < slack
+    arena.populate(0, size, threads=2)
+    full = resident_kilobytes("VmRSS")
+    assert full - before > size // 1024 - slack
+    arena.view(0, size)[:] = 9
+    arena.release(size // 2, size // 2)
+    assert full - resident_kilobytes("VmRSS") > size // 2048 - slack
+    assert (arena.view(0, size // 2) == 9).all()
+    assert not arena.view(size // 2, size // 2).any()
+
+
+def test_populating_keeps_what_is_there_and_release_keeps_what_is_around() -> None:
+    arena = Arena(4 * 4096, huge_pages=False)
+    arena.view(0, arena.nbytes)[:] = 3
+    arena.populate(100, 9000)
+    arena.release(100, 4095 + 4096)  # of these only the second page is whole
+    content = arena.view(0, arena.nbytes).reshape(4, 4096)
+    assert [set(page.tolist()) for page in content] == [{3}, {0}, {3}, {3}]
+
+
+def test_locked_memory_is_locked() -> None:
+    arena = Arena(1 << 20)
+    before = resident_kilobytes("VmLck")
+    arena.lock()
+    assert resident_kilobytes("VmLck") - before == 1024

@@ -103,7 +103,8 @@ def _runs_of_one_model(
         for number in numbers:
             what = f"prompt of {length} tokens, run {number + 1} of {options.repeat}: "
             measured = _run(model, length, options.seed + number + warm, _meter(progress, what))
-            runs.append(_Run(measured, model.stats, model.session().engine.prefill_chunk))
+            chunk = model.session().engine.memory.chunk(length)
+            runs.append(_Run(measured, model.stats, chunk))
     return runs
 
 

@@ -28,6 +28,15 @@ def info(
     print(json_module.dumps(dataclasses.asdict(facts)) if json else _as_text(facts))
 
 
+def _rows(nbytes: int) -> dict[str, str]:
+    from flashmoe.cli.units import human_bytes
+
+    if nbytes == 0:
+        return {}
+    text = f"{human_bytes(nbytes)} of the resident part, left on disk where memory is short"
+    return {"input embedding": text}
+
+
 def _as_text(facts: PackInfo) -> str:
     from flashmoe.cli.units import human_bytes, human_count
 
@@ -40,6 +49,7 @@ def _as_text(facts: PackInfo) -> str:
         f" experts {facts.expert_bits_per_weight:.2f}",
         "size": f"{human_bytes(facts.total_bytes)}: resident {human_bytes(facts.resident_bytes)},"
         f" experts {human_bytes(facts.expert_bytes)}",
+        **_rows(facts.row_bytes),
         "experts": f"{facts.moe_layers} layers of {facts.num_experts}{_shared(facts)},"
         f" {facts.num_experts_per_tok} per token, {human_bytes(facts.record_bytes)} each",
         "bytes per token": f"{human_bytes(facts.bytes_per_token)} of experts, if none is cached",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashmoe.stats import Stats
+from flashmoe.stats import PRESSURE, Stats
 
 
 @dataclass
@@ -52,6 +52,11 @@ def warnings(stats: Stats) -> list[str]:
             "the file system refuses O_DIRECT: experts are read through the page cache, "
             "which takes memory beyond --ram"
         )
+    if pressure := stats.cache_resizes.get(PRESSURE):
+        found.append(
+            f"memory ran short {pressure} times: the expert cache has {stats.cache_slots} of "
+            f"{stats.cache_budget_slots} slots now; a smaller --ram leaves others more"
+        )
     return found
 
 
@@ -76,13 +81,15 @@ _CACHE = (
     "cache_hits",
     "cache_misses",
     "cache_slots",
+    "cache_budget_slots",
+    "cache_resizes",
     "cache_bytes",
     "bytes_read",
     "prefetched",
     "prefetch_wasted",
     "direct_io",
 )
-_MEMORY = ("peak_rss", "resident_bytes", "kv_bytes", "cache_bytes")
+_MEMORY = ("peak_rss", "resident_bytes", "embedding_on_disk", "kv_bytes", "cache_bytes")
 _ENGINE = ("num_layers", "experts_per_token", "native_experts_per_token", "isa", "threads")
 
 

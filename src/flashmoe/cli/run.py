@@ -72,8 +72,11 @@ def run(
     threads: Annotated[int | None, _option("--threads", "Kernel threads.")] = None,
     ctx: Annotated[int | None, _option("--ctx", "Context length in tokens.")] = None,
     isa: Annotated[
-        str | None, _option("--isa", "Kernels: auto, scalar, avx2, avx512, amx.", "NAME")
+        str | None, _option("--isa", "Kernels: auto, scalar, avx2, avx512, amx, neon.", "NAME")
     ] = None,
+    lock: Annotated[
+        bool, typer.Option("--lock", help="Lock the resident weights in memory.")
+    ] = False,
     json_output: Annotated[
         bool, _option("--json", "One JSON object instead of live text.")
     ] = False,
@@ -105,6 +108,7 @@ def run(
         "context_length": ctx,
         "experts_per_token": experts,
         "isa": isa,
+        "lock": lock or None,
     }
     given = {name: value for name, value in engine.items() if value is not None}
     request = Request(model, _text(prompt), system, raw, sampling, given)

@@ -30,7 +30,7 @@ def timing_report(stats: Stats) -> str:
     decode = _table(
         "decode", stats.decode_tokens, stats.num_layers, stats.decode_seconds, stats.phase_seconds
     )
-    shares = [*_reads(stats), python_share(stats), bound(stats)]
+    shares = [*_cache_line(stats), *_reads(stats), python_share(stats), bound(stats)]
     return "\n".join([*prefill, *decode, *shares])
 
 
@@ -63,6 +63,17 @@ def bound(stats: Stats) -> str:
     ]
     share, name, help = max(shares)
     return f"Decode speed is bound by {name} ({share:.0%} of the time); {help} would help."
+
+
+def _cache_line(stats: Stats) -> list[str]:
+    """What became of the cache, if its size changed."""
+    if not stats.cache_resizes:
+        return []
+    reasons = ", ".join(f"{count} x {why}" for why, count in stats.cache_resizes.items())
+    return [
+        f"expert cache: {stats.cache_slots} of {stats.cache_budget_slots} slots now; "
+        f"changes: {reasons}"
+    ]
 
 
 def _table(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +40,24 @@ class AddressBook:
         """Give a slot other memory -> the address that it had, which is spare from now on."""
         old, self._slots[slot] = self._slots[slot], spare
         return old
+
+    def resize(
+        self, places: range, slots: int, renumbered: Iterable[tuple[int, int]]
+    ) -> list[tuple[int, int, int]]:
+        """Lie in `places` from now on, with so many slots -> (slot, old address, new address).
+
+        renumbered: (old, new) numbers of slots, new ones being free. Experts must be published
+        again.
+        """
+        for old, new in renumbered:
+            self._slots[old], self._slots[new] = self._slots[new], self._slots[old]
+        kept, self._places = self._slots[:slots], places
+        free = iter(sorted(set(places) - set(kept)))
+        moves = [(slot, old, next(free)) for slot, old in enumerate(kept) if old not in places]
+        for slot, _, new in moves:
+            kept[slot] = new
+        self._slots = [*kept, *islice(free, slots - len(kept))]
+        return moves
 
     def publish(self, key: Key, slot: int) -> None:
         """The slot holds the expert's good record."""

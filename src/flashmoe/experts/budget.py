@@ -81,6 +81,18 @@ def memory_limit(system: SystemMemory, ram: int | None = None) -> Limit:
     return min(limits, key=lambda limit: limit.nbytes)
 
 
+def swap_warning(system: SystemMemory, budget: Budget) -> str | None:
+    """What to say where the system would rather swap than refuse, None where all is well."""
+    free = system.available + system.process
+    if system.swap == 0 or budget.total <= free:
+        return None
+    return (
+        f"the budget of {format_size(budget.total)} is more than the {format_size(free)} that are "
+        "free, and swap is on: what is swapped out is far slower than an expert read anew. Lower "
+        "--ram, or keep swap away (swapoff -a; memory.swap.max=0 in a cgroup), or pass --lock"
+    )
+
+
 def parse_cache(text: str, sizes: ExpertSizes) -> CacheSize:
     """The value of --cache: "auto", "all", a size, or a percentage of all experts' bytes."""
     if text == "auto":

@@ -7,6 +7,7 @@ The order in which experts arrive varies; which are resident afterwards does not
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,18 +15,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from flashmoe.errors import MemoryBudgetError
 from flashmoe.experts.addresses import AddressBook
+from flashmoe.experts.arena import take_arena
 from flashmoe.experts.fetch import Fetcher, Verify
 from flashmoe.experts.plan import plan
 from flashmoe.experts.policy import Key, Lru, Policy
-from flashmoe.experts.residency import Residency
+from flashmoe.experts.residency import Residency, SlotState
 from flashmoe.experts.source import READ_ALIGNMENT, ExpertSource, Reader
 from flashmoe.experts.stats import CacheStats
 from flashmoe.experts.ticket import Ticket
+from flashmoe.files import storage_errors
 from flashmoe.ops.base import Ints
 
 _log = logging.getLogger(__name__)
+
+# For which opening waits while memory is pre-faulted; the reads take the rest. Slots are used in
+# order, so that these are the first ones, and a gigabyte takes about a tenth of a second.
+_PREFAULT_S = 1.0
 
 
 class SlotMemory(Protocol):
@@ -36,6 +42,9 @@ class SlotMemory(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+    def release(self, offset: int, nbytes: int) -> None:
+        """Give a part back to the system; it may be written again. Raises OSError."""
 
 
 class ExpertCache:
@@ -70,10 +79,9 @@ class ExpertCache:
         assert slot_bytes > 0, "slots must have a size"
         assert (slot_bytes | memory.address) % READ_ALIGNMENT == 0, "slots must be aligned"
         self.stats, self.keep, self.staging = CacheStats(), keep, staging
-        count = memory.nbytes // slot_bytes
-        places = range(memory.address, memory.address + count * slot_bytes, slot_bytes)
-        self._residency = Residency(count - staging, policy or Lru())
-        self._book = AddressBook(places, count - staging, source.num_experts)
+        self.slot_bytes = slot_bytes
+        self._residency = Residency(memory.nbytes // slot_bytes - staging, policy or Lru())
+        self._book = AddressBook(self._places(memory), self.slots, source.num_experts)
         # Attributes are freed in this order: the reader before the memory that it writes into.
         self._fetcher = Fetcher(source, reader, self._book, slot_bytes, verify, self.stats)
         self._memory: SlotMemory | None = memory
@@ -84,6 +92,17 @@ class ExpertCache:
     def slots(self) -> int:
         """Experts that can be resident; memory for `staging` more is set apart."""
         return self._residency.slots
+
+    @property
+    def capacity(self) -> int:
+        """The most slots: those that the memory holds beside `staging`."""
+        assert self._memory is not None, "the cache is closed"
+        return self._memory.nbytes // self.slot_bytes - self.staging
+
+    @property
+    def nbytes(self) -> int:
+        """Memory for slots and guesses."""
+        return (self.slots + self.staging) * self.slot_bytes
 
     @property
     def buffered_files(self) -> tuple[Path, ...]:
@@ -148,10 +167,45 @@ class ExpertCache:
         """Drop every expert."""
         self._close_ticket()
         for key in sorted(self._residency.resident()):
-            slot = self._residency.slot_of(key)
-            assert slot is not None
-            self._residency.drop(slot)
-            self._book.withdraw(key)
+            self._drop(key)
+
+    def resize(self, slots: int) -> None:
+        """Use `slots` slots, 1 to capacity, from now on; called between steps.
+
+        Fewer: the coldest experts are dropped, the others moved together, and the memory behind
+        them is given back (whole huge pages: single slots would leave pieces of them). More: the
+        new slots are empty. Raises StorageError if the system does not take the memory back.
+        """
+        assert self._memory is not None, "the cache is closed"
+        assert 1 <= slots <= self.capacity, "more slots than the memory holds"
+        self._close_ticket()
+        self._fetcher.drain()  # no guess may write into memory that moves or goes
+        before = self.nbytes
+        for key in self._residency.surplus(slots):
+            self._drop(key)
+        self._move_together(self._memory, self._residency.resize(slots))
+        if self.nbytes < before:
+            with storage_errors("the memory of the cache cannot be given back", "cache"):
+                self._memory.release(self.nbytes, before - self.nbytes)
+
+    def _move_together(self, memory: SlotMemory, renumbered: list[tuple[int, int]]) -> None:
+        moves = self._book.resize(self._places(memory), self.slots, renumbered)
+        for slot, old, new in moves:
+            if self._residency.state(slot) is SlotState.READY:
+                ctypes.memmove(new, old, self.slot_bytes)
+        for key, slot in self._residency.items():
+            self._book.publish(key, slot)
+        self._fetcher.restage()
+
+    def _places(self, memory: SlotMemory) -> range:
+        """Address of every slot's memory, then of that for guesses."""
+        return range(memory.address, memory.address + self.nbytes, self.slot_bytes)
+
+    def _drop(self, key: Key) -> None:
+        slot = self._residency.slot_of(key)
+        assert slot is not None
+        self._residency.drop(slot)
+        self._book.withdraw(key)
 
     def close(self) -> None:
         """Stop the reads, close the files and let the memory go. Does nothing the second time."""
@@ -201,17 +255,11 @@ def open_cache(
     Raises MemoryBudgetError if the system does not give the memory, StorageError if a file of the
     source cannot be opened.
     """
-    from flashmoe import _native  # the only part of experts/ that needs compiled code
+    from flashmoe import _native
 
-    try:
-        memory = _native.Arena(slots * slot_bytes, huge_pages=True, threads=prefault_threads)
-    except MemoryError as error:
-        raise MemoryBudgetError(
-            "the system refuses the memory for the expert cache",
-            where="cache",
-            got=f"{slots} slots of {slot_bytes} bytes",
-            hint="Ask for a smaller --cache or --ram",
-        ) from error
+    memory = take_arena(
+        slots * slot_bytes, prefault_threads, "the expert cache", seconds=_PREFAULT_S
+    )
     reader = (make_reader or _native.Reader)(reader_threads or default_reader_threads())
     return ExpertCache(
         source,

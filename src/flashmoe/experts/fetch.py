@@ -132,6 +132,10 @@ class Fetcher:
         self._staging.reset(self._book.spare())
         return landings
 
+    def restage(self) -> None:
+        """Slots have other memory: so have guesses. Nothing may be busy or guessed."""
+        self._staging.reset(self._book.spare())
+
     def close(self) -> None:
         self.drain()
         for handle in self._handles.values():

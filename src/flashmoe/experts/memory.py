@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ _NO_LIMIT: Final = 2**60  # cgroup v1 writes "none" as a number near 2**63
 _V2_FILES: Final = ("memory.max", "memory.high")
 _V1_FILES: Final = ("memory.limit_in_bytes",)
 _PEAK_FILES: Final = {_V2_FILES: "memory.peak", _V1_FILES: "memory.max_usage_in_bytes"}
+_USAGE_FILES: Final = {_V2_FILES: "memory.current", _V1_FILES: "memory.usage_in_bytes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +32,14 @@ class SystemMemory:
     """What the system said, in bytes.
 
     available: could be had now without swapping. process: resident already. cgroup: the tightest
-    limit on the way up the hierarchy, None if there is none.
+    limit on the way up the hierarchy, None if there is none. swap: free space to swap to.
     """
 
     physical: int
     available: int
     process: int
     cgroup: Limit | None
+    swap: int = 0
 
 
 def read_system_memory(root: Path = Path("/")) -> SystemMemory:
@@ -44,14 +47,15 @@ def read_system_memory(root: Path = Path("/")) -> SystemMemory:
 
     Raises StorageError if /proc cannot be read; cgroup files that are not there are no limits.
     """
-    meminfo = _fields(root / "proc/meminfo")
-    status = _fields(root / "proc/self/status")
+    meminfo = proc_fields(root / "proc/meminfo")
+    status = proc_fields(root / "proc/self/status")
     limits = list(_cgroup_limits(root))
     return SystemMemory(
         physical=meminfo["MemTotal"],
         available=meminfo["MemAvailable"],
         process=status["VmRSS"],
         cgroup=min(limits, key=lambda limit: limit.nbytes, default=None),
+        swap=meminfo.get("SwapFree", 0),
     )
 
 
@@ -60,11 +64,17 @@ def peak_resident(root: Path = Path("/")) -> int:
 
     Not ru_maxrss: that begins with what the parent had when it started us.
     """
-    return _fields(root / "proc/self/status")["VmHWM"]
+    return proc_fields(root / "proc/self/status")["VmHWM"]
 
 
-def _fields(path: Path) -> dict[str, int]:
-    """{name: bytes} of the lines "Name:  123 kB"."""
+def locked_limit() -> int | None:
+    """Bytes that this process may lock (RLIMIT_MEMLOCK), None: no limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def proc_fields(path: Path) -> dict[str, int]:
+    """{name: bytes} of the lines "Name:  123 kB". Raises StorageError."""
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
@@ -89,10 +99,11 @@ class _Hierarchy:
 
 @dataclass(frozen=True, slots=True)
 class GroupFolder:
-    """A memory cgroup, and the names of its files for the hard limit and the highest use."""
+    """A memory cgroup, and the names of its files for hard limit, use and highest use."""
 
     path: Path
     limit_file: str
+    usage_file: str
     peak_file: str
 
 
@@ -100,13 +111,14 @@ def group_folders(root: Path = Path("/")) -> Iterator[GroupFolder]:
     """The process's memory cgroups and their parents, innermost first."""
     for hierarchy, folder in _own_folders(root):
         path = root / folder.relative_to("/")
-        yield GroupFolder(path, hierarchy.files[0], _PEAK_FILES[hierarchy.files])
+        files = hierarchy.files
+        yield GroupFolder(path, files[0], _USAGE_FILES[files], _PEAK_FILES[files])
 
 
 def _cgroup_limits(root: Path) -> Iterator[Limit]:
     for hierarchy, folder in _own_folders(root):
         for name in hierarchy.files:
-            nbytes = _read_limit(root / folder.relative_to("/") / name)
+            nbytes = number_in(root / folder.relative_to("/") / name)
             if nbytes is not None:
                 yield Limit(nbytes, f"cgroup limit {folder / name}")
 
@@ -155,7 +167,14 @@ def _folders(hierarchy: _Hierarchy, group: PurePosixPath) -> Iterator[PurePosixP
     yield folder
 
 
-def _read_limit(path: Path) -> int | None:
+def words_in(path: Path) -> dict[str, list[str]]:
+    """{first word: other words} of each line of a file of a cgroup; empty if it is not there."""
+    rows = (line.split() for line in _lines(path))
+    return {row[0]: row[1:] for row in rows if row}
+
+
+def number_in(path: Path) -> int | None:
+    """The number in a file of a cgroup; None if it is not there or says that there is no limit."""
     text = "".join(_lines(path)).strip()
     if not text.isdecimal() or int(text) >= _NO_LIMIT:
         return None  # absent, or "max"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from itertools import islice
 
 from flashmoe.experts.plan import Load
 from flashmoe.experts.policy import Key, Policy
@@ -87,6 +88,44 @@ class Residency:
         self._policy.forget(key)
         self._states[slot], self._keys[slot] = SlotState.EMPTY, None
         self._empty[slot] = None
+
+    def items(self) -> list[tuple[Key, int]]:
+        """Every expert with a good record, and its slot."""
+        return [(key, slot) for key, slot in self._slots.items() if self.slot_of(key) is not None]
+
+    def surplus(self, slots: int) -> list[Key]:
+        """The coldest experts, those that have to go before there are only so many slots."""
+        return list(islice(self.coldest(), max(0, len(self._slots) - slots)))
+
+    def resize(self, slots: int) -> list[tuple[int, int]]:
+        """Use slots 0 to slots - 1 from now on -> (old, new) of the experts in other slots.
+
+        Nothing may be LOADING, and no more experts be resident than there will be slots.
+        """
+        assert SlotState.LOADING not in self._states, "a step is under way"
+        assert 1 <= slots >= len(self._slots), "a cache needs a slot for every expert"
+        moves = self._move_down(slots)
+        for slot in range(slots, self.slots):
+            del self._empty[slot]
+        self._empty |= dict.fromkeys(range(self.slots, slots))
+        added = max(0, slots - self.slots)
+        self._states = self._states[:slots] + [SlotState.EMPTY] * added
+        self._keys = self._keys[:slots] + [None] * added
+        return moves
+
+    def _move_down(self, slots: int) -> list[tuple[int, int]]:
+        places = iter([slot for slot in self._empty if slot < slots])
+        high = [slot for slot in range(slots, self.slots) if self._keys[slot] is not None]
+        moves = [(slot, next(places)) for slot in high]
+        for old, new in moves:
+            key = self._keys[old]
+            assert key is not None
+            self._keys[old], self._keys[new] = None, key
+            self._states[old], self._states[new] = SlotState.EMPTY, SlotState.READY
+            self._slots[key] = new
+            del self._empty[new]
+            self._empty[old] = None
+        return moves
 
     def used(self, keys: Iterable[Key]) -> None:
         """Tell the policy what a step has computed, in that order."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from numbers import Integral
 from time import perf_counter
 from typing import Protocol
@@ -20,12 +21,28 @@ from flashmoe.ops.base import Floats, Ints, Ops
 
 TokensDone = Callable[[int], None]
 
+# Chunks are multiples of the delta rule's block, so that a cut does not change the result.
+CHUNK_STEP = 64
+
 
 class StepExperts(RoutedExperts, Protocol):
     """Routed experts that are told when a forward pass is over."""
 
     def end_step(self) -> None:
         """The pass is over: what must not outlive it is dropped."""
+
+
+class StepMemory(Protocol):
+    """Who keeps the memory of passes."""
+
+    def chunk(self, tokens: int) -> int:
+        """Tokens per pass for a prompt of so many: a multiple of 64."""
+
+    def prompt(self, chunk: int) -> AbstractContextManager[None]:
+        """While the body runs there is room for passes over `chunk` tokens."""
+
+    def after_pass(self, tokens: int, seconds: float) -> None:
+        """A pass of so many tokens took so long."""
 
 
 @dataclass
@@ -56,8 +73,8 @@ class Engine:
     decoder: Decoder
     experts: StepExperts
     ops: Ops
+    memory: StepMemory
     context_length: int
-    prefill_chunk: int
     vocab_size: int
     kv_dtype: DTypeLike
     prefill: PhaseTimes = field(default_factory=PhaseTimes)
@@ -119,7 +136,9 @@ class Engine:
             h = h[rows]
         logits = self.decoder.logits(h, self.ops, out)
         _check_finite(logits, self.ops)
-        times.book(len(batch.ids), perf_counter() - start, self.ops.clock.take())
+        seconds = perf_counter() - start
+        times.book(len(batch.ids), seconds, self.ops.clock.take())
+        self.memory.after_pass(len(batch.ids), seconds)
         return logits
 
 
@@ -130,6 +149,19 @@ def _check_finite(logits: Floats, ops: Ops) -> None:
             where="logits",
             hint="Run `flashmoe verify` on the model; a NaN in its weights does this.",
         )
+
+
+def cuts(position: int, tokens: int, chunk: int) -> list[slice]:
+    """Cut tokens at positions position... into passes of at most `chunk`.
+
+    Where a chunk is a multiple of 64 so are the positions of the cuts: the result does not depend
+    on which chunk was chosen.
+    """
+    if tokens <= chunk:
+        return [slice(0, tokens)]
+    first = chunk - (position % CHUNK_STEP if chunk % CHUNK_STEP == 0 else 0)
+    edges = [0, *range(first, tokens, chunk), tokens]
+    return [slice(begin, end) for begin, end in pairwise(edges)]
 
 
 class Session:
@@ -162,13 +194,11 @@ class Session:
         and says so.
         """
         tokens = self._checked(ids)
-        self._broken = True  # until every chunk went through: the states of layers must agree
-        for begin in range(0, len(tokens), self.engine.prefill_chunk):
-            chunk = tokens[begin : begin + self.engine.prefill_chunk]
-            batch = Batch.single(self._state, chunk)
-            on_layer = _layer_watch(on_progress, begin, len(chunk))
-            logits = self.engine.last_logits(batch, self.engine.prefill, on_layer=on_layer)
-        self._broken = False
+        chunk = self.engine.memory.chunk(len(tokens))
+        with self.engine.memory.prompt(chunk):
+            for part in cuts(self.position, len(tokens), chunk):
+                on_layer = _layer_watch(on_progress, part)
+                logits = self._pass(tokens[part], self.engine.prefill, on_layer=on_layer)
         return logits
 
     def step(self, id: int) -> Floats:
@@ -176,20 +206,32 @@ class Session:
 
         The result is written over by the session's next step."""
         tokens = self._checked([id])
-        self._broken = True
+        return self._pass(tokens, self.engine.decode, self._step_logits)
+
+    def _pass(
+        self,
+        tokens: Ints,
+        times: PhaseTimes,
+        out: Floats | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> Floats:
+        self._broken = True  # until all layers went through: their states must agree
         batch = Batch.single(self._state, tokens)
-        logits = self.engine.last_logits(batch, self.engine.decode, self._step_logits)
+        logits = self.engine.last_logits(batch, times, out, on_layer)
         self._broken = False
         return logits
 
     def feed_all(self, ids: Sequence[int], chunk: int | None = None) -> Floats:
         """Like feed -> logits float32 [T, vocab_size] after each token; chunk: tokens per pass."""
         tokens = self._checked(ids)
-        size = chunk or self.engine.prefill_chunk
-        chunks = [tokens[begin : begin + size] for begin in range(0, len(tokens), size)]
-        self._broken = True
         engine, state = self.engine, self._state
-        parts = [engine.all_logits(Batch.single(state, part), engine.prefill) for part in chunks]
+        size = chunk or engine.memory.chunk(len(tokens))
+        self._broken = True
+        with engine.memory.prompt(size):
+            parts = [
+                engine.all_logits(Batch.single(state, tokens[part]), engine.prefill)
+                for part in cuts(self.position, len(tokens), size)
+            ]
         self._broken = False
         return np.concatenate(parts)
 
@@ -212,11 +254,12 @@ class Session:
         return tokens
 
 
-def _layer_watch(on_progress: TokensDone | None, before: int, tokens: int) -> OnLayer | None:
-    """Layers of a chunk of `tokens`, `before` of which were done already, told as tokens."""
+def _layer_watch(on_progress: TokensDone | None, part: slice) -> OnLayer | None:
+    """Layers of the pass over tokens[part], told as tokens done."""
     if on_progress is None:
         return None
-    return lambda done, layers: on_progress(before + tokens * done // layers)
+    begin, tokens = part.start, part.stop - part.start
+    return lambda done, layers: on_progress(begin + tokens * done // layers)
 
 
 def _token_ids(ids: Sequence[int], vocab_size: int) -> Ints:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from flashmoe.layers.embedding import Embedding, ResidentEmbedding
 from flashmoe.layers.moe import RoutedExperts, SparseMoe
 from flashmoe.layers.rope import RotaryTable
 from flashmoe.layers.state import Batch, DeltaState, KvCache, SequenceState, Step
@@ -22,10 +23,14 @@ OnLayer = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Weights:
-    """The resident weights of a model by pack name, as handles and arrays of one backend."""
+    """The resident weights of a model by pack name, as handles and arrays of one backend.
+
+    embedding: the input embedding where it is not among the matrices.
+    """
 
     matrices: Mapping[str, Matrix]
     vectors: Mapping[str, Floats]
+    embedding: Embedding | None = None
 
 
 def attention_weights(
@@ -69,7 +74,7 @@ class DecoderLayer:
 class Decoder:
     """Embedding, layers and head of a model; holds no state of any sequence."""
 
-    embed_tokens: Matrix
+    embed_tokens: Embedding
     layers: tuple[DecoderLayer, ...]
     head: HeadWeights
     rope: RotaryTable
@@ -87,7 +92,7 @@ class Decoder:
         The result holds until the next `forward`.
         """
         ops.clock.phase = "other"
-        h = ops.embed(self.embed_tokens, batch.ids)
+        h = self.embed_tokens.rows(batch.ids, ops)
         step = Step.of(batch, self.rope)
         for number, (layer, following) in enumerate(self._with_following, 1):
             layer.mixer.add_to(h, step, ops)
@@ -121,4 +126,5 @@ def assemble(
         lm_head=m["embed_tokens" if config.tie_word_embeddings else "lm_head"],
         eps=config.rms_norm_eps,
     )
-    return Decoder(m["embed_tokens"], layers, head, rope)
+    embedding = weights.embedding or ResidentEmbedding(m["embed_tokens"])
+    return Decoder(embedding, layers, head, rope)

@@ -65,6 +65,9 @@ class Primitives(Protocol):
     def begin_layer(self) -> None:
         """Give all scratch arrays back."""
 
+    def release_scratch(self) -> None:
+        """Give the memory of all scratch back to the system; no array of it may be in use."""
+
     def matrix(self, fmt: Format, rows: int, cols: int, data: NDArray[np.uint8]) -> Matrix:
         """A handle of stored bytes (kept alive, not copied)."""
 

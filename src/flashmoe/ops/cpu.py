@@ -60,6 +60,10 @@ class CpuOps(CpuParts):
     def begin_layer(self) -> None:
         self.scratch.reset()
 
+    def release_scratch(self) -> None:
+        self.scratch.release()
+        self._acts, self._expert_acts = _native.Activations(), _native.Activations()
+
     def matrix(self, fmt: Format, rows: int, cols: int, data: NDArray[np.uint8]) -> _native.Matrix:
         return _native.Matrix(fmt.name, fmt.group, rows, cols, data)
 

@@ -52,6 +52,9 @@ class ReferenceOps(ComposedParts):
     def begin_layer(self) -> None:
         """Nothing is reused here."""
 
+    def release_scratch(self) -> None:
+        """Nothing is kept here."""
+
     def concat(self, parts: Sequence[Floats]) -> Floats:
         return np.concatenate(parts)
 

@@ -35,6 +35,12 @@ class Scratch:
             self._block = np.empty(self._wanted, dtype=np.float32)
         self._used = self._wanted = 0
 
+    def release(self) -> None:
+        """Free every piece and the block."""
+        self.peak_bytes = max(self.peak_bytes, 4 * self._wanted)
+        self._block = np.empty(0, dtype=np.float32)
+        self._used = self._wanted = 0
+
     def take(self, *shape: int) -> Floats:
         """An uninitialised float32 array of this shape, valid until `reset`."""
         size = shape[0]

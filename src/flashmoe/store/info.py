@@ -18,7 +18,8 @@ class PackInfo:
     """Sizes in bytes. Bits per weight include scales, biases and padding.
 
     bytes_per_token: what one decoded token reads if no expert is cached. active_parameters: those
-    that one token uses; of the embedding that is one row, unless it is also the head.
+    that one token uses; of the embedding that is one row, unless it is also the head. row_bytes:
+    the part of resident_bytes that stays in the file, to be read row by row, where memory is short.
     expert_bytes, parameters and what follows from them count every layer, also where a synthetic
     model's layers share experts files; expert_files: how many there are; total_bytes: on disk.
     """
@@ -31,6 +32,7 @@ class PackInfo:
     active_parameters: int
     total_bytes: int
     resident_bytes: int
+    row_bytes: int
     expert_bytes: int
     bits_per_weight: float
     expert_bits_per_weight: float
@@ -59,6 +61,7 @@ def pack_info(model: PackedModel, num_experts_per_tok: int) -> PackInfo:
         active_parameters=_active(resident, manifest) + layers * chosen * each,
         total_bytes=total_bytes(model),
         resident_bytes=model.resident_bytes,
+        row_bytes=0 if _tied(manifest) else manifest.tensors[EMBEDDING].stored_bytes,
         expert_bytes=model.expert_bytes,
         bits_per_weight=8 * (model.resident_bytes + model.expert_bytes) / total,
         expert_bits_per_weight=8 * model.expert_bytes / experts,
@@ -85,12 +88,15 @@ def _parameters(tensor: fmt.Tensor) -> int:
 
 
 def _active(resident: dict[str, int], manifest: fmt.Manifest) -> int:
-    tied = "lm_head" not in manifest.tensors
     embedding = manifest.tensors.get(EMBEDDING)
     if not isinstance(embedding, fmt.Matrix):
         raise PackError("tensor is missing", where=fmt.MANIFEST, expected=EMBEDDING)
-    unused = 0 if tied else (embedding.rows - 1) * embedding.cols
+    unused = 0 if _tied(manifest) else (embedding.rows - 1) * embedding.cols
     return sum(resident.values()) - unused
+
+
+def _tied(manifest: fmt.Manifest) -> bool:
+    return "lm_head" not in manifest.tensors
 
 
 def _label(format_: Format) -> str:

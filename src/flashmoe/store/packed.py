@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from flashmoe.quant.layout import Bytes
 from flashmoe.store import format as fmt
 from flashmoe.store.extent import Extent
 from flashmoe.store.manifest import MAX_BYTES, from_json
+from flashmoe.store.rows import StoredRows
 
 # Bytes per read while loading; what was read is dropped from the page cache at once.
 PIECE_BYTES = 8 << 20
@@ -69,8 +71,13 @@ class PackedModel:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes that load_resident needs."""
-        return self.manifest.resident_bytes
+        """Bytes of all resident tensors."""
+        return self.resident_bytes_without(())
+
+    def resident_bytes_without(self, skip: Collection[str]) -> int:
+        """Bytes that load_resident needs if it skips these tensors."""
+        tensors = self.manifest.tensors.items()
+        return sum(tensor.stored_bytes for name, tensor in tensors if name not in skip)
 
     @property
     def expert_bytes(self) -> int:
@@ -103,12 +110,22 @@ class PackedModel:
             for layer in self.manifest.layers
         }
 
-    def load_resident(self, buffer: Bytes | None = None) -> dict[str, Loaded]:
-        """Reads all resident tensors into one buffer and verifies their checksums.
+    def rows(self, name: str) -> StoredRows:
+        """A resident matrix as rows to be read when they are needed; see load_resident's skip."""
+        matrix = self.manifest.tensors[name]
+        assert isinstance(matrix, fmt.Matrix), "rows of a vector"
+        offset = len(self.manifest.resident_header()) + self.manifest.tensor_offsets()[name]
+        return StoredRows(self.path / fmt.RESIDENT, offset, matrix)
+
+    def load_resident(
+        self, buffer: Bytes | None = None, skip: Collection[str] = ()
+    ) -> dict[str, Loaded]:
+        """Reads resident tensors into one buffer and verifies their checksums.
 
         Args:
-            buffer: uint8 [resident_bytes], 64-byte aligned; allocated if None. The result's arrays
-                are views of it.
+            buffer: uint8 [resident_bytes_without(skip)], 64-byte aligned; allocated if None. The
+                result's arrays are views of it.
+            skip: matrices that are not kept. They too are read and verified, in pieces.
 
         Returns:
             A LoadedMatrix or a float32 array of the manifest's shape by tensor name.
@@ -117,17 +134,23 @@ class PackedModel:
             ChecksumError: a tensor is damaged.
             StorageError: reading failed.
         """
-        data = aligned_bytes(self.resident_bytes) if buffer is None else buffer
-        assert data.nbytes == self.resident_bytes
+        nbytes = self.resident_bytes_without(skip)
+        data = aligned_bytes(nbytes) if buffer is None else buffer
+        assert data.nbytes == nbytes
         assert data.ctypes.data % fmt.BLOB_ALIGN == 0
-        path = self.path / fmt.RESIDENT
-        _read_dropping_cache(path, len(self.manifest.resident_header()), data)
-        loaded = {}
-        for name, offset in self.manifest.tensor_offsets().items():
-            tensor = self.manifest.tensors[name]
-            stored = data[offset : offset + tensor.stored_bytes]
-            check_crc(_native.crc32c(stored), tensor.crc32c, f"{path}: {name}")
-            loaded[name] = _view(tensor, stored)
+        path, begin, used = self.path / fmt.RESIDENT, len(self.manifest.resident_header()), 0
+        loaded: dict[str, Loaded] = {}
+        with opened(path) as fd:
+            for name, tensor in self.manifest.tensors.items():
+                if name in skip:
+                    crc = _crc_of_file(fd, path, begin, tensor.stored_bytes)
+                else:
+                    stored = data[used : used + tensor.stored_bytes]
+                    crc = _read_dropping_cache(fd, path, begin, stored)
+                    used += tensor.stored_bytes
+                    loaded[name] = _view(tensor, stored)
+                check_crc(crc, tensor.crc32c, f"{path}: {name}")
+                begin += tensor.stored_bytes
         return loaded
 
 
@@ -196,10 +219,21 @@ def check_size(path: Path, size: int) -> None:
         )
 
 
-def _read_dropping_cache(path: Path, offset: int, data: Bytes) -> None:
-    """Fills data without leaving the file in the page cache, which a memory cgroup would charge."""
-    with opened(path) as fd:
-        for start in range(0, len(data), PIECE_BYTES):
-            piece = data[start : start + PIECE_BYTES]
-            read_exactly(fd, piece.data, offset + start, path)
-            os.posix_fadvise(fd, offset + start, len(piece), os.POSIX_FADV_DONTNEED)
+def _read_dropping_cache(fd: int, path: Path, offset: int, data: Bytes, crc: int = 0) -> int:
+    """Fills data -> its CRC, continuing crc. What was read does not stay in the page cache, which a
+    memory cgroup would charge."""
+    for start in range(0, len(data), PIECE_BYTES):
+        piece = data[start : start + PIECE_BYTES]
+        read_exactly(fd, piece.data, offset + start, path)
+        os.posix_fadvise(fd, offset + start, len(piece), os.POSIX_FADV_DONTNEED)
+        crc = _native.crc32c(piece, crc)
+    return crc
+
+
+def _crc_of_file(fd: int, path: Path, offset: int, nbytes: int) -> int:
+    """CRC of a part of a file that is not kept."""
+    crc, buffer = 0, np.empty(min(nbytes, PIECE_BYTES), np.uint8)
+    for start in range(0, nbytes, PIECE_BYTES):
+        piece = buffer[: min(PIECE_BYTES, nbytes - start)]
+        crc = _read_dropping_cache(fd, path, offset + start, piece, crc)
+    return crc

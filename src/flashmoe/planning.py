@@ -1,0 +1,210 @@
+"""What will be built of a pack, decided before any memory is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from flashmoe.errors import MemoryBudgetError, PackError, UsageError
+from flashmoe.experts.budget import (
+    Budget,
+    ExpertSizes,
+    make_budget,
+    memory_limit,
+    parse_cache,
+    swap_warning,
+)
+from flashmoe.experts.memory import read_system_memory
+from flashmoe.experts.room import CHUNK_STEP, PromptCosts
+from flashmoe.models.registry import family_name
+from flashmoe.ops.threads import default_threads
+from flashmoe.settings import DEFAULT_CONTEXT, EngineSettings
+from flashmoe.sizes import parse_size
+from flashmoe.sizing import floor_slots, scratch_bytes
+from flashmoe.store.consistency import check_against
+from flashmoe.store.format import MANIFEST
+from flashmoe.store.packed import PackedModel
+
+_log = logging.getLogger(__name__)
+
+# What the process takes beyond the named parts: allocator slack, thread stacks, kernel memory.
+_RESERVE = 48 << 20
+EMBEDDING, HEAD = "embed_tokens", "lm_head"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be built: decided before memory is taken.
+
+    streamed: resident tensors that stay in the file (the input embedding or nothing).
+    adaptive: the cache follows memory pressure and speed.
+    """
+
+    config: Any
+    native_experts_per_token: int
+    context_length: int
+    kv_itemsize: int
+    threads: int
+    state_bytes: int
+    streamed: frozenset[str]
+    budget: Budget
+    costs: PromptCosts
+    adaptive: bool
+
+
+def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> Plan:
+    """Decide sizes; raises MemoryBudgetError with the sum if the floor is above the limit.
+
+    Raises PackError if the pack does not hold what its config describes.
+    """
+    config = _read_config(pack, family)
+    specs = family.weights(config)
+    check_against(pack.manifest, specs)
+    native_k = config.num_experts_per_tok
+    config = _with_experts_per_token(config, settings.experts_per_token)
+    context = _context_length(config, settings.context_length)
+    # A bf16 pack is there to be exact: rounding keys and values would be its largest error.
+    kv_itemsize = 4 if pack.manifest.dense_format.name == "bf16" else 2
+    state = family.state_bytes(config, context, kv_itemsize)
+
+    def parts(streamed: frozenset[str]) -> dict[str, int]:
+        rows = {f"rows of {name}": pack.rows(name).buffer_bytes for name in streamed}
+        return {
+            "resident weights": pack.resident_bytes_without(streamed),
+            **rows,
+            f"state of {context} tokens": state,
+            f"scratch of {CHUNK_STEP}-token chunks": scratch_bytes(config, specs, CHUNK_STEP),
+        }
+
+    sizes = _expert_sizes(pack, native_k, settings)
+    streamed, budget = _choose(
+        lambda streamed: _budget(parts(streamed), sizes, settings), pack, sizes, settings
+    )
+    _warn_of_swap(budget)
+    per_token = scratch_bytes(config, specs, 1) - scratch_bytes(config, specs, 0)
+    return Plan(
+        config=config,
+        native_experts_per_token=native_k,
+        context_length=context,
+        kv_itemsize=kv_itemsize,
+        threads=settings.threads or default_threads(),
+        state_bytes=state,
+        streamed=streamed,
+        budget=budget,
+        costs=_prompt_costs(pack, budget, sizes, per_token, config.num_experts_per_tok, settings),
+        adaptive=settings.cache == "auto",
+    )
+
+
+def _choose(
+    budget: Callable[[frozenset[str]], Budget],
+    pack: PackedModel,
+    sizes: ExpertSizes,
+    settings: EngineSettings,
+) -> tuple[frozenset[str], Budget]:
+    """Which tensors stay in the file, and the sum.
+
+    A step uses one row of the input embedding per token. Where it is not also the head and memory
+    is short, experts make better use of its memory.
+    """
+    nothing, embedding = frozenset[str](), frozenset({EMBEDDING})
+    if HEAD not in pack.manifest.tensors:
+        return nothing, budget(nothing)
+    try:
+        held = budget(nothing)
+    except MemoryBudgetError:
+        return embedding, budget(embedding)
+    if settings.cache == "auto" and held.slots < sizes.total:
+        return embedding, budget(embedding)
+    return nothing, held
+
+
+def _prompt_costs(
+    pack: PackedModel,
+    budget: Budget,
+    sizes: ExpertSizes,
+    per_token: int,
+    experts_per_token: int,
+    settings: EngineSettings,
+) -> PromptCosts:
+    return PromptCosts(
+        scratch_per_token=per_token,
+        spare=budget.limit.nbytes - budget.total,
+        slot_bytes=sizes.slot_bytes,
+        layers=len(pack.manifest.layers),
+        num_experts=pack.manifest.experts.num_experts,
+        num_experts_per_tok=experts_per_token,
+        floor=sizes.floor_slots,
+        lendable=settings.cache != "all",
+    )
+
+
+def _read_config(pack: PackedModel, family: ModuleType) -> Any:
+    raw = pack.config
+    found = family_name(raw)
+    if found != pack.manifest.family:
+        raise PackError(
+            "the pack contradicts its config",
+            where=f"{pack.path / MANIFEST}: family",
+            expected=found,
+            got=pack.manifest.family,
+        )
+    return family.read_config(raw)
+
+
+def _expert_sizes(
+    pack: PackedModel, num_experts_per_tok: int, settings: EngineSettings
+) -> ExpertSizes:
+    layout = pack.manifest.experts
+    return ExpertSizes(
+        slot_bytes=layout.record_bytes,
+        total=len(pack.manifest.layers) * layout.num_experts,
+        floor=floor_slots(num_experts_per_tok, settings.readers),
+    )
+
+
+def _budget(parts: Mapping[str, int], sizes: ExpertSizes, settings: EngineSettings) -> Budget:
+    system = read_system_memory()
+    ram = settings.ram
+    if isinstance(ram, str):
+        ram = parse_size(ram, option="--ram", whole=system.physical)
+    cache = settings.cache
+    wanted = parse_cache(cache, sizes) if isinstance(cache, str) else cache
+    parts = {**parts, "interpreter and tokenizer": system.process + _RESERVE}
+    return make_budget(memory_limit(system, ram), parts, sizes, wanted)
+
+
+def _warn_of_swap(budget: Budget) -> None:
+    warning = swap_warning(read_system_memory(), budget)
+    if warning is not None:
+        _log.warning("%s", warning)
+
+
+def _with_experts_per_token(config: Any, wanted: int | None) -> Any:
+    own = config.num_experts_per_tok
+    if wanted is None or wanted == own:
+        return config
+    if wanted > own:
+        raise UsageError(
+            "more experts than the model was trained for",
+            where="experts_per_token",
+            expected=f"1 to {own}",
+            got=wanted,
+        )
+    return dataclasses.replace(config, num_experts_per_tok=wanted)
+
+
+def _context_length(config: Any, wanted: int | None) -> int:
+    longest = config.max_position_embeddings
+    if wanted is not None and wanted > longest:
+        raise UsageError(
+            "longer than the model's context",
+            where="context_length",
+            expected=f"at most {longest}",
+            got=wanted,
+        )
+    return wanted or min(longest, DEFAULT_CONTEXT)
