@@ -2,14 +2,13 @@
 #include <atomic>
 #include <stdexcept>
 
+#include "flashmoe/arm.h"
 #include "flashmoe/kernels.h"
 
 namespace flashmoe {
 namespace {
 
-Kernels build(const std::string& isa) {
-    Kernels table;
-    table.isa = isa;
+void register_scalar(Kernels& table) {
     register_codec_scalar(table.codec);
     register_linear_scalar(table.linear);
     register_norm_scalar(table.norm);
@@ -19,27 +18,67 @@ Kernels build(const std::string& isa) {
     register_routing_scalar(table.routing);
     register_elementwise_scalar(table.elementwise);
     register_probe_scalar(table.probe);
-#if defined(__x86_64__)
-    if (isa == "avx2") {
-        register_codec_avx2(table.codec);
-        register_linear_avx2(table.linear);
-        register_norm_avx2(table.norm);
-        register_rope_avx2(table.rope);
-        register_attention_avx2(table.attention);
-        register_delta_avx2(table.delta);
-        register_routing_avx2(table.routing);
-        register_elementwise_avx2(table.elementwise);
-        register_probe_avx2(table.probe);
-    }
-#endif
-    return table;
 }
+
+#if defined(__x86_64__)
+void register_avx2(Kernels& table) {
+    register_codec_avx2(table.codec);
+    register_linear_avx2(table.linear);
+    register_norm_avx2(table.norm);
+    register_rope_avx2(table.rope);
+    register_attention_avx2(table.attention);
+    register_delta_avx2(table.delta);
+    register_routing_avx2(table.routing);
+    register_elementwise_avx2(table.elementwise);
+    register_probe_avx2(table.probe);
+}
+
+// The builtins read XCR0 too: they are true only where the system saves the wide registers.
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+#elif defined(__aarch64__)
+void register_neon(Kernels& table) {
+    register_codec_neon(table.codec);
+    register_linear_neon(table.linear);
+    register_norm_neon(table.norm);
+    register_rope_neon(table.rope);
+    register_attention_neon(table.attention);
+    register_delta_neon(table.delta);
+    register_routing_neon(table.routing);
+    register_elementwise_neon(table.elementwise);
+    register_probe_neon(table.probe);
+}
+#endif
+
+// Slowest first; each one's kernels overwrite those of the sets before it.
+struct InstructionSet {
+    const char* name;
+    bool (*available)();
+    void (*add)(Kernels&);
+};
+
+constexpr InstructionSet kSets[] = {
+    {"scalar", [] { return true; }, register_scalar},
+#if defined(__x86_64__)
+    {"avx2", has_avx2, register_avx2},
+#elif defined(__aarch64__)
+    {"neon", arm::has_dot_product, register_neon},
+#endif
+};
 
 // One table per instruction set, never changed: a kernel that runs keeps what it began with.
 const std::vector<Kernels>& tables() {
     static const std::vector<Kernels> all = [] {
         std::vector<Kernels> built;
-        for (const std::string& isa : available_isas()) built.push_back(build(isa));
+        Kernels table;
+        for (const InstructionSet& set : kSets) {
+            if (!set.available()) break;
+            table.isa = set.name;
+            set.add(table);
+            built.push_back(table);
+        }
         return built;
     }();
     return all;
@@ -53,13 +92,8 @@ std::atomic<const Kernels*>& current() {
 }  // namespace
 
 std::vector<std::string> available_isas() {
-    std::vector<std::string> isas{"scalar"};
-#if defined(__x86_64__)
-    // The builtin reads XCR0 too: it is true only where the system saves the wide registers.
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c"))
-        isas.push_back("avx2");
-#endif
+    std::vector<std::string> isas;
+    for (const Kernels& table : tables()) isas.push_back(table.isa);
     return isas;
 }
 

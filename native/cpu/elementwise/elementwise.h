@@ -19,6 +19,7 @@ struct ElementwiseKernels {
 
 void register_elementwise_scalar(ElementwiseKernels& table);
 void register_elementwise_avx2(ElementwiseKernels& table);
+void register_elementwise_neon(ElementwiseKernels& table);
 
 struct SigmoidGate {
     float* x;           // [tokens, heads, dim], in place

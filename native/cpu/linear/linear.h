@@ -46,6 +46,7 @@ struct LinearKernels {
 
 void register_linear_scalar(LinearKernels& table);
 void register_linear_avx2(LinearKernels& table);
+void register_linear_neon(LinearKernels& table);
 
 // A token chunk keeps its activations in the L2 cache while the weight blocks pass by.
 constexpr int64_t kTokenChunk = 64;
