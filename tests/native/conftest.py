@@ -9,8 +9,7 @@ import pytest
 
 from flashmoe import _native
 
-
-# By name, not as found: kernels that the processor has and flashmoe does not see must not go unseen.
+# By name, not as found: what the processor has and flashmoe does not see must not go unseen.
 ISAS = {"x86_64": ["scalar", "avx2"], "aarch64": ["scalar", "neon"]}
 
 
