@@ -7,7 +7,7 @@ PROMPT ?= What is the capital of Italy?
 ORACLE ?= ,oracle
 SOURCES := $(shell find native src -name '*.cpp' -o -name '*.h' -o -name '*.py') CMakeLists.txt
 
-.PHONY: demo check test lint stubs format clean
+.PHONY: demo check check-neon test lint stubs format clean
 
 demo: .stamp/demo
 	$(BIN)/flashmoe run "$(PROMPT)"
@@ -22,6 +22,10 @@ lint: .stamp/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	find native -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# The NEON kernels, on any Debian machine: cross-built and run under qemu-user.
+check-neon:
+	tools/check-neon
 
 # After a change of native/bind: what Python sees of it, for mypy and readers.
 stubs: .stamp/dev

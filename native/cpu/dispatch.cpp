@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "flashmoe/amx.h"
+#include "flashmoe/arm.h"
 #include "flashmoe/kernels.h"
 
 namespace flashmoe {
@@ -57,6 +58,18 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
+#elif defined(__aarch64__)
+void register_neon(Kernels& table) {
+    register_codec_neon(table.codec);
+    register_linear_neon(table.linear);
+    register_norm_neon(table.norm);
+    register_rope_neon(table.rope);
+    register_attention_neon(table.attention);
+    register_delta_neon(table.delta);
+    register_routing_neon(table.routing);
+    register_elementwise_neon(table.elementwise);
+    register_probe_neon(table.probe);
+}
 #endif
 
 // Slowest first; each one's kernels overwrite those of the sets before it.
@@ -72,6 +85,8 @@ constexpr InstructionSet kSets[] = {
     {"avx2", has_avx2, register_avx2},
     {"avx512", has_avx512, register_avx512},
     {"amx", amx::enable, register_amx},
+#elif defined(__aarch64__)
+    {"neon", arm::has_dot_product, register_neon},
 #endif
 };
 

@@ -16,6 +16,8 @@ constexpr int kSpins = 4000;
 inline void relax() {
 #if defined(__x86_64__)
     _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");  // "yield" returns at once on most cores
 #else
     std::this_thread::yield();
 #endif

@@ -1,6 +1,7 @@
 #include "stream/arena.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -26,9 +27,15 @@ constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kPiece = size_t{64} << 20;  // what a thread makes resident at a time
 
+// Pages of the system: 16 or 64 KiB on some ARM machines.
+size_t whole_pages(size_t bytes) {
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    return (bytes + page - 1) / page * page;
+}
+
 uint8_t* map_aligned(size_t bytes) {
-    if (bytes > std::numeric_limits<size_t>::max() - kHugePage) throw std::bad_alloc();
-    const size_t mapped = bytes + kHugePage;
+    if (bytes > std::numeric_limits<size_t>::max() - 2 * kHugePage) throw std::bad_alloc();
+    const size_t kept = whole_pages(bytes), mapped = kept + kHugePage;
     void* const start =
         mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (start == MAP_FAILED) throw std::bad_alloc();
@@ -36,7 +43,7 @@ uint8_t* map_aligned(size_t bytes) {
     const size_t head = (kHugePage - address % kHugePage) % kHugePage;
     auto* const data = static_cast<uint8_t*>(start) + head;
     if (head > 0) munmap(start, head);
-    munmap(data + bytes, kHugePage - head);
+    munmap(data + kept, kHugePage - head);
     return data;
 }
 

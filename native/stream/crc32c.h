@@ -6,7 +6,8 @@
 
 namespace flashmoe {
 
-// The checksum of `bytes` bytes, continuing `crc` (0 to begin). Uses SSE4.2 where the CPU has it.
+// The checksum of `bytes` bytes, continuing `crc` (0 to begin). Uses the
+// instruction for it (SSE4.2, ARM) where the CPU has one.
 uint32_t crc32c(const void* data, size_t bytes, uint32_t crc = 0);
 
 // The same, by tables, on any machine.

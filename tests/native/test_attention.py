@@ -147,8 +147,8 @@ def test_kv_store_writes_its_positions_and_nothing_else(isa: str, dtype: type[np
 
 
 def test_kv_store_rounds_to_half_as_numpy_does(isa: str) -> None:
-    halves = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
-    halves = halves[np.isfinite(halves)]
+    patterns = np.arange(65536, dtype=np.uint16).view(np.float16)
+    halves = patterns[np.isfinite(patterns)].astype(np.float32)
     rng = np.random.default_rng(3)
     bits = rng.integers(0, 2**32, 100_000, dtype=np.uint32).view(np.float32)
     middles = (np.sort(halves)[:-1] + np.sort(halves)[1:]) / 2  # ties, exact in float32
@@ -157,7 +157,7 @@ def test_kv_store_rounds_to_half_as_numpy_does(isa: str) -> None:
     k = values[None, None]
     caches = [np.zeros((1, 1, values.size), dtype=np.float16) for _ in range(2)]
     _native.kv_store(_native.Pool(1), k, k, *caches, 0)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # ARM flags a signalling NaN
         expected = values.astype(np.float16)
     finite = ~np.isnan(values)
     np.testing.assert_array_equal(

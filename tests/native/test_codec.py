@@ -67,10 +67,9 @@ def test_encode_and_dequantize_match_on_ordinary_weights(
 @formats
 def test_every_16_bit_weight_is_read_right(isa: str, fmt: Format) -> None:
     bits = np.arange(1 << 16, dtype=np.uint16).reshape(-1, 128)
-    for dtype, values in [
-        ("f16", bits.view(np.float16).astype(np.float32)),
-        ("bf16", from_bf16(bits)),
-    ]:
+    with np.errstate(invalid="ignore"):  # ARM flags a signalling NaN
+        f16 = bits.view(np.float16).astype(np.float32)
+    for dtype, values in [("f16", f16), ("bf16", from_bf16(bits))]:
         usable = np.where(np.abs(values) <= LARGEST, bits, 0)
         meant = np.where(np.abs(values) <= LARGEST, values, np.float32(0))
         assert np.array_equal(encode(fmt, usable, dtype), fmt.encode(meant))

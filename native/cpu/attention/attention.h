@@ -30,6 +30,7 @@ struct AttentionKernels {
 
 void register_attention_scalar(AttentionKernels& table);
 void register_attention_avx2(AttentionKernels& table);
+void register_attention_neon(AttentionKernels& table);
 
 struct KvCache {
     const void *keys, *values;  // [kv_heads, context, dim], float or IEEE half

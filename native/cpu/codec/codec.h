@@ -24,6 +24,7 @@ struct CodecKernels {
 
 void register_codec_scalar(CodecKernels& table);
 void register_codec_avx2(CodecKernels& table);
+void register_codec_neon(CodecKernels& table);
 
 inline uint16_t to_bf16(float x) {
     const auto bits = std::bit_cast<uint32_t>(x);

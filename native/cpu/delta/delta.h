@@ -35,6 +35,7 @@ struct DeltaKernels {
 
 void register_delta_scalar(DeltaKernels& table);
 void register_delta_avx2(DeltaKernels& table);
+void register_delta_neon(DeltaKernels& table);
 
 struct GatedDelta {
     const float* qkv;              // [tokens, 2 * key_heads * key_dim + value_heads * value_dim]

@@ -20,6 +20,7 @@ struct ElementwiseKernels {
 void register_elementwise_scalar(ElementwiseKernels& table);
 void register_elementwise_avx2(ElementwiseKernels& table);
 void register_elementwise_avx512(ElementwiseKernels& table);
+void register_elementwise_neon(ElementwiseKernels& table);
 
 // out[i] = 1 / (1 + exp(-x[i])); out may be x. For a number per token: no threads, no table.
 void sigmoid(const float* x, int64_t n, float* out);

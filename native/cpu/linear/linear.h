@@ -64,6 +64,7 @@ void register_linear_scalar(LinearKernels& table);
 void register_linear_avx2(LinearKernels& table);
 void register_linear_avx512(LinearKernels& table);
 void register_linear_amx(LinearKernels& table);
+void register_linear_neon(LinearKernels& table);
 
 // A token chunk keeps its activations in the L2 cache while the weight blocks pass by.
 constexpr int64_t kTokenChunk = 64;

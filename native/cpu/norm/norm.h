@@ -19,6 +19,7 @@ struct NormKernels {
 void register_norm_scalar(NormKernels& table);
 void register_norm_avx2(NormKernels& table);
 void register_norm_avx512(NormKernels& table);
+void register_norm_neon(NormKernels& table);
 
 // x, out [rows, n]; weight [n]. out may be x.
 void rms_norm(Pool& pool, const float* x, const float* weight, int64_t rows, int64_t n, float eps,

@@ -19,6 +19,7 @@ void register_probe_scalar(ProbeKernels& table);
 void register_probe_avx2(ProbeKernels& table);
 void register_probe_avx512(ProbeKernels& table);
 void register_probe_amx(ProbeKernels& table);
+void register_probe_neon(ProbeKernels& table);
 
 // Sum of nbytes (whole 128-byte lines of it) at data, read once by all threads of the pool.
 uint64_t read_sum(Pool& pool, const uint8_t* data, int64_t nbytes);

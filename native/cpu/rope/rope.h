@@ -14,6 +14,7 @@ struct RopeKernels {
 
 void register_rope_scalar(RopeKernels& table);
 void register_rope_avx2(RopeKernels& table);
+void register_rope_neon(RopeKernels& table);
 
 struct HeadNormRope {
     const float* x;  // element (t, h, d) at x[t * token_stride + h * head_stride + d]

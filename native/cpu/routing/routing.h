@@ -17,6 +17,7 @@ struct RoutingKernels {
 
 void register_routing_scalar(RoutingKernels& table);
 void register_routing_avx2(RoutingKernels& table);
+void register_routing_neon(RoutingKernels& table);
 
 struct SoftmaxTopk {
     const float* logits;  // [tokens, experts]

@@ -43,5 +43,6 @@ struct TileKernels {
 
 void register_tile_scalar(TileKernels& table);
 void register_tile_avx2(TileKernels& table);
+void register_tile_neon(TileKernels& table);
 
 }  // namespace flashmoe

@@ -30,11 +30,12 @@ struct Kernels {
     ProbeKernels probe;
 };
 
-// The table in use. Chosen once, by CPUID, on first use; select_isa replaces it.
+// The table in use. Chosen once, by what the CPU says, on first use; select_isa replaces it.
 const Kernels& kernels();
 
-// The instruction sets that this machine can run, slowest first: "scalar", "avx2",
-// "avx512" (F, BW, DQ, VL and VNNI), "amx" (that and AMX-TILE, AMX-INT8).
+// The instruction sets that this machine can run, slowest first: "scalar", then "avx2",
+// "avx512" (F, BW, DQ, VL and VNNI) and "amx" (that and AMX-TILE, AMX-INT8), or "neon" (ARM with
+// dot product).
 std::vector<std::string> available_isas();
 
 // name: "auto" or one of available_isas(); throws std::invalid_argument otherwise.
