@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.errors import ConfigError, FlashMoeError
-from flashmoe.models import qwen3_5_moe, qwen3_moe
+from flashmoe.models import qwen3_5_moe, qwen3_moe, qwen3_next
 from flashmoe.models.registry import FAMILIES, family_name, load_family
 from tests.support.demo import demo_checkpoint
-from tests.support.tiny_checkpoints import CONFIGS, QWEN3_5_MOE, QWEN3_MOE, make_tensors
+from tests.support.tiny_checkpoints import (
+    CONFIGS,
+    QWEN3_5_MOE,
+    QWEN3_MOE,
+    QWEN3_NEXT,
+    make_tensors,
+)
 
 
 def test_registry_knows_the_aliases() -> None:
@@ -25,7 +32,7 @@ def test_registry_knows_the_aliases() -> None:
 
 @pytest.mark.parametrize("model_type", ["gpt2", None, 7, ["qwen3_moe"]])
 def test_unknown_model_type_lists_what_is_supported(model_type: Any) -> None:
-    with pytest.raises(ConfigError, match=r"model_type.*qwen3_moe \| qwen3_5_moe"):
+    with pytest.raises(ConfigError, match=r"model_type.*qwen3_moe \| qwen3_next"):
         family_name({"model_type": model_type})
 
 
@@ -43,7 +50,7 @@ def test_weights_ask_for_every_tensor_of_a_checkpoint_in_its_shape(family: str, 
     specs = module.weights(module.read_config(raw))
     asked: dict[str, tuple[int, ...]] = {}
     for m in specs.matrices:
-        asked |= dict.fromkeys(m.sources, (m.rows // len(m.sources), m.cols))
+        asked |= {source.name: (source.height, m.cols) for source in m.sources}
     for v in specs.vectors:
         asked[v.source] = v.shape
     for e in specs.experts:
@@ -80,6 +87,33 @@ def test_qwen3_5_moe_names_roles_and_offsets() -> None:
         "lm_head.",
         "language_model.lm_head.",
     )
+
+
+def test_qwen3_next_sorts_rows_by_part() -> None:
+    """2 key heads of 16, each with 2 of 4 value heads of 16; b and a: one row per value head."""
+    specs = qwen3_next.weights(qwen3_next.read_config(QWEN3_NEXT))
+    rows = {
+        m.name.split(".in_proj_")[1]: [
+            r for s in m.sources for r in range(s.first, s.first + s.rows)
+        ]
+        for m in specs.matrices
+        if m.name.startswith("layers.0.linear_attn.in_proj_")
+    }
+    heads = np.arange(192).reshape(2, 96)
+    q, k, v, z = np.split(heads, [16, 32, 64], axis=1)
+    assert rows["qkv"] == [*q.flat, *k.flat, *v.flat]
+    assert rows["z"] == [*z.flat]
+    assert (rows["b"], rows["a"]) == ([0, 1, 4, 5], [2, 3, 6, 7])
+
+
+def test_qwen3_next_is_qwen3_5_but_for_its_input_projections() -> None:
+    config = qwen3_next.read_config(QWEN3_NEXT)
+    mine, other = qwen3_next.weights(config), qwen3_5_moe.weights(config)
+    assert [(m.name, m.rows, m.cols, m.role) for m in mine.matrices] == [
+        (m.name, m.rows, m.cols, m.role) for m in other.matrices
+    ]
+    assert (mine.vectors, mine.experts) == (other.vectors, other.experts)
+    assert "mtp." in mine.ignored
 
 
 def test_qwen3_moe_names_and_roles() -> None:
@@ -151,6 +185,12 @@ _QWEN3_MOE = [
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"head_dim": 31}, "an even integer"),
 ]
+_QWEN3_NEXT = [
+    ({"use_sliding_window": True}, "use_sliding_window"),
+    ({"decoder_sparse_step": 2}, "decoder_sparse_step"),
+    ({"norm_topk_prob": False}, "norm_topk_prob"),
+    ({"linear_num_key_heads": 3}, "a divisor of 4, got 3"),
+]
 _QWEN3_5_MOE = [
     ({"attn_output_gate": False}, "attn_output_gate"),
     ({"norm_topk_prob": False}, "norm_topk_prob"),
@@ -164,6 +204,7 @@ _QWEN3_5_MOE = [
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [("qwen3_moe", *case) for case in _BOTH + _QWEN3_MOE]
+    + [("qwen3_next", *case) for case in _BOTH + _QWEN3_NEXT]
     + [("qwen3_5_moe", *case) for case in _BOTH + _QWEN3_5_MOE],
 )
 def test_unsupported_values_are_refused(family: str, change: dict[str, Any], message: str) -> None:

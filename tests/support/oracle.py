@@ -22,6 +22,16 @@ _COMMON = {
     "num_experts": 8,
     "num_experts_per_tok": 2,
 }
+_HYBRID = {
+    **_COMMON,
+    "num_hidden_layers": 4,
+    "shared_expert_intermediate_size": 64,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "linear_conv_kernel_dim": 4,
+}
 _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3_moe": (
         "Qwen3MoeConfig",
@@ -34,18 +44,25 @@ _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
     ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        "Qwen3NextForCausalLM",
+        {
+            **_HYBRID,
+            "intermediate_size": 256,
+            "norm_topk_prob": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e7,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+    ),
     "qwen3_5_moe": (
         "Qwen3_5MoeTextConfig",
         "Qwen3_5MoeForCausalLM",
         {
-            **_COMMON,
-            "num_hidden_layers": 4,
-            "shared_expert_intermediate_size": 64,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 64,
-            "linear_value_head_dim": 64,
-            "linear_conv_kernel_dim": 4,
+            **_HYBRID,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1e7,

@@ -77,8 +77,19 @@ QWEN3_5_MOE: dict[str, Any] = {
     "tie_word_embeddings": True,
     "vocab_size": 100,
 }
+QWEN3_NEXT: dict[str, Any] = {
+    **{key: value for key, value in QWEN3_5_MOE.items() if key != "layer_types"},
+    "architectures": ["Qwen3NextForCausalLM"],
+    "decoder_sparse_step": 1,
+    "full_attention_interval": 4,
+    "intermediate_size": 128,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_next",
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
 SMALLEST_F16 = 2.0**-14
-CONFIGS = {"qwen3_moe": QWEN3_MOE, "qwen3_5_moe": QWEN3_5_MOE}
+CONFIGS = {"qwen3_moe": QWEN3_MOE, "qwen3_next": QWEN3_NEXT, "qwen3_5_moe": QWEN3_5_MOE}
 
 
 @dataclass(frozen=True)
@@ -174,8 +185,7 @@ def _to_bytes(w: Floats, dtype: DType) -> bytes:
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     vocab, hidden = config["vocab_size"], config["hidden_size"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
-    types = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
-    for layer, layer_type in enumerate(types):
+    for layer, layer_type in enumerate(layer_types(config)):
         shapes |= {
             f"model.layers.{layer}.{name}": shape
             for name, shape in _layer_shapes(config, layer_type).items()
@@ -184,6 +194,14 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, hidden)
     return shapes
+
+
+def layer_types(config: Mapping[str, Any]) -> list[str]:
+    """The kind of attention of each layer."""
+    given: list[str] | None = config.get("layer_types")
+    interval = config.get("full_attention_interval", 1)
+    layers = range(config["num_hidden_layers"])
+    return given or ["linear_attention" if (i + 1) % interval else "full_attention" for i in layers]
 
 
 def _layer_shapes(config: Mapping[str, Any], layer_type: str) -> dict[str, tuple[int, ...]]:
@@ -230,11 +248,14 @@ def _linear_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, heads = config["hidden_size"], config["linear_num_value_heads"]
     keys = config["linear_num_key_heads"] * config["linear_key_head_dim"]
     values = heads * config["linear_value_head_dim"]
+    inputs = {
+        "qkvz": 2 * keys + 2 * values,
+        "ba": 2 * heads,
+    }
+    if config["model_type"] != "qwen3_next":
+        inputs = {"qkv": 2 * keys + values, "z": values, "b": heads, "a": heads}
     return {
-        "linear_attn.in_proj_qkv.weight": (2 * keys + values, hidden),
-        "linear_attn.in_proj_z.weight": (values, hidden),
-        "linear_attn.in_proj_b.weight": (heads, hidden),
-        "linear_attn.in_proj_a.weight": (heads, hidden),
+        **{f"linear_attn.in_proj_{n}.weight": (rows, hidden) for n, rows in inputs.items()},
         "linear_attn.out_proj.weight": (hidden, values),
         "linear_attn.conv1d.weight": (
             2 * keys + values,

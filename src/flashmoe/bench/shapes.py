@@ -45,9 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-_QWEN3_5 = {
-    "model_type": "qwen3_5_moe_text",
-    "vocab_size": 248320,
+_HYBRID = {
     "num_key_value_heads": 2,
     "head_dim": 256,
     "linear_num_key_heads": 16,
@@ -64,6 +62,20 @@ _QWEN3_5 = {
     "max_position_embeddings": 262144,
     "tie_word_embeddings": False,
 }
+SHAPES["qwen3-next-80b"] = {
+    **_HYBRID,
+    "model_type": "qwen3_next",
+    "vocab_size": 151936,
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "linear_num_value_heads": 32,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+}
+_QWEN3_5 = {**_HYBRID, "model_type": "qwen3_5_moe_text", "vocab_size": 248320}
 SHAPES["qwen3.5-35b-a3b"] = {
     **_QWEN3_5,
     "hidden_size": 2048,

@@ -138,9 +138,8 @@ def _constant(vector: VectorSpec) -> float | None:
 
 def _declare(specs: WeightSpecs, path: Path) -> Iterator[Tensor]:
     for matrix in specs.matrices:
-        rows = matrix.rows // len(matrix.sources)
         for source in matrix.sources:
-            yield _tensor(source, path, (rows, matrix.cols))
+            yield _tensor(source.name, path, (source.height, matrix.cols))
     for vector in specs.vectors:
         yield _tensor(vector.source, path, vector.shape)
     for experts in specs.experts:

@@ -11,6 +11,7 @@ from flashmoe.errors import ConfigError
 
 FAMILIES = {
     "qwen3_moe": "qwen3_moe",
+    "qwen3_next": "qwen3_next",
     "qwen3_5_moe": "qwen3_5_moe",
     "qwen3_5_moe_text": "qwen3_5_moe",
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
-from flashmoe.models.specs import ExpertsSpec, MatrixSpec, VectorSpec, WeightSpecs
+from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
 
 
 class SpecList:
@@ -19,15 +20,24 @@ class SpecList:
         self, name: str, rows: int, cols: int, role: Literal["dense", "exact"] = "dense"
     ) -> None:
         """A matrix [rows, cols] of one source."""
-        self._matrices.append(MatrixSpec(name, (f"model.{name}.weight",), rows, cols, role))
+        self.stack(name, (Source(f"model.{name}.weight", rows),), cols, role)
+
+    def stack(
+        self,
+        name: str,
+        sources: Iterable[Source],
+        cols: int,
+        role: Literal["dense", "exact"] = "dense",
+    ) -> None:
+        """A matrix of rows from several places."""
+        self._matrices.append(MatrixSpec(name, tuple(sources), cols, role))
 
     def gate_up(self, stem: str, intermediate_size: int, hidden_size: int) -> None:
         """`stem`.gate_up [2 I, H]: gate_proj and up_proj, interleaved."""
-        sources = tuple(f"model.{stem}.{part}_proj.weight" for part in ("gate", "up"))
-        spec = MatrixSpec(
-            f"{stem}.gate_up", sources, 2 * intermediate_size, hidden_size, interleave=True
+        sources = tuple(
+            Source(f"model.{stem}.{part}_proj.weight", intermediate_size) for part in ("gate", "up")
         )
-        self._matrices.append(spec)
+        self._matrices.append(MatrixSpec(f"{stem}.gate_up", sources, hidden_size, interleave=True))
 
     def vector(self, name: str, *shape: int, offset: float = 0.0, suffix: str = ".weight") -> None:
         """A float32 vector; suffix "" for parameters that are not `.weight` of a module."""
@@ -62,8 +72,7 @@ class SpecList:
         else:
             embed = self._matrices[0]
             assert embed.name == "embed_tokens"
-            head = MatrixSpec("lm_head", ("lm_head.weight",), embed.rows, embed.cols)
-            self._matrices.append(head)
+            self.stack("lm_head", (Source("lm_head.weight", embed.rows),), embed.cols)
         return WeightSpecs(
             tuple(self._matrices), tuple(self._vectors), tuple(self._experts), ignored
         )

@@ -7,20 +7,42 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
+class Source:
+    """Rows [first, first + rows) of a checkpoint tensor of `of` rows (0: of `rows` rows).
+
+    name: canonical ("model.layers.0...").
+    """
+
+    name: str
+    rows: int
+    first: int = 0
+    of: int = 0
+
+    @property
+    def height(self) -> int:
+        """Rows of the whole tensor."""
+        return self.of or self.rows
+
+
+@dataclass(frozen=True)
 class MatrixSpec:
     """A resident matrix [rows, cols], stored in a weight format.
 
-    sources: canonical checkpoint names whose rows are stacked in order ("model.layers.0...").
+    sources: what is stacked in order; all have `cols` columns.
     role: "dense" follows --dense; "exact" is always bf16 (routers and tiny projections).
     interleave: two sources (gate, up) of equal shape whose rows alternate in blocks of 8.
     """
 
     name: str
-    sources: tuple[str, ...]
-    rows: int
+    sources: tuple[Source, ...]
     cols: int
     role: Literal["dense", "exact"] = "dense"
     interleave: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of all sources together."""
+        return sum(source.rows for source in self.sources)
 
 
 @dataclass(frozen=True)

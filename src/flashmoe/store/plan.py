@@ -14,7 +14,7 @@ from flashmoe.checkpoint.names import Names
 from flashmoe.checkpoint.safetensors import ITEM_BYTES, WEIGHT_TYPES
 from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
 from flashmoe.errors import CheckpointError, ConfigError, UsageError
-from flashmoe.models.specs import ExpertsSpec, MatrixSpec, VectorSpec, WeightSpecs
+from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
 from flashmoe.quant import FORMATS, Format
 from flashmoe.store import format as fmt
 from flashmoe.store.manifest import to_json
@@ -177,15 +177,13 @@ def _option(option: str, name: str, group: int) -> Format:
 
 def _matrix(spec: MatrixSpec, names: Names, options: PackOptions) -> EncodeMatrix:
     format_ = options.dense if spec.role == "dense" else EXACT
-    if len(spec.sources) == 1:
-        heights: tuple[int, ...] = (spec.rows,)
-    else:
-        heights = (spec.rows // len(spec.sources),) * len(spec.sources)
-    sources = tuple(
-        _whole(names.take(name), height, spec.cols)
-        for name, height in zip(spec.sources, heights, strict=True)
-    )
+    sources = tuple(_slice(names.take(source.name), source, spec.cols) for source in spec.sources)
     return _encode(sources, spec.interleave, format_, 0)
+
+
+def _slice(tensor: SourceTensor, source: Source, cols: int) -> Rows:
+    _check_shape(tensor, (source.height, cols))
+    return Rows(tensor, source.first, source.rows, cols)
 
 
 def _whole(tensor: SourceTensor, rows: int, cols: int) -> Rows:
