@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.errors import ConfigError, FlashMoeError
-from flashmoe.models import qwen3_5_moe, qwen3_moe, qwen3_next
+from flashmoe.layers.state import cache_positions
+from flashmoe.models import gpt_oss, qwen3_5_moe, qwen3_moe, qwen3_next
 from flashmoe.models.registry import FAMILIES, family_name, load_family
 from tests.support.demo import demo_checkpoint
 from tests.support.tiny_checkpoints import (
     CONFIGS,
+    GPT_OSS,
     QWEN3_5_MOE,
     QWEN3_MOE,
     QWEN3_NEXT,
@@ -58,6 +60,9 @@ def test_weights_ask_for_every_tensor_of_a_checkpoint_in_its_shape(family: str, 
             asked[e.gate.format(expert=i)] = (e.intermediate_size, e.hidden_size)
             asked[e.up.format(expert=i)] = (e.intermediate_size, e.hidden_size)
             asked[e.down.format(expert=i)] = (e.hidden_size, e.intermediate_size)
+        if e.gate_up_bias:
+            asked[e.gate_up_bias] = (e.num_experts, 2 * e.intermediate_size)
+            asked[e.down_bias] = (e.num_experts, e.hidden_size)
     assert asked == {
         name: w.shape if ".conv1d." not in name else (w.shape[0], w.shape[2])
         for name, w in tensors.items()
@@ -114,6 +119,46 @@ def test_qwen3_next_is_qwen3_5_but_for_its_input_projections() -> None:
     ]
     assert (mine.vectors, mine.experts) == (other.vectors, other.experts)
     assert "mtp." in mine.ignored
+
+
+def test_gpt_oss_reads_the_published_config() -> None:
+    """The keys of openai/gpt-oss-20b that say something about the forward pass."""
+    renamed = {"num_experts", "layer_types"}
+    config = gpt_oss.read_config(
+        {k: v for k, v in GPT_OSS.items() if k not in renamed}
+        | {
+            "num_local_experts": 6,
+            "experts_per_token": 2,
+            "quantization_config": {
+                "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"],
+                "quant_method": "mxfp4",
+            },
+        }
+    )
+    assert config == gpt_oss.read_config(GPT_OSS)
+    assert [config.window(n) for n in range(2)] == [20, 0]
+    assert config.yarn is not None
+    assert (config.yarn.factor, config.yarn.attention_factor) == (2.0, None)
+
+
+def test_gpt_oss_names_and_kinds() -> None:
+    specs = gpt_oss.weights(gpt_oss.read_config(GPT_OSS))
+    assert {m.name for m in specs.matrices if m.role == "exact"} == {
+        "layers.0.mlp.router",
+        "layers.1.mlp.router",
+    }
+    experts = specs.experts[1]
+    assert (experts.activation, experts.paired) == ("swiglu_clamped", True)
+    assert experts.down_bias == "model.layers.1.mlp.experts.down_proj_bias"
+    names = {v.name for v in specs.vectors}
+    assert {"layers.0.self_attn.sinks", "layers.0.self_attn.o_proj.bias"} <= names
+
+
+def test_a_window_keeps_a_ring_whatever_the_context() -> None:
+    config = gpt_oss.read_config(GPT_OSS)
+    per_position = 2 * 2 * 32 * 2
+    assert gpt_oss.state_bytes(config, 100_000, 2) == per_position * (100_000 + 576)
+    assert (cache_positions(100_000, 128), cache_positions(7, 0)) == (640, 7)
 
 
 def test_qwen3_moe_names_and_roles() -> None:
@@ -191,6 +236,23 @@ _QWEN3_NEXT = [
     ({"norm_topk_prob": False}, "norm_topk_prob"),
     ({"linear_num_key_heads": 3}, "a divisor of 4, got 3"),
 ]
+_YARN = GPT_OSS["rope_scaling"]
+_GPT_OSS = [
+    *(c for c in _BOTH if not {"attention_bias", "mlp_only_layers", "rope_parameters"} & {*c[0]}),
+    ({"rope_parameters": {"rope_type": "default"}}, "rope_scaling: .*the same as rope_parameters"),
+    ({"rope_theta": 1.0}, "rope_theta: .*more than 1"),
+    ({"attention_bias": False}, "attention_bias"),
+    ({"swiglu_limit": 10.0}, "swiglu_limit"),
+    ({"swiglu_alpha": 1.0}, "swiglu_alpha"),
+    ({"sliding_window": None}, "sliding_window: key is missing"),
+    ({"layer_types": ["chunked_attention"] * 2}, "got 'chunked_attention'"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quant_method: .*expected 'mxfp4'"),
+    ({"num_local_experts": 7}, "num_local_experts and num_experts"),
+    ({"rope_scaling": {**_YARN, "rope_type": "llama3"}}, "rope_type"),
+    ({"rope_scaling": {**_YARN, "factor": None}}, "factor: key is missing"),
+    ({"rope_scaling": {**_YARN, "beta_fast": 1.0}}, "beta_fast: .*more than beta_slow"),
+    ({"rope_scaling": {**_YARN, "mscale": 1.0}}, "mscale: .*keys of YaRN"),
+]
 _QWEN3_5_MOE = [
     ({"attn_output_gate": False}, "attn_output_gate"),
     ({"norm_topk_prob": False}, "norm_topk_prob"),
@@ -205,7 +267,8 @@ _QWEN3_5_MOE = [
     ("family", "change", "message"),
     [("qwen3_moe", *case) for case in _BOTH + _QWEN3_MOE]
     + [("qwen3_next", *case) for case in _BOTH + _QWEN3_NEXT]
-    + [("qwen3_5_moe", *case) for case in _BOTH + _QWEN3_5_MOE],
+    + [("qwen3_5_moe", *case) for case in _BOTH + _QWEN3_5_MOE]
+    + [("gpt_oss", *case) for case in _GPT_OSS],
 )
 def test_unsupported_values_are_refused(family: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -101,3 +101,23 @@ def expected(f: dict[str, Any], w: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the format makes of the weights."""
     format_ = Format(f["format"], f["group"])
     return format_.decode(format_.encode(w), *w.shape)
+
+
+def test_biases_are_where_the_document_says(tmp_path: Path) -> None:
+    pack = make_pack(tmp_path, "gpt_oss", PackOptions.parse("q4", "q8", 32)).path
+    experts = json.loads((pack / "flashmoe.json").read_text())["experts"]
+    tensors, (e, hidden, inner) = make_tensors(CONFIGS["gpt_oss"]), (5, 64, 64)
+    raw = (pack / experts["layers"][1]["file"]).read_bytes()
+    (length,) = struct.unpack_from("<Q", raw)
+    record = raw[8 + length + e * experts["record_bytes"] :][: experts["record_bytes"]]
+    assert experts["activation"] == "swiglu_clamped"
+    assert experts["bias_offset"] == align(experts["down_offset"] + hidden * inner // 32 * 20, 64)
+    found = struct.unpack_from(f"<{2 * inner + hidden}f", record, experts["bias_offset"])
+    stem = "model.layers.1.mlp.experts"
+    for row in range(inner):
+        block, r = divmod(row, 8)
+        gate, up = tensors[f"{stem}.gate_up_proj_bias"][e, 2 * row : 2 * row + 2]
+        assert (found[16 * block + r], found[16 * block + 8 + r]) == (gate, up)
+    assert found[2 * inner :] == tuple(tensors[f"{stem}.down_proj_bias"][e])
+    end = experts["bias_offset"] + 4 * (2 * inner + hidden)
+    assert record[end:] == bytes(experts["record_bytes"] - end)

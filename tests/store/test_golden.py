@@ -43,6 +43,12 @@ GOLDEN_FILES = {
         "flashmoe.json": "5e615c0b6bbb3e24c05c8d033adbe856",
         "resident.safetensors": "4e80b402f0ff1ecf10b9cbbe02af0b95",
     },
+    "gpt_oss": {
+        "experts-000.safetensors": "",
+        "experts-001.safetensors": "",
+        "flashmoe.json": "",
+        "resident.safetensors": "",
+    },
     "qwen3_5_moe": {
         "experts-000.safetensors": "e67f95b5e0d1ddc475055c5d98d2b8cd",
         "experts-001.safetensors": "17241be297bd910bd23789663a3e56fb",
@@ -70,7 +76,7 @@ def test_blocks(format_: Format) -> None:
     np.testing.assert_array_equal(found, format_.encode(w))
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_5_moe"])
+@pytest.mark.parametrize("family", GOLDEN_FILES)
 def test_files(tmp_path: Path, family: str) -> None:
     def set_weights(tensors: Tensors) -> None:
         for phase, name in enumerate(sorted(tensors)):

@@ -58,6 +58,30 @@ _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
             },
         },
     ),
+    "gpt_oss": (
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {
+            **{
+                k: v
+                for k, v in _COMMON.items()
+                if k not in ("moe_intermediate_size", "num_experts")
+            },
+            "intermediate_size": 64,
+            "num_local_experts": 8,
+            "num_hidden_layers": 4,
+            "sliding_window": 24,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 150000.0,
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
+        },
+    ),
     "qwen3_5_moe": (
         "Qwen3_5MoeTextConfig",
         "Qwen3_5MoeForCausalLM",
@@ -108,7 +132,7 @@ def _random(model_class: Any, config: Any) -> Any:
     t = torch()
     t.manual_seed(0)
     model = model_class(config).eval().float()
-    noisy = ("norm", "bias", "A_log")
+    noisy = ("norm", "bias", "A_log", "sinks")
     with t.no_grad():
         for name, parameter in model.named_parameters():
             if any(part in name for part in noisy):

@@ -152,6 +152,9 @@ def _declare_experts(spec: ExpertsSpec, path: Path) -> Iterator[Tensor]:
         yield _tensor(spec.gate.format(expert=expert), path, (narrow, wide))
         yield _tensor(spec.up.format(expert=expert), path, (narrow, wide))
         yield _tensor(spec.down.format(expert=expert), path, (wide, narrow))
+    if spec.gate_up_bias:
+        yield _tensor(spec.gate_up_bias, path, (spec.num_experts, 2 * narrow))
+        yield _tensor(spec.down_bias, path, (spec.num_experts, wide))
 
 
 def _tensor(name: str, path: Path, shape: tuple[int, ...]) -> Tensor:

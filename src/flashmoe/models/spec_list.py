@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
+from flashmoe.ops.base import Activation
 
 
 class SpecList:
@@ -44,7 +45,14 @@ class SpecList:
         self._vectors.append(VectorSpec(name, f"model.{name}{suffix}", shape, offset))
 
     def experts(
-        self, layer: int, num_experts: int, hidden_size: int, intermediate_size: int
+        self,
+        layer: int,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: Activation = "swiglu",
+        paired: bool = False,
+        biases: bool = False,
     ) -> None:
         """Routed experts under layers.N.mlp.experts, one tensor per projection or fused."""
         stem = f"model.layers.{layer}.mlp.experts"
@@ -62,6 +70,10 @@ class SpecList:
                 down=down,
                 fused_gate_up=f"{stem}.gate_up_proj",
                 fused_down=f"{stem}.down_proj",
+                paired=paired,
+                activation=activation,
+                gate_up_bias=f"{stem}.gate_up_proj_bias" if biases else "",
+                down_bias=f"{stem}.down_proj_bias" if biases else "",
             )
         )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from flashmoe.ops.base import Activation
+
 
 @dataclass(frozen=True)
 class Source:
@@ -57,10 +59,13 @@ class VectorSpec:
 
 @dataclass(frozen=True)
 class ExpertsSpec:
-    """The routed experts of one layer: SwiGLU with gate and up [I, H] and down [H, I].
+    """The routed experts of one layer: gate and up [I, H] and down [H, I].
 
     gate, up, down: checkpoint names with "{expert}" for per-expert checkpoints.
     fused_gate_up [E, 2 I, H] (gate rows first), fused_down [E, H, I]: names for fused ones.
+    paired: fused as gpt-oss does it, gate and up rows in turn, and either every expert transposed
+    (fused_gate_up [E, H, 2 I], fused_down [E, I, H]) or in MXFP4 under NAME_blocks and NAME_scales.
+    gate_up_bias [E, 2 I], in the same order, and down_bias [E, H]: names; empty: no biases.
     """
 
     layer: int
@@ -72,6 +77,10 @@ class ExpertsSpec:
     down: str
     fused_gate_up: str
     fused_down: str
+    paired: bool = False
+    activation: Activation = "swiglu"
+    gate_up_bias: str = ""
+    down_bias: str = ""
 
 
 @dataclass(frozen=True)
