@@ -15,7 +15,7 @@ from flashmoe.store.format import ExpertLayout
 from tests.support.matrices import at_offset, format_id, unwritten
 from tests.support.tolerances import CLAMPED, DOT, HIDDEN_CODE_FLIPS
 
-FORMATS = [Format("bf16"), Format("q8", 32), Format("q4", 64)]
+FORMATS = [Format("bf16"), Format("q8", 32), Format("q4", 64), Format("mxfp4", 32)]
 formats = pytest.mark.parametrize("fmt", FORMATS, ids=format_id)
 HIDDEN, INNER, COUNT = 192, 128, 3
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flashmoe.checkpoint import mxfp4
+from flashmoe.checkpoint.directory import Checkpoint
 from flashmoe.errors import CheckpointError, ConfigError, NonFiniteError
 from flashmoe.quant.layout import from_bf16
 from flashmoe.store.pack import pack_checkpoint
@@ -42,13 +43,27 @@ def test_records_hold_weights_and_biases(tmp_path: Path, layout: Layout) -> None
     np.testing.assert_array_equal(biases[2 * 64 :], tensors[f"{STEM}.down_proj_bias"][4])
 
 
-@pytest.mark.parametrize("experts", ["bf16", "q8", "q4"])
+@pytest.mark.parametrize("experts", ["bf16", "q8", "q4", "mxfp4"])
 def test_mxfp4_packs_as_the_numbers_that_it_means(tmp_path: Path, experts: str) -> None:
     options = PackOptions.parse(experts, "q8", 32)
     for source in write_pair(tmp_path):
         pack_checkpoint(source, tmp_path / f"{source.name}.pack", options)
     packs = (data_of(tmp_path / f"{name}.pack") for name in ("mxfp4", "plain"))
     assert next(packs) == next(packs)
+
+
+def test_mxfp4_is_kept_exactly(tmp_path: Path) -> None:
+    source, plain = write_pair(tmp_path)
+    pack_checkpoint(source, tmp_path / "pack", PackOptions.parse("mxfp4", "q8", 64))
+    model = PackedModel.open(tmp_path / "pack")
+    assert model.manifest.version == 2
+    found = decode_record(model.manifest.experts, read_record(model, 1, 4))
+    with Checkpoint(plain) as checkpoint:
+        for part, w in zip(("gate", "up", "down"), found, strict=True):
+            tensor = checkpoint.tensors[f"{STEM}.4.{part}_proj.weight"]
+            bits = checkpoint.read(tensor, 0, tensor.nbytes).view(np.uint16)
+            expected = from_bf16(bits).reshape(tensor.shape)
+            np.testing.assert_array_equal(w.view(np.uint32), expected.view(np.uint32))
 
 
 def test_every_code_and_scale_is_exact_in_bf16() -> None:

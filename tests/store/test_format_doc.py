@@ -40,6 +40,13 @@ def read_weight(data: bytes, name: str, g: int, cols: int, row: int, col: int) -
         at = block * 8 * 2 * cols + (col // 2) * 32 + r * 4 + (col % 2) * 2
         return bf16(data[at : at + 2])
     group, c = divmod(col, g)
+    if name == "mxfp4":
+        start = (block * (cols // 32) + group) * 136
+        byte = data[start + c // 8 * 32 + r * 4 + c % 4]
+        code = byte >> 4 if c % 8 >= 4 else byte & 15
+        sign = -1.0 if code >= 8 else 1.0
+        value = (0, 0.5, 1, 1.5, 2, 3, 4, 6)[code % 8] * 2.0 ** (data[start + 128 + r] - 127)
+        return sign * value
     size = 8 * g + 32 if name == "q8" else 4 * g + 32
     start = (block * (cols // g) + group) * size
     if name == "q8":
@@ -53,7 +60,10 @@ def read_weight(data: bytes, name: str, g: int, cols: int, row: int, col: int) -
     return float(np.float32(code) * np.float32(scale) + np.float32(bias))
 
 
-@pytest.mark.parametrize("formats", [("q4", "q8", 32), ("q8", "q4", 64), ("bf16", "bf16", 64)])
+FORMATS = [("q4", "q8", 32), ("q8", "q4", 64), ("bf16", "bf16", 64)]
+
+
+@pytest.mark.parametrize("formats", [*FORMATS, ("mxfp4", "mxfp4", 64)])
 def test_a_reader_written_from_the_document(tmp_path: Path, formats: tuple[str, str, int]) -> None:
     pack = make_pack(tmp_path, "qwen3_moe", PackOptions.parse(*formats)).path
     manifest = json.loads((pack / "flashmoe.json").read_text())

@@ -1,6 +1,6 @@
 // Gated feed-forward networks: out = down(act(gate . x, up . x)), for one network or for many
-// experts at once. Two passes over the pool; between them the hidden rows, int8 if down is q8 or
-// q4.
+// experts at once. Two passes over the pool; between them the hidden rows, int8 unless down is
+// bf16.
 #pragma once
 
 #include <cstdint>

@@ -167,9 +167,10 @@ class Manifest:
 
     @property
     def version(self) -> int:
-        """2 for experts that are more than a plain SwiGLU, else 1."""
+        """2 for experts that are more than a plain SwiGLU, and for mxfp4; else 1."""
         plain = self.experts.activation == "swiglu" and not self.experts.bias
-        return 1 if plain else 2
+        names = {self.experts_format.name, self.dense_format.name}
+        return 1 if plain and "mxfp4" not in names else 2
 
     def resident_header(self) -> bytes:
         """The head of resident.safetensors, up to its data."""

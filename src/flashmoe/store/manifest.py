@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from flashmoe.errors import PackError
 from flashmoe.ops.base import Activation
-from flashmoe.quant import FORMATS, GROUPS, Format
+from flashmoe.quant import FORMATS, Format, groups
 from flashmoe.store.format import (
     MANIFEST,
     NAME,
@@ -89,8 +89,8 @@ def _source_name(fields: Fields) -> str:
 def _format(fields: Fields, done: bool = False) -> Format:
     name = fields.choice("format", *FORMATS)
     group = fields.integer("group")
-    if group not in (GROUPS if FORMATS[name].GROUPED else (0,)):
-        fields.fail("group", GROUPS if FORMATS[name].GROUPED else 0, group)
+    if group not in groups(name):
+        fields.fail("group", " | ".join(map(str, groups(name))), group)
     if done:
         fields.end()
     return Format(name, group)

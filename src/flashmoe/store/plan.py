@@ -14,7 +14,7 @@ from flashmoe.checkpoint.names import Names
 from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
 from flashmoe.errors import CheckpointError, ConfigError, UsageError
 from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
-from flashmoe.quant import FORMATS, Format
+from flashmoe.quant import FORMATS, Format, groups
 from flashmoe.store import format as fmt
 from flashmoe.store.expert_sources import expert_biases, expert_matrices
 from flashmoe.store.manifest import to_json
@@ -184,7 +184,9 @@ def _option(option: str, name: str, group: int) -> Format:
         raise UsageError(
             "unknown weight format", where=option, expected=" | ".join(FORMATS), got=name
         )
-    return Format(name, group if FORMATS[name].GROUPED else 0)
+    # A format that comes in one size only takes that, whatever the others are to have.
+    sizes = groups(name)
+    return Format(name, group if len(sizes) > 1 else sizes[0])
 
 
 def _matrix(spec: MatrixSpec, names: Names, options: PackOptions) -> EncodeMatrix:
