@@ -99,17 +99,6 @@ SHAPES["qwen3.5-397b-a17b"] = {
     "shared_expert_intermediate_size": 1024,
 }
 
-# Known, but of families that are not here yet: name -> model_type.
-AWAITED = {
-    "qwen3-next-80b-a3b": "qwen3_next",
-    "gpt-oss-20b": "gpt_oss",
-    "gpt-oss-120b": "gpt_oss",
-    "deepseek-v3": "deepseek_v3",
-    "kimi-k2": "deepseek_v3",
-    "glm-4.5": "glm4_moe",
-}
-
-
 _GPT_OSS = {
     "model_type": "gpt_oss",
     "vocab_size": 201088,
@@ -133,8 +122,15 @@ _GPT_OSS = {
     "max_position_embeddings": 131072,
     "tie_word_embeddings": False,
 }
-SHAPES["gpt-oss-20b"] = {**_GPT_OSS, "num_hidden_layers": 24, "num_local_experts": 32}
-SHAPES["gpt-oss-120b"] = {**_GPT_OSS, "num_hidden_layers": 36, "num_local_experts": 128}
+SHAPES["gpt-oss-20b"] = {**_GPT_OSS, "num_hidden_layers": 24, "num_experts": 32}
+SHAPES["gpt-oss-120b"] = {**_GPT_OSS, "num_hidden_layers": 36, "num_experts": 128}
+
+# Known, but of families that are not here yet: name -> model_type.
+AWAITED = {
+    "deepseek-v3": "deepseek_v3",
+    "kimi-k2": "deepseek_v3",
+    "glm-4.5": "glm4_moe",
+}
 
 
 def shape_config(name: str, layers: int | None = None) -> dict[str, Any]:

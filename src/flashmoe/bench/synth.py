@@ -32,7 +32,7 @@ _BF16_BYTES = 2
 _EMBEDDING = "embed_tokens.weight"
 # What these compute is added to the hidden state.
 _ADDERS = ("o_proj.weight", "out_proj.weight", "down_proj.weight")
-_ROUTER = re.compile(r".*layers\.(\d+)\.mlp\.gate\.weight")
+_ROUTER = re.compile(r".*layers\.(\d+)\.mlp\.(?:gate|router)\.weight")
 
 
 class SyntheticCheckpoint:
@@ -51,6 +51,9 @@ class SyntheticCheckpoint:
         specs = family.weights(family.read_config(dict(self.config)))
         self.tensors = {tensor.name: tensor for tensor in _declare(specs, self.path)}
         self._constant = {v.source: _constant(v) for v in specs.vectors}
+        self._constant |= {
+            name: 0.0 for e in specs.experts for name in (e.gate_up_bias, e.down_bias)
+        }
         self._seed = seed
         self.skew = None if skew is None else parse_skew(skew, self.config["num_experts"])
 
