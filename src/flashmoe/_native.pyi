@@ -200,7 +200,7 @@ class DeltaView:
 class AttentionPart:
     """Weights of one attention layer, kept alive."""
 
-    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, q: Matrix, k: Matrix, v: Matrix, o: Matrix, q_norm: Annotated[NDArray, dict(device='cpu', writable=False)] | None, k_norm: Annotated[NDArray, dict(device='cpu', writable=False)] | None, head_dim: int, scale: float, gated: bool) -> None: ...
+    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, q: Matrix, k: Matrix, v: Matrix, o: Matrix, q_norm: Annotated[NDArray, dict(device='cpu', writable=False)] | None, k_norm: Annotated[NDArray, dict(device='cpu', writable=False)] | None, head_dim: int, scale: float, gated: bool, q_bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, k_bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, v_bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, o_bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, sinks: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, window: int = 0) -> None: ...
 
     def add_to(self, pool: Pool, space: PartSpace, h: FloatRows, rope: RopeView, spans: Sequence[tuple[int, int, int, KvView]]) -> float:
         """
@@ -225,7 +225,7 @@ class RoutedView:
 class RouterPart:
     """Weights of one softmax router, kept alive."""
 
-    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, gate: Matrix, topk: int, renormalize: bool) -> None: ...
+    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, gate: Matrix, topk: int, renormalize: bool, bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None) -> None: ...
 
     def route(self, pool: Pool, space: PartSpace, h: FloatRows, out: RoutedView) -> float:
         """x = norm(h); its topk experts and their weights -> seconds."""

@@ -181,6 +181,7 @@ def _bind_delta(state: RecurrentState) -> _native.DeltaView:
 def _attention_part(w: AttentionWeights) -> _native.AttentionPart:
     matrices = w.q_proj, w.k_proj, w.v_proj, w.o_proj
     norms = w.q_norm, w.k_norm
+    q, k, v, o = w.biases or (None, None, None, None)
     return _native.AttentionPart(
         w.norm,
         w.eps,
@@ -189,7 +190,10 @@ def _attention_part(w: AttentionWeights) -> _native.AttentionPart:
         w.head_dim,
         w.scale,
         w.gated,
-        *(w.biases or (None,) * 4),
+        q,
+        k,
+        v,
+        o,
         w.sinks,
         w.window,
     )
