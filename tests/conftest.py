@@ -21,13 +21,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_packs(tmp_path_factory: pytest.TempPathFactory) -> TinyPacks:
-    """Packs of tiny checkpoints of both families, by formats."""
+    """Packs of tiny checkpoints, by family and formats."""
     return TinyPacks(tmp_path_factory.mktemp("packs"))
 
 
-@pytest.fixture(scope="session", params=["qwen3_moe", "qwen3_5_moe"])
+@pytest.fixture(scope="session", params=["qwen3_moe", "qwen3_5_moe", "gpt_oss"])
 def family(request: pytest.FixtureRequest) -> str:
-    """Each family in turn."""
+    """Families that between them have every kind of layer."""
     name: str = request.param
     return name
 

@@ -131,27 +131,35 @@ void moe_ffn_call(Pool& pool, Activations& acts, const ExpertLayout& layout,
         expect(addresses.data()[e] != 0, "moe_ffn",
                "addresses[" + std::to_string(e) + "]: expected a record, got 0");
         const auto* record = reinterpret_cast<const uint8_t*>(addresses.data()[e]);
-        acts.experts.push_back({record, record + layout.down_offset});
+        acts.experts.push_back(layout.expert(record));
     }
     const nb::gil_scoped_release unlocked;
     Rows rows = acts.rows();
     rows.index = tokens.data();
-    acts.ffn.configure(layout.gate_up, layout.down);
+    acts.ffn.configure(layout.gate_up, layout.down, layout.activation);
     acts.ffn.run(pool, rows, acts.experts, offsets.data(),
                  {out.data(), dests.data(), nullptr, false});
 }
 
 ExpertLayout checked_layout(const std::string& gate_up_format, int64_t gate_up_group,
                             const std::string& down_format, int64_t down_group, int64_t hidden_size,
-                            int64_t intermediate_size, int64_t down_offset) {
+                            int64_t intermediate_size, int64_t down_offset,
+                            const std::string& activation, int64_t bias_offset) {
     const char* op = "ExpertLayout";
+    const bool clamped = activation == "swiglu_clamped";
+    expect(clamped || activation == "swiglu", op, "unknown activation '" + activation + "'");
     const ExpertLayout layout{
         checked_shape(op, gate_up_format, gate_up_group, 2 * intermediate_size, hidden_size),
-        checked_shape(op, down_format, down_group, hidden_size, intermediate_size), down_offset};
+        checked_shape(op, down_format, down_group, hidden_size, intermediate_size), down_offset,
+        clamped ? Activation::swiglu_clamped : Activation::swiglu, bias_offset};
     expect_ffn_shapes(op, layout.gate_up, layout.down);
     expect(down_offset >= layout.gate_up.nbytes() && down_offset % 64 == 0, op,
            "down_offset: expected a multiple of 64, at least " +
                std::to_string(layout.gate_up.nbytes()) + ", got " + std::to_string(down_offset));
+    const int64_t end = down_offset + layout.down.nbytes();
+    expect(bias_offset == 0 || (bias_offset >= end && bias_offset % 64 == 0), op,
+           "bias_offset: expected 0 or a multiple of 64, at least " + std::to_string(end) +
+               ", got " + std::to_string(bias_offset));
     return layout;
 }
 
@@ -170,14 +178,15 @@ void bind_linear(nb::module_& m) {
             "__init__",
             [](ExpertLayout* self, const std::string& gate_up_format, int64_t gate_up_group,
                const std::string& down_format, int64_t down_group, int64_t hidden_size,
-               int64_t intermediate_size, int64_t down_offset) {
+               int64_t intermediate_size, int64_t down_offset, const std::string& activation,
+               int64_t bias_offset) {
                 new (self) ExpertLayout(checked_layout(gate_up_format, gate_up_group, down_format,
                                                        down_group, hidden_size, intermediate_size,
-                                                       down_offset));
+                                                       down_offset, activation, bias_offset));
             },
             nb::arg("gate_up_format"), nb::arg("gate_up_group"), nb::arg("down_format"),
             nb::arg("down_group"), nb::arg("hidden_size"), nb::arg("intermediate_size"),
-            nb::arg("down_offset"))
+            nb::arg("down_offset"), nb::arg("activation") = "swiglu", nb::arg("bias_offset") = 0)
         .def_ro("down_offset", &ExpertLayout::down_offset)
         .def_prop_ro("record_bytes_used", &ExpertLayout::record_bytes_used);
     m.def("linear", &linear_call, nb::arg("pool"), nb::arg("acts"), nb::arg("matrices"),

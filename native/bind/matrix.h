@@ -14,28 +14,35 @@ struct Matrix {
 };
 
 inline const char* format_name(Format format) {
-    return format == Format::bf16 ? "bf16" : format == Format::q8 ? "q8" : "q4";
+    constexpr const char* kNames[] = {"bf16", "q8", "q4", "mxfp4"};
+    return kNames[static_cast<int>(format)];
+}
+
+// Throws for a name that no format has.
+inline Format named_format(const char* op, const std::string& name) {
+    for (const Format format : {Format::bf16, Format::q8, Format::q4, Format::mxfp4})
+        if (name == format_name(format)) return format;
+    expect(false, op, "unknown format '" + name + "'");
+    return Format::bf16;
 }
 
 // A view without data. Throws unless format, group, rows and cols fit together.
 inline MatrixView checked_shape(const char* op, const std::string& format, int64_t group,
                                 int64_t rows, int64_t cols) {
     constexpr int64_t kLimit = int64_t{1} << 31;  // sizes in bytes stay far from overflow
-    const bool plain = format == "bf16";
-    expect(plain || format == "q8" || format == "q4", op, "unknown format '" + format + "'");
-    expect(plain ? group == 0 : group == 32 || group == 64 || group == 128, op,
-           format + " group: expected " + (plain ? "0" : "32, 64 or 128") + ", got " +
-               std::to_string(group));
+    const Format kind = named_format(op, format);
+    const bool plain = kind == Format::bf16, fixed = plain || kind == Format::mxfp4;
+    const int64_t only = plain ? 0 : 32;
+    expect(fixed ? group == only : group == 32 || group == 64 || group == 128, op,
+           format + " group: expected " + (fixed ? std::to_string(only) : "32, 64 or 128") +
+               ", got " + std::to_string(group));
     expect(rows > 0 && rows < kLimit, op,
            "rows: expected 1 or more, below 2^31, got " + std::to_string(rows));
     const int64_t step = plain ? 2 : group;
     expect(cols > 0 && cols < kLimit && cols % step == 0, op,
            "cols: expected a positive multiple of " + std::to_string(step) + ", got " +
                std::to_string(cols));
-    return {plain            ? Format::bf16
-            : format == "q8" ? Format::q8
-                             : Format::q4,
-            group, rows, cols, nullptr};
+    return {kind, group, rows, cols, nullptr};
 }
 
 }  // namespace flashmoe

@@ -3,10 +3,12 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
 #include "bind/parts.h"
+#include "bind/room.h"
 #include "cpu/elementwise/elementwise.h"
 #include "cpu/parts/attention_part.h"
 #include "cpu/parts/delta_part.h"
@@ -64,7 +66,9 @@ class AttentionPart {
   public:
     AttentionPart(const In& norm, float eps, const Matrix& q, const Matrix& k, const Matrix& v,
                   const Matrix& o, const std::optional<In>& q_norm, const std::optional<In>& k_norm,
-                  int64_t head_dim, float scale, bool gated) {
+                  int64_t head_dim, float scale, bool gated, const std::optional<In>& q_bias,
+                  const std::optional<In>& k_bias, const std::optional<In>& v_bias,
+                  const std::optional<In>& o_bias, const std::optional<In>& sinks, int64_t window) {
         expect(head_dim > 0 && o.view.cols % head_dim == 0 && k.view.rows % head_dim == 0, kOp,
                "head_dim: expected a divisor of the columns of o and the rows of k, got " +
                    std::to_string(head_dim));
@@ -74,8 +78,15 @@ class AttentionPart {
                   kept_.matrix(kOp, "v", v, k.view.rows, hidden)};
         w_.o = {kept_.matrix(kOp, "o", o, hidden, kAny)};
         w_.norm = kept_.vector(kOp, "norm", norm, {hidden});
-        w_.q_norm = q_norm ? kept_.vector(kOp, "q_norm", *q_norm, {head_dim}) : nullptr;
-        w_.k_norm = k_norm ? kept_.vector(kOp, "k_norm", *k_norm, {head_dim}) : nullptr;
+        w_.q_norm = vector("q_norm", q_norm, head_dim);
+        w_.k_norm = vector("k_norm", k_norm, head_dim);
+        w_.biases[0] = vector("q_bias", q_bias, q.view.rows);
+        w_.biases[1] = vector("k_bias", k_bias, k.view.rows);
+        w_.biases[2] = vector("v_bias", v_bias, v.view.rows);
+        w_.biases[3] = vector("o_bias", o_bias, hidden);
+        w_.sinks = vector("sinks", sinks, wide / head_dim);
+        expect(window >= 0, kOp, "window: expected 0 or more, got " + std::to_string(window));
+        w_.window = window;
         w_.eps = eps, w_.scale = scale, w_.gated = gated, w_.dim = head_dim;
         w_.heads = wide / head_dim, w_.kv_heads = k.view.rows / head_dim;
         expect(w_.heads % w_.kv_heads == 0, kOp,
@@ -98,12 +109,16 @@ class AttentionPart {
   private:
     static constexpr const char* kOp = "AttentionPart";
 
+    // Null if there is none.
+    const float* vector(const char* name, const std::optional<In>& array, int64_t size) {
+        return array ? kept_.vector(kOp, name, *array, {size}) : nullptr;
+    }
+
     KvSpan span(int64_t begin, int64_t end, int64_t start, const KvView& cache) const {
         expect_equal(kOp, "heads of the cache", w_.kv_heads, cache.heads);
         expect_equal(kOp, "head_dim of the cache", w_.dim, cache.dim);
-        expect(start + end - begin <= cache.context, kOp,
-               "start: expected at most " + std::to_string(cache.context - (end - begin)) +
-                   ", got " + std::to_string(start));
+        const int64_t tokens = w_.window ? std::min(end - begin, kWindowPiece) : end - begin;
+        expect_room(kOp, start, tokens, cache.context, w_.window);
         return {begin,      end,          start, cache.keys.data(), cache.values.data(),
                 cache.half, cache.context};
     }
@@ -189,10 +204,15 @@ void bind_mixer_parts(nb::module_& m) {
         .def(nb::init<const Out&, const Out&>(), nb::arg("conv"), nb::arg("state"));
     nb::class_<AttentionPart>(m, "AttentionPart", "Weights of one attention layer, kept alive.")
         .def(nb::init<const In&, float, const Matrix&, const Matrix&, const Matrix&, const Matrix&,
-                      const std::optional<In>&, const std::optional<In>&, int64_t, float, bool>(),
+                      const std::optional<In>&, const std::optional<In>&, int64_t, float, bool,
+                      const std::optional<In>&, const std::optional<In>&, const std::optional<In>&,
+                      const std::optional<In>&, const std::optional<In>&, int64_t>(),
              nb::arg("norm"), nb::arg("eps"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
              nb::arg("o"), nb::arg("q_norm").none(), nb::arg("k_norm").none(), nb::arg("head_dim"),
-             nb::arg("scale"), nb::arg("gated"))
+             nb::arg("scale"), nb::arg("gated"), nb::arg("q_bias").none() = nb::none(),
+             nb::arg("k_bias").none() = nb::none(), nb::arg("v_bias").none() = nb::none(),
+             nb::arg("o_bias").none() = nb::none(), nb::arg("sinks").none() = nb::none(),
+             nb::arg("window") = 0)
         .def("add_to", &AttentionPart::add_to, nb::arg("pool"), nb::arg("space"), nb::arg("h"),
              nb::arg("rope"), nb::arg("spans"),
              "h [T, H] += attention of norm(h) -> seconds; spans: (begin, end, start, cache).");

@@ -1,6 +1,9 @@
 // Bindings of what mixes tokens: attention with its cache, and the gated delta rule.
+#include <nanobind/stl/optional.h>
+
 #include "bind/arrays.h"
 #include "bind/bind.h"
+#include "bind/room.h"
 #include "cpu/attention/attention.h"
 #include "cpu/delta/delta.h"
 #include "flashmoe/pool.h"
@@ -25,13 +28,8 @@ void expect_cache(const char* op, const char* name, const Array& array, bool hal
     expect_packed(op, name, array, 3);
 }
 
-void expect_room(const char* op, int64_t start, int64_t tokens, int64_t context) {
-    expect(start >= 0 && start + tokens <= context, op,
-           "start: expected 0 to " + std::to_string(context - tokens) + ", got " +
-               std::to_string(start));
-}
-
-KvStore kv_store_call(const In& k, const In& v, const Out& keys, const Out& values, int64_t start) {
+KvStore kv_store_call(const In& k, const In& v, const Out& keys, const Out& values, int64_t start,
+                      int64_t window) {
     const char* op = "kv_store";
     const int64_t tokens = extent(k, 0), heads = extent(k, 1), dim = extent(k, 2);
     const int64_t context = extent(keys, 1);
@@ -40,12 +38,12 @@ KvStore kv_store_call(const In& k, const In& v, const Out& keys, const Out& valu
     const float* v_data = input<float>(op, "v", v, {tokens, heads, dim});
     expect_cache(op, "k_cache", keys, half, {heads, kAny, dim});
     expect_cache(op, "v_cache", values, half, {heads, context, dim});
-    expect_room(op, start, tokens, context);
+    expect_room(op, start, tokens, context, window);
     return {k_data, v_data, keys.data(), values.data(), half, tokens, heads, context, dim, start};
 }
 
 Attention attention_call(const In& q, const In& keys, const In& values, int64_t start, float scale,
-                         const Out& out) {
+                         const Out& out, int64_t window, const std::optional<In>& sinks) {
     const char* op = "attention";
     const int64_t tokens = extent(q, 0), heads = extent(q, 1), dim = extent(q, 2);
     const int64_t kv_heads = extent(keys, 0), context = extent(keys, 1);
@@ -56,11 +54,13 @@ Attention attention_call(const In& q, const In& keys, const In& values, int64_t 
     expect(kv_heads > 0 && heads % kv_heads == 0, op,
            "q: expected a multiple of " + std::to_string(kv_heads) + " heads, got " +
                std::to_string(heads));
-    expect_room(op, start, tokens, context);
+    expect_room(op, start, tokens, context, window);
+    const float* sink = sinks ? input<float>(op, "sinks", *sinks, {heads}) : nullptr;
     float* to = output<float>(op, "out", out, {tokens, heads, dim});
     return {queries, {keys.data(), values.data(), half, kv_heads, context, dim},
             tokens,  heads,
-            start,   scale,
+            start,   window,
+            sink,    scale,
             to};
 }
 
@@ -68,25 +68,30 @@ void bind_attention(nb::module_& m) {
     m.def(
         "kv_store",
         [](Pool& pool, const In& k, const In& v, const Out& k_cache, const Out& v_cache,
-           int64_t start) {
-            const KvStore call = kv_store_call(k, v, k_cache, v_cache, start);
+           int64_t start, int64_t window) {
+            const KvStore call = kv_store_call(k, v, k_cache, v_cache, start, window);
             const gil_scoped_release unlocked;
             kv_store(pool, call);
         },
         nb::arg("pool"), nb::arg("k"), nb::arg("v"), nb::arg("k_cache"), nb::arg("v_cache"),
-        nb::arg("start"),
-        "Copies k, v f32 [T, Hkv, D] to positions start.. of the caches f32 or f16 [Hkv, ctx, D].");
+        nb::arg("start"), nb::arg("window") = 0,
+        "Copies k, v f32 [T, Hkv, D] to positions start.. of the caches f32 or f16 [Hkv, ctx, D].\n"
+        "With a window: position p at p % ctx, ctx a multiple of 64 and at least T + window - 1.");
     m.def(
         "attention",
         [](Pool& pool, const In& q, const In& k_cache, const In& v_cache, int64_t start,
-           float scale, const Out& out) {
-            const Attention call = attention_call(q, k_cache, v_cache, start, scale, out);
+           float scale, const Out& out, int64_t window, const std::optional<In>& sinks) {
+            const Attention call =
+                attention_call(q, k_cache, v_cache, start, scale, out, window, sinks);
             const gil_scoped_release unlocked;
             attention(pool, call);
         },
         nb::arg("pool"), nb::arg("q"), nb::arg("k_cache"), nb::arg("v_cache"), nb::arg("start"),
-        nb::arg("scale"), nb::arg("out"),
-        "Causal grouped-query attention: query t, at position start + t, sees keys 0..start + t.\n"
+        nb::arg("scale"), nb::arg("out"), nb::arg("window") = 0,
+        nb::arg("sinks").none() = nb::none(),
+        "Causal grouped-query attention: query t, at position start + t, sees keys 0..start + t,\n"
+        "with a window the last `window` of them only, in caches as kv_store fills them then.\n"
+        "sinks f32 [Hq]: scores of a further key per head, whose value is zero.\n"
         "q, out f32 [T, Hq, D]; caches f32 or f16 [Hkv, ctx, D]; query head h uses kv head\n"
         "h // (Hq / Hkv).");
 }

@@ -1,7 +1,9 @@
 // Bindings of the parts around a mixture of experts, and of the head.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "bind/parts.h"
@@ -28,9 +30,11 @@ struct RoutedView {
 
 class RouterPart {
   public:
-    RouterPart(const In& norm, float eps, const Matrix& gate, int64_t topk, bool renormalize) {
+    RouterPart(const In& norm, float eps, const Matrix& gate, int64_t topk, bool renormalize,
+               const std::optional<In>& bias) {
         w_.gate = {kept_.matrix(kOp, "gate", gate, kAny, kAny)};
         w_.norm = kept_.vector(kOp, "norm", norm, {gate.view.cols});
+        w_.bias = bias ? kept_.vector(kOp, "bias", *bias, {gate.view.rows}) : nullptr;
         w_.eps = eps, w_.topk = topk, w_.renormalize = renormalize;
         expect(1 <= topk && topk <= gate.view.rows, kOp,
                "topk: expected 1 to " + std::to_string(gate.view.rows) + ", got " +
@@ -137,8 +141,9 @@ void bind_moe_parts(nb::module_& m) {
         .def(nb::init<const Out&, const Out&, const Out&>(), nb::arg("x"), nb::arg("ids"),
              nb::arg("weights"));
     nb::class_<RouterPart>(m, "RouterPart", "Weights of one softmax router, kept alive.")
-        .def(nb::init<const In&, float, const Matrix&, int64_t, bool>(), nb::arg("norm"),
-             nb::arg("eps"), nb::arg("gate"), nb::arg("topk"), nb::arg("renormalize"))
+        .def(nb::init<const In&, float, const Matrix&, int64_t, bool, const std::optional<In>&>(),
+             nb::arg("norm"), nb::arg("eps"), nb::arg("gate"), nb::arg("topk"),
+             nb::arg("renormalize"), nb::arg("bias").none() = nb::none())
         .def("route", &RouterPart::route, nb::arg("pool"), nb::arg("space"), nb::arg("h"),
              nb::arg("out"), "x = norm(h); its topk experts and their weights -> seconds.")
         .def("route_ahead", &RouterPart::route_ahead, nb::arg("pool"), nb::arg("space"),

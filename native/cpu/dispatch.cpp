@@ -12,6 +12,7 @@ namespace {
 void register_scalar(Kernels& table) {
     register_codec_scalar(table.codec);
     register_linear_scalar(table.linear);
+    register_mxfp4_scalar(table.linear);
     register_norm_scalar(table.norm);
     register_rope_scalar(table.rope);
     register_attention_scalar(table.attention);
@@ -25,6 +26,7 @@ void register_scalar(Kernels& table) {
 void register_avx2(Kernels& table) {
     register_codec_avx2(table.codec);
     register_linear_avx2(table.linear);
+    register_mxfp4_avx2(table.linear);
     register_norm_avx2(table.norm);
     register_rope_avx2(table.rope);
     register_attention_avx2(table.attention);

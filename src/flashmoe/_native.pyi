@@ -76,7 +76,7 @@ class Activations:
 class ExpertLayout:
     """Formats and shapes inside one expert record."""
 
-    def __init__(self, gate_up_format: str, gate_up_group: int, down_format: str, down_group: int, hidden_size: int, intermediate_size: int, down_offset: int) -> None: ...
+    def __init__(self, gate_up_format: str, gate_up_group: int, down_format: str, down_group: int, hidden_size: int, intermediate_size: int, down_offset: int, activation: str = 'swiglu', bias_offset: int = 0) -> None: ...
 
     @property
     def down_offset(self) -> int: ...
@@ -146,14 +146,17 @@ def combine(pool: Pool, rows: Annotated[NDArray, dict(device='cpu', writable=Fal
     weights f32 [T, K]; out f32 [T, H].
     """
 
-def kv_store(pool: Pool, k: Annotated[NDArray, dict(device='cpu', writable=False)], v: Annotated[NDArray, dict(device='cpu', writable=False)], k_cache: Annotated[NDArray, dict(device='cpu')], v_cache: Annotated[NDArray, dict(device='cpu')], start: int) -> None:
+def kv_store(pool: Pool, k: Annotated[NDArray, dict(device='cpu', writable=False)], v: Annotated[NDArray, dict(device='cpu', writable=False)], k_cache: Annotated[NDArray, dict(device='cpu')], v_cache: Annotated[NDArray, dict(device='cpu')], start: int, window: int = 0) -> None:
     """
     Copies k, v f32 [T, Hkv, D] to positions start.. of the caches f32 or f16 [Hkv, ctx, D].
+    With a window: position p at p % ctx, ctx a multiple of 64 and at least T + window - 1.
     """
 
-def attention(pool: Pool, q: Annotated[NDArray, dict(device='cpu', writable=False)], k_cache: Annotated[NDArray, dict(device='cpu', writable=False)], v_cache: Annotated[NDArray, dict(device='cpu', writable=False)], start: int, scale: float, out: Annotated[NDArray, dict(device='cpu')]) -> None:
+def attention(pool: Pool, q: Annotated[NDArray, dict(device='cpu', writable=False)], k_cache: Annotated[NDArray, dict(device='cpu', writable=False)], v_cache: Annotated[NDArray, dict(device='cpu', writable=False)], start: int, scale: float, out: Annotated[NDArray, dict(device='cpu')], window: int = 0, sinks: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None) -> None:
     """
-    Causal grouped-query attention: query t, at position start + t, sees keys 0..start + t.
+    Causal grouped-query attention: query t, at position start + t, sees keys 0..start + t,
+    with a window the last `window` of them only, in caches as kv_store fills them then.
+    sinks f32 [Hq]: scores of a further key per head, whose value is zero.
     q, out f32 [T, Hq, D]; caches f32 or f16 [Hkv, ctx, D]; query head h uses kv head
     h // (Hq / Hkv).
     """
@@ -197,7 +200,7 @@ class DeltaView:
 class AttentionPart:
     """Weights of one attention layer, kept alive."""
 
-    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, q: Matrix, k: Matrix, v: Matrix, o: Matrix, q_norm: Annotated[NDArray, dict(device='cpu', writable=False)] | None, k_norm: Annotated[NDArray, dict(device='cpu', writable=False)] | None, head_dim: int, scale: float, gated: bool) -> None: ...
+    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, q: Matrix, k: Matrix, v: Matrix, o: Matrix, q_norm: Annotated[NDArray, dict(device='cpu', writable=False)] | None, k_norm: Annotated[NDArray, dict(device='cpu', writable=False)] | None, head_dim: int, scale: float, gated: bool, q_bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, k_bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, v_bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, o_bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, sinks: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, window: int = 0) -> None: ...
 
     def add_to(self, pool: Pool, space: PartSpace, h: FloatRows, rope: RopeView, spans: Sequence[tuple[int, int, int, KvView]]) -> float:
         """
@@ -222,7 +225,7 @@ class RoutedView:
 class RouterPart:
     """Weights of one softmax router, kept alive."""
 
-    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, gate: Matrix, topk: int, renormalize: bool) -> None: ...
+    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, gate: Matrix, topk: int, renormalize: bool, bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None) -> None: ...
 
     def route(self, pool: Pool, space: PartSpace, h: FloatRows, out: RoutedView) -> float:
         """x = norm(h); its topk experts and their weights -> seconds."""

@@ -21,8 +21,9 @@ def pack(
     """Pack the checkpoint directory `source` as the new directory `destination`.
 
     Args:
-        experts, dense: weight formats of the routed experts and of the rest: bf16, q8, q4.
-        group: columns per group of the quantised formats: 32, 64 or 128.
+        experts, dense: weight formats of the routed experts and of the rest: bf16, q8, q4, mxfp4
+            (which keeps the experts of an MXFP4 checkpoint exactly).
+        group: columns per group of q8 and q4: 32, 64 or 128.
         progress: called with (bytes written, bytes in all).
 
     Streams: peak memory stays under 1 GB. Interrupted, the same call resumes. The destination

@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.errors import ConfigError, FlashMoeError
-from flashmoe.models import qwen3_5_moe, qwen3_moe
+from flashmoe.layers.state import cache_positions
+from flashmoe.models import gpt_oss, qwen3_5_moe, qwen3_moe, qwen3_next
 from flashmoe.models.registry import FAMILIES, family_name, load_family
 from tests.support.demo import demo_checkpoint
-from tests.support.tiny_checkpoints import CONFIGS, QWEN3_5_MOE, QWEN3_MOE, make_tensors
+from tests.support.tiny_checkpoints import (
+    CONFIGS,
+    GPT_OSS,
+    QWEN3_5_MOE,
+    QWEN3_MOE,
+    QWEN3_NEXT,
+    make_tensors,
+)
 
 
 def test_registry_knows_the_aliases() -> None:
@@ -25,7 +34,7 @@ def test_registry_knows_the_aliases() -> None:
 
 @pytest.mark.parametrize("model_type", ["gpt2", None, 7, ["qwen3_moe"]])
 def test_unknown_model_type_lists_what_is_supported(model_type: Any) -> None:
-    with pytest.raises(ConfigError, match=r"model_type.*qwen3_moe \| qwen3_5_moe"):
+    with pytest.raises(ConfigError, match=r"model_type.*qwen3_moe \| qwen3_next"):
         family_name({"model_type": model_type})
 
 
@@ -43,7 +52,7 @@ def test_weights_ask_for_every_tensor_of_a_checkpoint_in_its_shape(family: str, 
     specs = module.weights(module.read_config(raw))
     asked: dict[str, tuple[int, ...]] = {}
     for m in specs.matrices:
-        asked |= dict.fromkeys(m.sources, (m.rows // len(m.sources), m.cols))
+        asked |= {source.name: (source.height, m.cols) for source in m.sources}
     for v in specs.vectors:
         asked[v.source] = v.shape
     for e in specs.experts:
@@ -51,6 +60,9 @@ def test_weights_ask_for_every_tensor_of_a_checkpoint_in_its_shape(family: str, 
             asked[e.gate.format(expert=i)] = (e.intermediate_size, e.hidden_size)
             asked[e.up.format(expert=i)] = (e.intermediate_size, e.hidden_size)
             asked[e.down.format(expert=i)] = (e.hidden_size, e.intermediate_size)
+        if e.gate_up_bias:
+            asked[e.gate_up_bias] = (e.num_experts, 2 * e.intermediate_size)
+            asked[e.down_bias] = (e.num_experts, e.hidden_size)
     assert asked == {
         name: w.shape if ".conv1d." not in name else (w.shape[0], w.shape[2])
         for name, w in tensors.items()
@@ -80,6 +92,73 @@ def test_qwen3_5_moe_names_roles_and_offsets() -> None:
         "lm_head.",
         "language_model.lm_head.",
     )
+
+
+def test_qwen3_next_sorts_rows_by_part() -> None:
+    """2 key heads of 16, each with 2 of 4 value heads of 16; b and a: one row per value head."""
+    specs = qwen3_next.weights(qwen3_next.read_config(QWEN3_NEXT))
+    rows = {
+        m.name.split(".in_proj_")[1]: [
+            r for s in m.sources for r in range(s.first, s.first + s.rows)
+        ]
+        for m in specs.matrices
+        if m.name.startswith("layers.0.linear_attn.in_proj_")
+    }
+    heads = np.arange(192).reshape(2, 96)
+    q, k, v, z = np.split(heads, [16, 32, 64], axis=1)
+    assert rows["qkv"] == [*q.flat, *k.flat, *v.flat]
+    assert rows["z"] == [*z.flat]
+    assert (rows["b"], rows["a"]) == ([0, 1, 4, 5], [2, 3, 6, 7])
+
+
+def test_qwen3_next_is_qwen3_5_but_for_its_input_projections() -> None:
+    config = qwen3_next.read_config(QWEN3_NEXT)
+    mine, other = qwen3_next.weights(config), qwen3_5_moe.weights(config)
+    assert [(m.name, m.rows, m.cols, m.role) for m in mine.matrices] == [
+        (m.name, m.rows, m.cols, m.role) for m in other.matrices
+    ]
+    assert (mine.vectors, mine.experts) == (other.vectors, other.experts)
+    assert "mtp." in mine.ignored
+
+
+def test_gpt_oss_reads_the_published_config() -> None:
+    """The keys of openai/gpt-oss-20b that say something about the forward pass."""
+    renamed = {"num_experts", "layer_types"}
+    config = gpt_oss.read_config(
+        {k: v for k, v in GPT_OSS.items() if k not in renamed}
+        | {
+            "num_local_experts": 6,
+            "experts_per_token": 2,
+            "quantization_config": {
+                "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"],
+                "quant_method": "mxfp4",
+            },
+        }
+    )
+    assert config == gpt_oss.read_config(GPT_OSS)
+    assert [config.window(n) for n in range(2)] == [20, 0]
+    assert config.yarn is not None
+    assert (config.yarn.factor, config.yarn.attention_factor) == (2.0, None)
+
+
+def test_gpt_oss_names_and_kinds() -> None:
+    specs = gpt_oss.weights(gpt_oss.read_config(GPT_OSS))
+    assert {m.name for m in specs.matrices if m.role == "exact"} == {
+        "layers.0.mlp.router",
+        "layers.1.mlp.router",
+    }
+    experts = specs.experts[1]
+    assert (experts.activation, experts.paired) == ("swiglu_clamped", True)
+    assert experts.down_bias == "model.layers.1.mlp.experts.down_proj_bias"
+    names = {v.name for v in specs.vectors}
+    assert {"layers.0.self_attn.sinks", "layers.0.self_attn.o_proj.bias"} <= names
+
+
+def test_a_window_keeps_a_ring_whatever_the_context() -> None:
+    config = gpt_oss.read_config(GPT_OSS)
+    per_position = 2 * 2 * 32 * 2
+    assert gpt_oss.state_bytes(config, 100_000, 2) == per_position * (100_000 + 576)
+    assert (cache_positions(100_000, 128), cache_positions(7, 0)) == (640, 7)
 
 
 def test_qwen3_moe_names_and_roles() -> None:
@@ -151,6 +230,29 @@ _QWEN3_MOE = [
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"head_dim": 31}, "an even integer"),
 ]
+_QWEN3_NEXT = [
+    ({"use_sliding_window": True}, "use_sliding_window"),
+    ({"decoder_sparse_step": 2}, "decoder_sparse_step"),
+    ({"norm_topk_prob": False}, "norm_topk_prob"),
+    ({"linear_num_key_heads": 3}, "a divisor of 4, got 3"),
+]
+_YARN = GPT_OSS["rope_scaling"]
+_GPT_OSS = [
+    *(c for c in _BOTH if not {"attention_bias", "mlp_only_layers", "rope_parameters"} & {*c[0]}),
+    ({"rope_parameters": {"rope_type": "default"}}, "rope_scaling: .*the same as rope_parameters"),
+    ({"rope_theta": 1.0}, "rope_theta: .*more than 1"),
+    ({"attention_bias": False}, "attention_bias"),
+    ({"swiglu_limit": 10.0}, "swiglu_limit"),
+    ({"swiglu_alpha": 1.0}, "swiglu_alpha"),
+    ({"sliding_window": None}, "sliding_window: key is missing"),
+    ({"layer_types": ["chunked_attention"] * 2}, "got 'chunked_attention'"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quant_method: .*expected 'mxfp4'"),
+    ({"num_local_experts": 7}, "num_local_experts and num_experts"),
+    ({"rope_scaling": {**_YARN, "rope_type": "llama3"}}, "rope_type"),
+    ({"rope_scaling": {**_YARN, "factor": None}}, "factor: key is missing"),
+    ({"rope_scaling": {**_YARN, "beta_fast": 1.0}}, "beta_fast: .*more than beta_slow"),
+    ({"rope_scaling": {**_YARN, "mscale": 1.0}}, "mscale: .*keys of YaRN"),
+]
 _QWEN3_5_MOE = [
     ({"attn_output_gate": False}, "attn_output_gate"),
     ({"norm_topk_prob": False}, "norm_topk_prob"),
@@ -164,7 +266,9 @@ _QWEN3_5_MOE = [
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [("qwen3_moe", *case) for case in _BOTH + _QWEN3_MOE]
-    + [("qwen3_5_moe", *case) for case in _BOTH + _QWEN3_5_MOE],
+    + [("qwen3_next", *case) for case in _BOTH + _QWEN3_NEXT]
+    + [("qwen3_5_moe", *case) for case in _BOTH + _QWEN3_5_MOE]
+    + [("gpt_oss", *case) for case in _GPT_OSS],
 )
 def test_unsupported_values_are_refused(family: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -21,6 +21,8 @@ MIXES = [
     (Format("q8", 128), Format("q4", 64)),
     (Format("q4", 128), Format("bf16")),
     (Format("bf16"), Format("q8", 64)),
+    (Format("mxfp4", 32), Format("mxfp4", 32)),
+    (Format("mxfp4", 32), Format("q4", 64)),
     (Format("bf16"), Format("bf16")),
 ]
 mixes = pytest.mark.parametrize("mix", MIXES, ids=lambda m: "-".join(map(format_id, m)))

@@ -50,7 +50,7 @@ def test_attention_refuses_weights_that_do_not_fit() -> None:
     [
         ([], "rows of the spans: expected 2, got 0"),
         ([(0, 1, 0)], "rows of the spans: expected 2, got 1"),
-        ([(0, 2, CONTEXT - 1)], "start: expected at most 6, got 7"),
+        ([(0, 2, CONTEXT - 1)], "start: expected 0 to 6, got 7"),
         ([(0, 2, -1)], "spans: expected rows in turn"),
         ([(1, 2, 0), (0, 1, 0)], "spans: expected rows in turn"),
     ],
@@ -60,6 +60,19 @@ def test_attention_refuses_spans_that_do_not_fit(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run(spans)
+
+
+def test_attention_refuses_a_ring_without_room() -> None:
+    kv, o = matrix(KV_HEADS * DIM, HIDDEN), matrix(HIDDEN, HEADS * DIM)
+    q = matrix(HEADS * DIM, HIDDEN)
+    part = _native.AttentionPart(
+        zeros(HIDDEN), 1e-6, q, kv, kv, o, None, None, DIM, DIM**-0.5, False, window=100
+    )
+    cache = _native.KvView(zeros(KV_HEADS, 128, DIM), zeros(KV_HEADS, 128, DIM))
+    rope = _native.RopeView(zeros(30, DIM // 2), zeros(30, DIM // 2))
+    h = _native.FloatRows(zeros(30, HIDDEN))
+    with pytest.raises(ValueError, match=r"\[AttentionPart\] tokens: expected at most 29, got 30"):
+        part.add_to(_native.Pool(1), _native.PartSpace(), h, rope, [(0, 30, 0, cache)])
 
 
 def test_attention_takes_what_just_fits() -> None:

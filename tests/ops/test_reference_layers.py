@@ -107,3 +107,13 @@ def test_combine_by_hand() -> None:
     weights = np.array([[1, 10], [2, 0]], dtype=np.float32)
     out = np.array([[100, 0], [0, 0]], dtype=np.float32)
     np.testing.assert_array_equal(reference.combine(rows, weights, out), [[131, 42], [10, 12]])
+
+
+def test_attention_with_a_window_and_sinks_by_hand() -> None:
+    keys = np.zeros((1, 3, 1), dtype=np.float32)  # a ring of 3: positions 3, 1, 2
+    values = np.array([[[8], [2], [4]]], dtype=np.float32)
+    q, sinks = np.ones((1, 2, 1), dtype=np.float32), np.log([1, 2]).astype(np.float32)
+    out = reference.attention(q, keys, values, 3, 1.0, window=2, sinks=sinks)
+    np.testing.assert_allclose(out[0, :, 0], [(4 + 8) / 3, (4 + 8) / 4], rtol=ROUNDED)
+    out = reference.attention(q, keys, values, 3, 1.0, window=1)
+    np.testing.assert_allclose(out[0, :, 0], [8, 8], rtol=ROUNDED)

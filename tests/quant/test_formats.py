@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from flashmoe.errors import UsageError
-from flashmoe.quant import GROUPS, Format
+from flashmoe.quant import Format, groups
 from flashmoe.quant.layout import Floats, from_bf16, to_bf16
 from tests.support.matrices import ALL_FORMATS, format_id
 
 formats = pytest.mark.parametrize("fmt", ALL_FORMATS, ids=format_id)
 grouped = pytest.mark.parametrize("fmt", ALL_FORMATS[1:], ids=format_id)
+
+
+FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def round_trip(fmt: Format, w: Floats) -> Floats:
@@ -38,6 +41,9 @@ def test_error_is_bounded_by_the_scale(fmt: Format, data: st.DataObject) -> None
         bound = parts * 2.0**-8
     elif fmt.name == "q8":
         bound = parts.max(axis=2, keepdims=True) / 127 * 0.5001
+    elif fmt.name == "mxfp4":
+        # Half the widest step of its binade, 2 of 8; and what lies between 6 and 8 becomes 6.
+        bound = parts.max(axis=2, keepdims=True) / 4
     else:
         # Half a step, and where the rounded range is too short: 2^-8 of bias and range.
         spread = np.ptp(w.reshape(error.shape), axis=2, keepdims=True)
@@ -48,9 +54,9 @@ def test_error_is_bounded_by_the_scale(fmt: Format, data: st.DataObject) -> None
 @formats
 def test_representable_weights_survive_exactly(fmt: Format) -> None:
     rng = np.random.default_rng(31)
-    limit = {"bf16": 127, "q8": 127, "q4": 15}[fmt.name]
-    codes = rng.integers(0, limit + 1, (21, 3, 128))
-    codes[:, :, ::32], codes[:, :, 1::32] = 0, limit  # each group spans the whole range
+    values = {"bf16": range(128), "q8": range(128), "q4": range(16), "mxfp4": FP4}[fmt.name]
+    codes = rng.choice([*values], (21, 3, 128))
+    codes[:, :, ::32], codes[:, :, 1::32] = 0, max(values)  # each group spans the whole range
     w = (codes * 2.0 ** rng.integers(-9, 9, (21, 3, 1))).reshape(21, -1).astype(np.float32)
     data = fmt.encode(w)
     assert np.array_equal(fmt.decode(data, *w.shape), w)
@@ -69,13 +75,37 @@ def test_a_negative_group_keeps_its_sign(fmt: Format) -> None:
     w = -np.random.default_rng(32).uniform(1, 2, (9, 256)).astype(np.float32)
     decoded = round_trip(fmt, w)
     assert np.all(decoded < 0)
-    assert np.abs(decoded - w).max() < 0.05
+    assert np.abs(decoded - w).max() < (0.5 if fmt.name == "mxfp4" else 0.05)
+
+
+@given(data=st.data())
+def test_what_was_mxfp4_stays_exactly_what_it_was(data: st.DataObject) -> None:
+    """Whatever scale the values were stored with, and whichever zeros they have."""
+    codes = data.draw(arrays.arrays(np.int8, (9, 64), elements=st.integers(0, 15)))
+    scales = data.draw(arrays.arrays(np.int32, (9, 2), elements=st.integers(0, 252)))
+    signed = np.array([*FP4, *(-value for value in FP4)], dtype=np.float32)[codes]
+    w = np.ldexp(signed.reshape(9, 2, 32), scales[..., None] - 127).reshape(9, 64)
+    found = round_trip(Format("mxfp4", 32), w)
+    assert np.array_equal(found.view(np.uint32), w.view(np.uint32))
+
+
+@pytest.mark.parametrize("scale", [2.0**-126, 1.0, 2.0**100])
+def test_mxfp4_takes_the_nearest_code_and_between_two_the_even_one(scale: float) -> None:
+    steps = np.arange(0, 8, 1 / 16)
+    w = np.zeros((8, 4 * 32), dtype=np.float32)
+    w[0] = steps * scale
+    w[0, ::32] = 4 * scale  # fixes the scale of each group
+    found = round_trip(Format("mxfp4", 32), w)[0] / scale
+    for x, got in zip(w[0] / scale, found, strict=True):
+        distances = [abs(x - value) for value in FP4]
+        near = [code for code in range(8) if distances[code] == min(distances)]
+        assert got == FP4[next((code for code in near if code % 2 == 0), near[0])], x
 
 
 def test_zeros_of_either_sign_are_stored_alike() -> None:
     rng = np.random.default_rng(33)
     mixed = np.where(rng.random((8, 256)) < 0.5, -0.0, 0.0).astype(np.float32)
-    for group in GROUPS:
+    for group in groups("q4"):
         fmt = Format("q4", group)
         assert np.array_equal(fmt.encode(mixed), fmt.encode(np.zeros_like(mixed)))
 

@@ -40,6 +40,13 @@ def read_weight(data: bytes, name: str, g: int, cols: int, row: int, col: int) -
         at = block * 8 * 2 * cols + (col // 2) * 32 + r * 4 + (col % 2) * 2
         return bf16(data[at : at + 2])
     group, c = divmod(col, g)
+    if name == "mxfp4":
+        start = (block * (cols // 32) + group) * 136
+        byte = data[start + c // 8 * 32 + r * 4 + c % 4]
+        code = byte >> 4 if c % 8 >= 4 else byte & 15
+        sign = -1.0 if code >= 8 else 1.0
+        value = (0, 0.5, 1, 1.5, 2, 3, 4, 6)[code % 8] * 2.0 ** (data[start + 128 + r] - 127)
+        return sign * value
     size = 8 * g + 32 if name == "q8" else 4 * g + 32
     start = (block * (cols // g) + group) * size
     if name == "q8":
@@ -53,7 +60,10 @@ def read_weight(data: bytes, name: str, g: int, cols: int, row: int, col: int) -
     return float(np.float32(code) * np.float32(scale) + np.float32(bias))
 
 
-@pytest.mark.parametrize("formats", [("q4", "q8", 32), ("q8", "q4", 64), ("bf16", "bf16", 64)])
+FORMATS = [("q4", "q8", 32), ("q8", "q4", 64), ("bf16", "bf16", 64)]
+
+
+@pytest.mark.parametrize("formats", [*FORMATS, ("mxfp4", "mxfp4", 64)])
 def test_a_reader_written_from_the_document(tmp_path: Path, formats: tuple[str, str, int]) -> None:
     pack = make_pack(tmp_path, "qwen3_moe", PackOptions.parse(*formats)).path
     manifest = json.loads((pack / "flashmoe.json").read_text())
@@ -101,3 +111,23 @@ def expected(f: dict[str, Any], w: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the format makes of the weights."""
     format_ = Format(f["format"], f["group"])
     return format_.decode(format_.encode(w), *w.shape)
+
+
+def test_biases_are_where_the_document_says(tmp_path: Path) -> None:
+    pack = make_pack(tmp_path, "gpt_oss", PackOptions.parse("q4", "q8", 32)).path
+    experts = json.loads((pack / "flashmoe.json").read_text())["experts"]
+    tensors, (e, hidden, inner) = make_tensors(CONFIGS["gpt_oss"]), (5, 64, 64)
+    raw = (pack / experts["layers"][1]["file"]).read_bytes()
+    (length,) = struct.unpack_from("<Q", raw)
+    record = raw[8 + length + e * experts["record_bytes"] :][: experts["record_bytes"]]
+    assert experts["activation"] == "swiglu_clamped"
+    assert experts["bias_offset"] == align(experts["down_offset"] + hidden * inner // 32 * 20, 64)
+    found = struct.unpack_from(f"<{2 * inner + hidden}f", record, experts["bias_offset"])
+    stem = "model.layers.1.mlp.experts"
+    for row in range(inner):
+        block, r = divmod(row, 8)
+        gate, up = tensors[f"{stem}.gate_up_proj_bias"][e, 2 * row : 2 * row + 2]
+        assert (found[16 * block + r], found[16 * block + 8 + r]) == (gate, up)
+    assert found[2 * inner :] == tuple(tensors[f"{stem}.down_proj_bias"][e])
+    end = experts["bias_offset"] + 4 * (2 * inner + hidden)
+    assert record[end:] == bytes(experts["record_bytes"] - end)

@@ -30,6 +30,10 @@ GOLDEN_BLOCKS = {
         "81df3d9af351af0d66c3217fd73593f14aa70563bb1977d52e8be9479ffd5bb9",
         "2693c93b2693c93b2693c93b2693c93b2693c93b2693c93b2693c93b2693c93b",
     ),
+    Format("mxfp4", 32): (
+        "9f6be52e79d64ef1c65df3976ce51f7ad63e70c64df2a76ce40f6ad62e78c64e",
+        "6ad63e70c64ef2a75ce40f6ae52e78c64ef2b75de49f6be57c7c7c7c7c7c7c7c",
+    ),
     Format("bf16"): (
         "48bf50bea0bd003f203fc0be80bea83ee83e0cbfd8be203e903e38bf18bf80bc",
         "b03e28bf08bf403d303e403f34bf00be0000143f343f98be30bed03e083ff0be",
@@ -42,6 +46,12 @@ GOLDEN_FILES = {
         "experts-001.safetensors": "9a7019e5991bf0b5d7240669841f211b",
         "flashmoe.json": "5e615c0b6bbb3e24c05c8d033adbe856",
         "resident.safetensors": "4e80b402f0ff1ecf10b9cbbe02af0b95",
+    },
+    "gpt_oss": {
+        "experts-000.safetensors": "3b5ffdc3ce7f06f5b3d0e99580967ad8",
+        "experts-001.safetensors": "5ebf7cc9af514b5822784ff55ee1988b",
+        "flashmoe.json": "99cb6da377db0a9c444616eb74e12e51",
+        "resident.safetensors": "553f5d4efac48b922f196f483766303d",
     },
     "qwen3_5_moe": {
         "experts-000.safetensors": "e67f95b5e0d1ddc475055c5d98d2b8cd",
@@ -70,7 +80,7 @@ def test_blocks(format_: Format) -> None:
     np.testing.assert_array_equal(found, format_.encode(w))
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_5_moe"])
+@pytest.mark.parametrize("family", GOLDEN_FILES)
 def test_files(tmp_path: Path, family: str) -> None:
     def set_weights(tensors: Tensors) -> None:
         for phase, name in enumerate(sorted(tensors)):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,7 +98,8 @@ def test_every_value_is_required_and_typed(path: tuple[Any, ...]) -> None:
     ("path", "value", "message"),
     [
         (("format",), "other", "expected flashmoe"),
-        (("version",), 2, "unknown format version; expected 1, got 2.*Pack the model again"),
+        (("version",), 3, r"unknown format version; expected 1 \| 2, got 3.*Pack the model again"),
+        (("version",), 2, "activation"),
         (("new",), 1, "unknown key; got new"),
         (("tensors", "a", "group"), 48, "group"),
         (("tensors", "a", "group"), 32, "nbytes"),
@@ -148,6 +150,39 @@ def test_a_later_file_cannot_be_shared() -> None:
     later = RAW["experts"]["layers"][1]["file"]
     with pytest.raises(PackError, match="file"):
         from_json(edited(("experts", "layers", 0, "file"), later))
+
+
+BIASED = dataclasses.replace(
+    MANIFEST,
+    experts=dataclasses.replace(MANIFEST.experts, activation="swiglu_clamped", bias=True),
+)
+
+
+def test_version_2_says_what_experts_are_beyond_version_1() -> None:
+    text = to_json(BIASED)
+    assert json.loads(text)["version"] == 2
+    assert from_json(text.encode()) == BIASED
+    layout = BIASED.experts
+    assert layout.bias_offset == 9216 + 64 * 2 * 68
+    assert layout.bias_bytes == 4 * (256 + 64)
+    assert layout.record_bytes == 20480
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 1}, "unknown key; got activation, bias_offset"),
+        ({"experts": {"activation": "relu"}}, "activation"),
+        ({"experts": {"activation": "swiglu", "bias_offset": 0}}, "version"),
+        ({"experts": {"bias_offset": 64}}, "bias_offset"),
+        ({"experts": {"bias_offset": None}}, "bias_offset"),
+    ],
+)
+def test_contradictions_of_version_2(change: dict[str, Any], message: str) -> None:
+    raw = json.loads(to_json(BIASED))
+    raw |= change | {"experts": raw["experts"] | change.get("experts", {})}
+    with pytest.raises(PackError, match=message):
+        from_json(json.dumps(raw).encode())
 
 
 @settings(max_examples=400, deadline=None)

@@ -63,7 +63,8 @@ def _check_matrix(found: Any, spec: MatrixSpec, tensors: Tensors, model: PackedM
     assert isinstance(found, LoadedMatrix)
     dense = model.manifest.dense_format
     assert found.format == (Format("bf16") if spec.role == "exact" else dense)
-    expected = np.concatenate([tensors[name] for name in spec.sources])
+    rows = [tensors[s.name][s.first : s.first + s.rows] for s in spec.sources]
+    expected = np.concatenate(rows)
     if spec.interleave:
         half = spec.rows // 2
         order = [p * half + i for b in range(0, half, 8) for p in (0, 1) for i in range(b, b + 8)]

@@ -10,7 +10,11 @@ from flashmoe import _native
 from flashmoe.quant import Format
 from flashmoe.quant.layout import Bytes, Floats
 
-ALL_FORMATS = [Format("bf16")] + [Format(n, g) for n in ("q8", "q4") for g in (32, 64, 128)]
+ALL_FORMATS = [
+    Format("bf16"),
+    *(Format(name, group) for name in ("q8", "q4") for group in (32, 64, 128)),
+    Format("mxfp4", 32),
+]
 
 
 def format_id(fmt: Format) -> str:

@@ -22,6 +22,16 @@ _COMMON = {
     "num_experts": 8,
     "num_experts_per_tok": 2,
 }
+_HYBRID = {
+    **_COMMON,
+    "num_hidden_layers": 4,
+    "shared_expert_intermediate_size": 64,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "linear_conv_kernel_dim": 4,
+}
 _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3_moe": (
         "Qwen3MoeConfig",
@@ -34,18 +44,49 @@ _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
     ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        "Qwen3NextForCausalLM",
+        {
+            **_HYBRID,
+            "intermediate_size": 256,
+            "norm_topk_prob": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e7,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {
+            **{
+                k: v
+                for k, v in _COMMON.items()
+                if k not in ("moe_intermediate_size", "num_experts")
+            },
+            "intermediate_size": 64,
+            "num_local_experts": 8,
+            "num_hidden_layers": 4,
+            "sliding_window": 24,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 150000.0,
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
+        },
+    ),
     "qwen3_5_moe": (
         "Qwen3_5MoeTextConfig",
         "Qwen3_5MoeForCausalLM",
         {
-            **_COMMON,
-            "num_hidden_layers": 4,
-            "shared_expert_intermediate_size": 64,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 64,
-            "linear_value_head_dim": 64,
-            "linear_conv_kernel_dim": 4,
+            **_HYBRID,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1e7,
@@ -91,7 +132,7 @@ def _random(model_class: Any, config: Any) -> Any:
     t = torch()
     t.manual_seed(0)
     model = model_class(config).eval().float()
-    noisy = ("norm", "bias", "A_log")
+    noisy = ("norm", "bias", "A_log", "sinks")
     with t.no_grad():
         for name, parameter in model.named_parameters():
             if any(part in name for part in noisy):

@@ -6,6 +6,7 @@ The weights depend on config and seed only: in any layout, a model packs to the 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,8 +78,55 @@ QWEN3_5_MOE: dict[str, Any] = {
     "tie_word_embeddings": True,
     "vocab_size": 100,
 }
+QWEN3_NEXT: dict[str, Any] = {
+    **{key: value for key, value in QWEN3_5_MOE.items() if key != "layer_types"},
+    "architectures": ["Qwen3NextForCausalLM"],
+    "decoder_sparse_step": 1,
+    "full_attention_interval": 4,
+    "intermediate_size": 128,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_next",
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+GPT_OSS: dict[str, Any] = {
+    "architectures": ["GptOssForCausalLM"],
+    "attention_bias": True,
+    "head_dim": 32,
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "initial_context_length": 128,
+    "intermediate_size": 64,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "max_position_embeddings": 256,
+    "model_type": "gpt_oss",
+    "num_attention_heads": 4,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": {
+        "beta_fast": 8.0,
+        "beta_slow": 1.0,
+        "factor": 2.0,
+        "original_max_position_embeddings": 128,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "sliding_window": 20,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 100,
+}
 SMALLEST_F16 = 2.0**-14
-CONFIGS = {"qwen3_moe": QWEN3_MOE, "qwen3_5_moe": QWEN3_5_MOE}
+CONFIGS = {
+    "qwen3_moe": QWEN3_MOE,
+    "qwen3_next": QWEN3_NEXT,
+    "gpt_oss": GPT_OSS,
+    "qwen3_5_moe": QWEN3_5_MOE,
+}
 
 
 @dataclass(frozen=True)
@@ -116,9 +164,9 @@ def write_checkpoint(
     if change is not None:
         change(tensors)
     if layout.fused:
-        tensors = fuse(tensors)
+        tensors = fuse(tensors, paired=config["model_type"] == "gpt_oss")
     path.mkdir(parents=True)
-    _write_texts(path, _nest(config) if layout.prefix != "text" else config)
+    write_texts(path, _nest(config) if layout.prefix != "text" else config)
     _write_shards(path, _prefixed(tensors, layout.prefix), layout)
     return path
 
@@ -133,28 +181,38 @@ def make_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
     return tensors
 
 
-def fuse(tensors: Tensors) -> Tensors:
-    """Per-expert tensors -> gate_up_proj [E, 2 I, H] and down_proj [E, H, I] per layer."""
-    result = {name: w for name, w in tensors.items() if ".mlp.experts." not in name}
-    layers = sorted({n.split(".experts.")[0] for n in tensors if ".mlp.experts." in n})
+def fuse(tensors: Tensors, paired: bool = False) -> Tensors:
+    """Per-expert tensors -> gate_up_proj [E, 2 I, H] and down_proj [E, H, I] per layer.
+
+    paired: [E, H, 2 I] with gate and up in turn, and [E, I, H], as gpt-oss has them.
+    """
+    single = re.compile(r"\.mlp\.experts\.\d")
+    result = {name: w for name, w in tensors.items() if not single.search(name)}
+    layers = sorted({n.split(".experts.")[0] for n in tensors if single.search(n)})
     for stem in (f"{layer}.experts" for layer in layers):
         count = sum(n.startswith(f"{stem}.") and n.endswith("down_proj.weight") for n in tensors)
         part = {
             name: np.stack([tensors[f"{stem}.{e}.{name}_proj.weight"] for e in range(count)])
             for name in ("gate", "up", "down")
         }
-        result[f"{stem}.gate_up_proj"] = np.concatenate([part["gate"], part["up"]], axis=1)
-        result[f"{stem}.down_proj"] = part["down"]
+        if paired:
+            turns = np.stack([part["gate"], part["up"]], axis=2)
+            part["down"] = part["down"].swapaxes(1, 2)
+            gate_up = turns.reshape(count, -1, turns.shape[-1]).swapaxes(1, 2)
+        else:
+            gate_up = np.concatenate([part["gate"], part["up"]], axis=1)
+        result[f"{stem}.gate_up_proj"], result[f"{stem}.down_proj"] = gate_up, part["down"]
     return result
 
 
 def write_safetensors(path: Path, tensors: Tensors, dtype: DType = "BF16") -> None:
-    """A safetensors file of one element type, tensors in the given order."""
+    """A safetensors file of one element type, or U8 for bytes, tensors in the given order."""
     blobs = [_to_bytes(w, dtype) for w in tensors.values()]
     entries, position = {}, 0
     for (name, w), blob in zip(tensors.items(), blobs, strict=True):
         offsets = [position, position + len(blob)]
-        entries[name] = {"dtype": dtype, "shape": list(w.shape), "data_offsets": offsets}
+        kind = "U8" if w.dtype == np.uint8 else dtype
+        entries[name] = {"dtype": kind, "shape": list(w.shape), "data_offsets": offsets}
         position = offsets[1]
     header = json.dumps(entries).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"".join(blobs))
@@ -165,7 +223,9 @@ def round_to_bf16(w: Floats) -> Floats:
     return ((w.view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def _to_bytes(w: Floats, dtype: DType) -> bytes:
+def _to_bytes(w: Floats | NDArray[np.uint8], dtype: DType) -> bytes:
+    if w.dtype == np.uint8:
+        return w.tobytes()
     if dtype == "BF16":
         return np.ascontiguousarray(w).view("<u2").reshape(-1, 2)[:, 1].tobytes()
     return w.astype("<f2" if dtype == "F16" else "<f4").tobytes()
@@ -174,8 +234,7 @@ def _to_bytes(w: Floats, dtype: DType) -> bytes:
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     vocab, hidden = config["vocab_size"], config["hidden_size"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
-    types = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
-    for layer, layer_type in enumerate(types):
+    for layer, layer_type in enumerate(layer_types(config)):
         shapes |= {
             f"model.layers.{layer}.{name}": shape
             for name, shape in _layer_shapes(config, layer_type).items()
@@ -186,14 +245,26 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def layer_types(config: Mapping[str, Any]) -> list[str]:
+    """The kind of attention of each layer."""
+    given: list[str] | None = config.get("layer_types")
+    interval = config.get("full_attention_interval", 1)
+    layers = range(config["num_hidden_layers"])
+    return given or ["linear_attention" if (i + 1) % interval else "full_attention" for i in layers]
+
+
 def _layer_shapes(config: Mapping[str, Any], layer_type: str) -> dict[str, tuple[int, ...]]:
-    hidden, inner = config["hidden_size"], config["moe_intermediate_size"]
+    hidden = config["hidden_size"]
+    inner = config.get("moe_intermediate_size") or config["intermediate_size"]
     experts = config.get("num_experts") or config["num_local_experts"]
     shapes: dict[str, tuple[int, ...]] = {
         "input_layernorm.weight": (hidden,),
         "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate.weight": (experts, hidden),
     }
+    if config["model_type"] == "gpt_oss":
+        shapes |= _gpt_oss_shapes(config, inner, experts)
+    else:
+        shapes["mlp.gate.weight"] = (experts, hidden)
     shapes |= _linear_shapes(config) if "linear" in layer_type else _attention_shapes(config)
     if "shared_expert_intermediate_size" in config:
         shared = config["shared_expert_intermediate_size"]
@@ -202,6 +273,25 @@ def _layer_shapes(config: Mapping[str, Any], layer_type: str) -> dict[str, tuple
     for expert in range(experts):
         shapes |= _mlp_shapes(f"mlp.experts.{expert}", hidden, inner)
     return shapes
+
+
+def _gpt_oss_shapes(
+    config: Mapping[str, Any], inner: int, experts: int
+) -> dict[str, tuple[int, ...]]:
+    """What it has beyond the others."""
+    hidden, dim = config["hidden_size"], config["head_dim"]
+    q, kv = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
+    return {
+        "self_attn.q_proj.bias": (q,),
+        "self_attn.k_proj.bias": (kv,),
+        "self_attn.v_proj.bias": (kv,),
+        "self_attn.o_proj.bias": (hidden,),
+        "self_attn.sinks": (config["num_attention_heads"],),
+        "mlp.router.weight": (experts, hidden),
+        "mlp.router.bias": (experts,),
+        "mlp.experts.gate_up_proj_bias": (experts, 2 * inner),
+        "mlp.experts.down_proj_bias": (experts, hidden),
+    }
 
 
 def _mlp_shapes(stem: str, hidden: int, inner: int) -> dict[str, tuple[int, ...]]:
@@ -216,13 +306,13 @@ def _attention_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, dim = config["hidden_size"], config["head_dim"]
     q, kv = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
     gated = 2 if "linear_num_key_heads" in config else 1
+    norms = {"self_attn.q_norm.weight": (dim,), "self_attn.k_norm.weight": (dim,)}
     return {
         "self_attn.q_proj.weight": (gated * q, hidden),
         "self_attn.k_proj.weight": (kv, hidden),
         "self_attn.v_proj.weight": (kv, hidden),
         "self_attn.o_proj.weight": (hidden, q),
-        "self_attn.q_norm.weight": (dim,),
-        "self_attn.k_norm.weight": (dim,),
+        **(norms if config["model_type"] != "gpt_oss" else {}),
     }
 
 
@@ -230,11 +320,14 @@ def _linear_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, heads = config["hidden_size"], config["linear_num_value_heads"]
     keys = config["linear_num_key_heads"] * config["linear_key_head_dim"]
     values = heads * config["linear_value_head_dim"]
+    inputs = {
+        "qkvz": 2 * keys + 2 * values,
+        "ba": 2 * heads,
+    }
+    if config["model_type"] != "qwen3_next":
+        inputs = {"qkv": 2 * keys + values, "z": values, "b": heads, "a": heads}
     return {
-        "linear_attn.in_proj_qkv.weight": (2 * keys + values, hidden),
-        "linear_attn.in_proj_z.weight": (values, hidden),
-        "linear_attn.in_proj_b.weight": (heads, hidden),
-        "linear_attn.in_proj_a.weight": (heads, hidden),
+        **{f"linear_attn.in_proj_{n}.weight": (rows, hidden) for n, rows in inputs.items()},
         "linear_attn.out_proj.weight": (hidden, values),
         "linear_attn.conv1d.weight": (
             2 * keys + values,
@@ -273,7 +366,8 @@ def _nest(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_texts(path: Path, config: Mapping[str, Any]) -> None:
+def write_texts(path: Path, config: Mapping[str, Any]) -> None:
+    """config.json and small tokenizer files."""
     texts: dict[str, Any] = {
         "config.json": config,
         "generation_config.json": {"eos_token_id": [2, 0]},

@@ -10,6 +10,10 @@ DOT = 4e-6
 # silu * up in float32: exp to 2 ulp, then three roundings of half an ulp (6e-8) each.
 SILU = 5e-7
 
+# The clamped SwiGLU in float32: as SILU, and the rounding of 1.702 * gate (half an ulp of up to 12:
+# 5e-7) enters exp, then that of the division by 1.702.
+CLAMPED = 2e-6
+
 # Where both sides round the same hidden value to int8, a last-bit difference before rounding can
 # move a code by one. A row of the tests' sizes has at most a few hundred codes and a last-bit
 # difference flips one in about 1e4, so that two flips in one row are already rare.

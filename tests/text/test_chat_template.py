@@ -52,6 +52,36 @@ def test_the_callers_messages_are_not_changed() -> None:
     assert call == {"function": {"name": "f", "arguments": "{}"}}
 
 
+# In the manner of gpt-oss: messages between control tokens, thoughts in a channel of their own that
+# is left out of the history, the end of a finished answer written as that of any message.
+HARMONY = """{{- '<|start|>system<|message|>Reasoning: ' + (reasoning_effort or 'medium') -}}
+{{- '\\nCurrent date: ' + strftime_now('%Y') + '<|end|>' -}}
+{%- for message in messages -%}
+{%- if message.role == 'assistant' and message.tool_calls -%}
+{%- set call = message.tool_calls[0].function -%}
+{{- '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>' -}}
+{{- call.arguments|tojson + '<|call|>' -}}
+{%- elif message.role == 'assistant' -%}
+{{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' -}}
+{%- else -%}
+{{- '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|start|>assistant{%- else -%}<|return|>{%- endif -%}"""
+
+
+def test_harmony_templates_render(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "now", "arguments": '{"zone": "UTC"}'}}
+    turns: list[dict[str, Any]] = [*HELLO, {"role": "assistant", "tool_calls": [call]}]
+    text = template(tmp_path, HARMONY).render(turns)
+    assert text == (
+        f"<|start|>system<|message|>Reasoning: medium\nCurrent date: {datetime.now():%Y}<|end|>"
+        "<|start|>user<|message|>Hello<|end|>"
+        '<|start|>assistant to=functions.now<|channel|>commentary json<|message|>{"zone": "UTC"}'
+        "<|call|><|start|>assistant"
+    )
+
+
 def test_published_extras_are_there(tmp_path: Path) -> None:
     source = (
         "{{ bos_token }}{{ eos_token }}|{{ strftime_now('%Y') }}|"

@@ -12,9 +12,9 @@
 namespace flashmoe {
 namespace {
 
-constexpr int64_t kBlock = 64;     // keys whose transposed copy stays in the near caches
-constexpr int64_t kSpan = 512;     // keys of one independent softmax; spans are merged in order
-constexpr int64_t kTileRows = 64;  // query rows that share a loaded block
+constexpr int64_t kBlock = kKeyBlock;  // keys whose transposed copy stays in the near caches
+constexpr int64_t kSpan = 512;         // keys of one independent softmax; spans are merged in order
+constexpr int64_t kTileRows = 64;      // query rows that share a loaded block
 constexpr int64_t kMaxSpanFloats = int64_t{8} << 20;  // of partial results held at once
 
 // Where results of a tile's rows accumulate: per row `dim` values, then a SoftmaxState.
@@ -40,6 +40,12 @@ struct Tile {
     int64_t kv_head, first, tokens;
 };
 
+// Keys [from, to) of a block.
+struct Range {
+    int64_t from, to;
+    bool operator==(const Range&) const = default;
+};
+
 class Attend {
   public:
     explicit Attend(const Attention& call)
@@ -49,7 +55,8 @@ class Attend {
           group_(call.heads / call.cache.kv_heads),
           tile_tokens_(std::max<int64_t>(1, kTileRows / group_)),
           tiles_((call.tokens + tile_tokens_ - 1) / tile_tokens_),
-          spans_((call.start + call.tokens + kSpan - 1) / kSpan) {}
+          first_span_(first_seen(call.start) / kSpan),
+          spans_((call.start + call.tokens + kSpan - 1) / kSpan - first_span_) {}
 
     void run(Pool& pool) {
         static thread_local Workspace scratch, partials;
@@ -80,7 +87,7 @@ class Attend {
             for (int64_t i = begin; i < end; ++i) {
                 const int64_t item = i / spans_, span = i % spans_;
                 load_queries(tile(item), worker);
-                attend_span(tile(item), span, partial(item, span), worker);
+                attend_span(tile(item), first_span_ + span, partial(item, span), worker);
             }
         });
         pool.parallel_for(items(), 1, [&](int64_t begin, int64_t end, int) {
@@ -95,16 +102,17 @@ class Attend {
     void whole_tile(Tile tile, int worker) {
         const Partial total = worker_partial(worker, 0), part = worker_partial(worker, 1);
         load_queries(tile, worker);
-        attend_span(tile, 0, total, worker);
-        const int64_t last = call_.start + tile.first + tile.tokens - 1;
-        for (int64_t span = 1; span <= last / kSpan; ++span) {
+        const int64_t first = first_seen(position(tile, 0)) / kSpan;
+        attend_span(tile, first, total, worker);
+        const int64_t last = position(tile, tile.tokens - 1) / kSpan;
+        for (int64_t span = first + 1; span <= last; ++span) {
             attend_span(tile, span, part, worker);
             merge(tile, total, part);
         }
         finish(tile, total);
     }
 
-    // Rows whose position lies before the span have no part in it.
+    // Rows whose window lies outside of the span have no part in it.
     void merge(Tile tile, Partial total, Partial part) {
         for (int64_t row = 0; row < tile.tokens * group_; ++row)
             if (part.state(row).sum != 0.0f)
@@ -114,8 +122,9 @@ class Attend {
 
     void attend_span(Tile tile, int64_t span, Partial partial, int worker) {
         partial.clear(tile.tokens * group_);
-        const int64_t end = std::min((span + 1) * kSpan, call_.start + tile.first + tile.tokens);
-        for (int64_t key = span * kSpan; key < end; key += kBlock)
+        const int64_t seen = first_seen(position(tile, 0)) / kBlock * kBlock;
+        const int64_t end = std::min((span + 1) * kSpan, position(tile, tile.tokens));
+        for (int64_t key = std::max(span * kSpan, seen); key < end; key += kBlock)
             attend_block(tile, key, std::min(kBlock, end - key), partial, worker);
     }
 
@@ -129,24 +138,39 @@ class Attend {
                              {keys_of(worker), kBlock}, scores, false);
         for (int64_t token = 0, next; token < tile.tokens; token = next) {
             // Tokens that see the same keys share one product.
-            const int64_t seen = visible(tile, token, key, count);
+            const Range seen = visible(tile, token, key, count);
             next = token + 1;
             while (next < tile.tokens && visible(tile, next, key, count) == seen) ++next;
-            if (seen > 0) absorb_rows(token * group_, next * group_, seen, scores, values, partial);
+            if (seen.from < seen.to)
+                absorb_rows(token * group_, next * group_, seen, scores, values, partial);
         }
     }
 
-    void absorb_rows(int64_t begin, int64_t end, int64_t keys, Panel scores, Operand values,
+    void absorb_rows(int64_t begin, int64_t end, Range keys, Panel scores, Operand values,
                      Partial partial) {
-        for (int64_t row = begin; row < end; ++row)
-            kernels_.absorb(scores.data + row * kBlock, keys, partial.state(row),
-                            partial.values(row), dim_);
-        kernels_.tile.matmul({end - begin, dim_, keys}, {scores.data + begin * kBlock, kBlock},
-                             values, {partial.values(begin), Partial::stride(dim_)}, true);
+        for (int64_t row = begin; row < end; ++row) {
+            float* from = scores.data + row * kBlock;
+            // Kept in place, with no weight: the kernel may overwrite up to whole vectors.
+            std::fill_n(from, keys.from, -std::numeric_limits<float>::infinity());
+            kernels_.absorb(from, keys.to, partial.state(row), partial.values(row), dim_);
+        }
+        kernels_.tile.matmul({end - begin, dim_, keys.to - keys.from},
+                             {scores.data + begin * kBlock + keys.from, kBlock},
+                             {values.data + keys.from * values.row, values.row},
+                             {partial.values(begin), Partial::stride(dim_)}, true);
     }
 
-    int64_t visible(Tile tile, int64_t token, int64_t key, int64_t count) const {
-        return std::clamp<int64_t>(call_.start + tile.first + token + 1 - key, 0, count);
+    int64_t position(Tile tile, int64_t token) const { return call_.start + tile.first + token; }
+
+    // The first key that a query at this position sees.
+    int64_t first_seen(int64_t position) const {
+        return call_.window ? std::max<int64_t>(0, position - call_.window + 1) : 0;
+    }
+
+    Range visible(Tile tile, int64_t token, int64_t key, int64_t count) const {
+        const int64_t at = position(tile, token);
+        return {std::clamp<int64_t>(first_seen(at) - key, 0, count),
+                std::clamp<int64_t>(at + 1 - key, 0, count)};
     }
 
     void load_queries(Tile tile, int worker) {
@@ -158,7 +182,7 @@ class Attend {
     }
 
     void load_keys(int64_t head, int64_t key, int64_t count, float* dst) {
-        const int64_t offset = (head * call_.cache.context + key) * dim_;
+        const int64_t offset = (head * call_.cache.context + key % call_.cache.context) * dim_;
         if (call_.cache.half)
             kernels_.tile.transpose_half(static_cast<const uint16_t*>(call_.cache.keys) + offset,
                                          dim_, count, dim_, dst, kBlock);
@@ -168,7 +192,7 @@ class Attend {
     }
 
     Operand load_values(int64_t head, int64_t key, int64_t count, float* dst) {
-        const int64_t offset = (head * call_.cache.context + key) * dim_;
+        const int64_t offset = (head * call_.cache.context + key % call_.cache.context) * dim_;
         if (!call_.cache.half)
             return {static_cast<const float*>(call_.cache.values) + offset, dim_};
         kernels_.tile.from_half(static_cast<const uint16_t*>(call_.cache.values) + offset,
@@ -180,9 +204,15 @@ class Attend {
         for (int64_t row = 0; row < tile.tokens * group_; ++row) {
             float* out = call_.out + row_offset(tile, row / group_) + row % group_ * dim_;
             const float* values = total.values(row);
-            const float sum = total.state(row).sum;
+            const float sum = total.state(row).sum + sink_weight(tile, row, total.state(row).max);
             for (int64_t d = 0; d < dim_; ++d) out[d] = values[d] / sum;
         }
+    }
+
+    // Infinite where the sink outweighs all keys by more than a float holds: the result is then 0.
+    float sink_weight(Tile tile, int64_t row, float max) const {
+        if (!call_.sinks) return 0.0f;
+        return std::exp(call_.sinks[tile.kv_head * group_ + row % group_] - max);
     }
 
     // Items are (tile, kv head), kv heads fastest.
@@ -215,7 +245,7 @@ class Attend {
 
     const Attention& call_;
     const AttentionKernels& kernels_;
-    const int64_t dim_, group_, tile_tokens_, tiles_, spans_;
+    const int64_t dim_, group_, tile_tokens_, tiles_, first_span_, spans_;
     float* scratch_ = nullptr;
 };
 
@@ -237,7 +267,8 @@ void kv_store(Pool& pool, const KvStore& call) {
     pool.parallel_for(items, cheap_grain(2 * call.dim), [&](int64_t begin, int64_t end, int) {
         for (int64_t item = begin; item < end; ++item) {
             const int64_t token = item / call.kv_heads, head = item % call.kv_heads;
-            const int64_t to = (head * call.context + call.start + token) * call.dim;
+            const int64_t slot = (call.start + token) % call.context;
+            const int64_t to = (head * call.context + slot) * call.dim;
             store(tile, call.k + item * call.dim, call.dim, call.half, call.keys, to);
             store(tile, call.v + item * call.dim, call.dim, call.half, call.values, to);
         }

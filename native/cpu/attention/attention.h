@@ -1,4 +1,5 @@
 // Causal attention of grouped queries over a key/value cache, in one pass (online softmax).
+// A layer with a window sees the last `window` keys only, and its cache may be a ring.
 //
 // Keys are visited in blocks and spans at absolute positions, so a query's result does not depend
 // on which other queries share the call nor on the number of threads.
@@ -32,8 +33,13 @@ void register_attention_scalar(AttentionKernels& table);
 void register_attention_avx2(AttentionKernels& table);
 void register_attention_neon(AttentionKernels& table);
 
+// Blocks of keys start at multiples of this, in a ring as well.
+constexpr int64_t kKeyBlock = 64;
+
 struct KvCache {
-    const void *keys, *values;  // [kv_heads, context, dim], float or IEEE half
+    // [kv_heads, context, dim], float or IEEE half; position p lies at p % context. If that wraps
+    // round, context is a multiple of kKeyBlock.
+    const void *keys, *values;
     bool half;
     int64_t kv_heads, context, dim;
 };
@@ -42,7 +48,9 @@ struct Attention {
     const float* q;  // [tokens, heads, dim]; heads is a multiple of cache.kv_heads
     KvCache cache;
     int64_t tokens, heads;
-    int64_t start;  // position of the first query; query t sees keys 0..start + t
+    int64_t start;       // position of the first query; query t sees keys up to start + t
+    int64_t window;      // and of those the last `window` only, itself among them; 0: all
+    const float* sinks;  // [heads], or null: the score of a further key, whose value is zero
     float scale;
     float* out;  // [tokens, heads, dim]
 };
@@ -56,7 +64,7 @@ struct KvStore {
     int64_t tokens, kv_heads, context, dim, start;
 };
 
-// Copies k and v into positions start..start + tokens of the caches.
+// Copies k and v into positions start..start + tokens of the caches, modulo context.
 void kv_store(Pool& pool, const KvStore& call);
 
 }  // namespace flashmoe

@@ -20,6 +20,11 @@ struct CodecKernels {
     using EncodeGroup = void (*)(const float* w, int64_t group, uint8_t* bytes, uint8_t* tail);
     EncodeGroup encode_q8;
     EncodeGroup encode_q4;
+    EncodeGroup encode_mxfp4;
+
+    EncodeGroup encode(Format format) const {
+        return format == Format::q8 ? encode_q8 : format == Format::q4 ? encode_q4 : encode_mxfp4;
+    }
 };
 
 void register_codec_scalar(CodecKernels& table);

@@ -3,6 +3,7 @@
 #include <functional>
 
 #include "cpu/codec/codec.h"
+#include "cpu/mxfp4/fp4.h"
 
 namespace flashmoe {
 namespace {
@@ -34,16 +35,30 @@ void decode_q4(const uint8_t* unit, const uint8_t* tail, int64_t row, int64_t gr
     }
 }
 
+void decode_mxfp4(const uint8_t* unit, const uint8_t* tail, int64_t row, int64_t group,
+                  float* out) {
+    const float scale = e8m0(tail[row]);
+    for (int64_t c = 0; c < group; ++c) {
+        const int shift = c % 8 < 4 ? 0 : 4;
+        const int code = unit[c / 8 * 32 + c % 4] >> shift & 15;
+        const float magnitude = 0.5f * static_cast<float>(kFp4Halves[code & 7]) * scale;
+        out[c] = code & 8 ? -magnitude : magnitude;
+    }
+}
+
 }  // namespace
 
 void decode_row(const MatrixView& w, int64_t row, float* out) {
     const int64_t lane = row % kBlockRows;
     const uint8_t* bytes = w.block(row / kBlockRows) + 4 * lane;
     if (w.format == Format::bf16) return decode_bf16(bytes, w.cols, out);
-    const auto decode = w.format == Format::q8 ? decode_q8 : decode_q4;
+    const auto decode = w.format == Format::q8   ? decode_q8
+                        : w.format == Format::q4 ? decode_q4
+                                                 : decode_mxfp4;
     const int64_t groups = w.cols / w.group, group_bytes = w.block_bytes() / groups;
+    const int64_t tail = group_bytes - kBlockRows * w.tail_bytes() - 4 * lane;
     for (int64_t g = 0; g < groups; ++g, bytes += group_bytes)
-        decode(bytes, bytes - 4 * lane + group_bytes - 32, lane, w.group, out + g * w.group);
+        decode(bytes, bytes + tail, lane, w.group, out + g * w.group);
 }
 
 void decode_rows(Pool& pool, const MatrixView& w, const int32_t* ids, int64_t count, float* out) {

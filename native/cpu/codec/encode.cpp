@@ -20,6 +20,7 @@ using Group = float[kBlockRows][kMaxGroup];
 uint32_t largest_encodable(Format format) {
     switch (format) {
         case Format::q8:
+        case Format::mxfp4:
             return 0x7F7FFFFF;  // any finite float
         case Format::bf16:
             return 0x7F7F7FFF;  // above, rounding gives infinity
@@ -50,12 +51,13 @@ void encode_bf16(const Group& w, int64_t cols, uint8_t* out) {
 }
 
 void encode_quantized(const MatrixView& shape, const Group& w, uint8_t* out) {
-    const auto& table = kernels().codec;
-    const bool q8 = shape.format == Format::q8;
-    const auto encode_row = q8 ? table.encode_q8 : table.encode_q4;
-    uint8_t* tail = out + kBlockRows * shape.row_bytes(shape.group) - 32;
+    const auto encode_row = kernels().codec.encode(shape.format);
+    const int64_t tail_bytes = shape.tail_bytes();
+    uint8_t* tail = out + kBlockRows * (shape.row_bytes(shape.group) - tail_bytes);
+    // Of q4's four bytes, two are the scale; the biases of all rows follow the scales.
+    const int64_t step = shape.format == Format::q4 ? 2 : tail_bytes;
     for (int64_t r = 0; r < kBlockRows; ++r)
-        encode_row(w[r], shape.group, out + 4 * r, tail + (q8 ? 4 : 2) * r);
+        encode_row(w[r], shape.group, out + 4 * r, tail + step * r);
 }
 
 void encode_block(const MatrixView& shape, const Source& source, int64_t block, uint8_t* out) {

@@ -9,7 +9,7 @@ namespace flashmoe {
 constexpr int64_t kBlockRows = 8;
 constexpr int64_t kMaxGroup = 128;
 
-enum class Format { bf16, q8, q4 };
+enum class Format { bf16, q8, q4, mxfp4 };
 
 struct MatrixView {
     Format format;
@@ -23,8 +23,10 @@ struct MatrixView {
     int64_t row_bytes(int64_t n) const {
         if (format == Format::bf16) return 2 * n;
         const int64_t codes = format == Format::q8 ? group : group / 2;
-        return n / group * (codes + 4);
+        return n / group * (codes + tail_bytes());
     }
+    // Stored bytes of scale (and bias) of one row's part of a group.
+    int64_t tail_bytes() const { return format == Format::mxfp4 ? 1 : 4; }
     int64_t block_bytes() const { return kBlockRows * row_bytes(cols); }
     int64_t nbytes() const { return blocks() * block_bytes(); }
     const uint8_t* block(int64_t index) const { return data + index * block_bytes(); }

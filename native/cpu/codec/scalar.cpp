@@ -60,6 +60,25 @@ void encode_q4(const float* w, int64_t group, uint8_t* bytes, uint8_t* tail) {
     std::memcpy(tail + 16, &bias_bits, 2);
 }
 
+// The number of middles between codes that lie below |x|; a middle itself goes to the even code.
+uint8_t fp4_code(float x) {
+    const float a = std::fabs(x);
+    const int code = (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) +
+                     (a >= 3.5f) + (a > 5.0f);
+    return static_cast<uint8_t>(code | (std::signbit(x) ? 8 : 0));
+}
+
+void encode_mxfp4(const float* w, int64_t group, uint8_t* bytes, uint8_t* tail) {
+    const auto exponent = static_cast<int32_t>(largest(w, group) >> 23);
+    const int32_t scale = std::max(exponent - 2, 0);
+    const float inverse = std::ldexp(1.0f, 127 - scale);
+    for (int64_t c = 0; c < group; c += 8)
+        for (int64_t j = 0; j < 4; ++j)
+            bytes[c * 4 + j] = static_cast<uint8_t>(fp4_code(w[c + j] * inverse) |
+                                                    fp4_code(w[c + 4 + j] * inverse) << 4);
+    *tail = static_cast<uint8_t>(scale);
+}
+
 }  // namespace
 
 void register_codec_scalar(CodecKernels& table) {
@@ -68,6 +87,7 @@ void register_codec_scalar(CodecKernels& table) {
     table.largest = largest;
     table.encode_q8 = encode_q8;
     table.encode_q4 = encode_q4;
+    table.encode_mxfp4 = encode_mxfp4;
 }
 
 }  // namespace flashmoe

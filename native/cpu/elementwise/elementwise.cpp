@@ -82,4 +82,11 @@ void causal_conv_silu(Pool& pool, const CausalConv& call) {
                       });
 }
 
+void add_bias(Pool& pool, float* x, const float* bias, int64_t rows, int64_t n) {
+    pool.parallel_for(rows, cheap_grain(n), [&](int64_t begin, int64_t end, int) {
+        for (int64_t row = begin; row < end; ++row)
+            for (int64_t i = 0; i < n; ++i) x[row * n + i] += bias[i];
+    });
+}
+
 }  // namespace flashmoe

@@ -47,4 +47,7 @@ struct CausalConv {
 
 void causal_conv_silu(Pool& pool, const CausalConv& call);
 
+// x[r] += bias for each of the rows of x [rows, n].
+void add_bias(Pool& pool, float* x, const float* bias, int64_t rows, int64_t n);
+
 }  // namespace flashmoe

@@ -10,12 +10,29 @@ namespace {
 
 constexpr int64_t kBf16Piece = 64;
 constexpr int64_t kGatherRows = 16;  // per turn of a worker
+constexpr float kAlpha = 1.702f, kLimit = 7.0f;
+
+// x[i * 8 + r] += bias[r] for i < count.
+void add_bias(float* x, int64_t count, const float* bias) {
+    for (int64_t i = 0; i < count; ++i, x += kBlockRows)
+        for (int64_t r = 0; r < kBlockRows; ++r) x[r] += bias[r];
+}
+
+// Brings the clamped form to silu(gate) * up, whose kernel computes it: g * sigmoid(a g) * (u + 1)
+// = silu(a g) * (u + 1) / a.
+void clamp(float* gate, float* up, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        gate[i] = kAlpha * std::min(gate[i], kLimit);
+        up[i] = (std::clamp(up[i], -kLimit, kLimit) + 1.0f) / kAlpha;
+    }
+}
 
 }  // namespace
 
-void Ffn::configure(const MatrixView& gate_up, const MatrixView& down) {
+void Ffn::configure(const MatrixView& gate_up, const MatrixView& down, Activation activation) {
     gate_up_ = gate_up;
     down_ = down;
+    activation_ = activation;
     piece_ = down.group ? down.group : kBf16Piece;
 }
 
@@ -72,11 +89,17 @@ void Ffn::gate_up_piece(const Span& span, int64_t piece) {
     const int64_t first = piece * piece_, width = std::min(piece_, down_.cols - first);
     const int64_t count = span.end - span.begin, block_bytes = gate_up_.block_bytes();
     const uint8_t* bytes = experts_[span.expert].gate_up + 2 * first / kBlockRows * block_bytes;
+    const float* bias = experts_[span.expert].gate_up_bias;
     float gate[kPairBlocks * kTokenChunk * kBlockRows];
+    float* up = gate + count * kBlockRows;
     float hidden[kTokenChunk * kMaxGroup];
     for (int64_t column = 0; column < width; column += kBlockRows, bytes += 2 * block_bytes) {
         table.multiply(gate_up_, bytes, kPairBlocks, rows_, span.begin, count, gate);
-        const float* up = gate + count * kBlockRows;
+        if (bias) {
+            add_bias(gate, count, bias + 2 * (first + column));
+            add_bias(up, count, bias + 2 * (first + column) + kBlockRows);
+        }
+        if (activation_ == Activation::swiglu_clamped) clamp(gate, up, count * kBlockRows);
         table.silu_mul(gate, up, gate, count * kBlockRows);
         for (int64_t t = 0; t < count; ++t)
             std::copy_n(gate + t * kBlockRows, kBlockRows, hidden + t * width + column);
@@ -104,10 +127,11 @@ void Ffn::down_blocks(const Span& span, int64_t block, const FfnOutput& output) 
         store_block(span, block + b, y + b * count * kBlockRows, output);
 }
 
-void Ffn::store_block(const Span& span, int64_t block, const float* y,
-                      const FfnOutput& output) const {
+void Ffn::store_block(const Span& span, int64_t block, float* y, const FfnOutput& output) const {
     const int64_t row = block * kBlockRows, height = std::min(kBlockRows, down_.rows - row);
+    const float* bias = experts_[span.expert].down_bias;
     for (int64_t j = span.begin; j < span.end; ++j, y += kBlockRows) {
+        for (int64_t r = 0; bias && r < height; ++r) y[r] += bias[row + r];
         float* to = output.out + (output.dests ? output.dests[j] : j) * down_.rows + row;
         const float scale = output.scale ? output.scale[j] : 1.0f;
         for (int64_t r = 0; r < height; ++r)

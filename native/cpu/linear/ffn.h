@@ -1,6 +1,6 @@
-// SwiGLU feed-forward networks: out = down(silu(gate . x) * (up . x)), for one network or for many
-// experts at once. Two passes over the pool; between them the hidden rows, int8 if down is q8 or
-// q4.
+// Gated feed-forward networks: out = down(act(gate . x, up . x)), for one network or for many
+// experts at once. Two passes over the pool; between them the hidden rows, int8 unless down is
+// bf16.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,18 @@
 
 namespace flashmoe {
 
+enum class Activation {
+    swiglu,          // silu(gate) * up
+    swiglu_clamped,  // gpt-oss: g * sigmoid(1.702 g) * (u + 1), g = min(gate, 7), u = up in [-7, 7]
+};
+
 // Weights of one expert; shapes and formats are common to all.
 struct Expert {
     const uint8_t* gate_up;  // [2 * intermediate, hidden], 8 gate rows and 8 up rows in turn
     const uint8_t* down;     // [hidden, intermediate]
+    // Added to the products, in the order of the rows; null: nothing.
+    const float* gate_up_bias = nullptr;
+    const float* down_bias = nullptr;
 };
 
 // Where the result of entry j goes: out row dests[j] (null: row j) is set, or, with accumulate,
@@ -33,7 +41,8 @@ struct Span {
 class Ffn {
   public:
     // gate_up and down give formats and shapes; their data is not used.
-    void configure(const MatrixView& gate_up, const MatrixView& down);
+    void configure(const MatrixView& gate_up, const MatrixView& down,
+                   Activation activation = Activation::swiglu);
 
     // Expert i is applied to entries [offsets[i], offsets[i + 1]); entry j reads rows.at(j).
     void run(Pool& pool, const Rows& rows, const std::vector<Expert>& experts,
@@ -50,10 +59,10 @@ class Ffn {
     void gate_up_piece(const Span& span, int64_t piece);
     void store_hidden(const Span& span, int64_t piece, const float* hidden, int64_t width);
     void down_blocks(const Span& span, int64_t block, const FfnOutput& output) const;
-    void store_block(const Span& span, int64_t block, const float* y,
-                     const FfnOutput& output) const;
+    void store_block(const Span& span, int64_t block, float* y, const FfnOutput& output) const;
 
     MatrixView gate_up_{}, down_{};
+    Activation activation_ = Activation::swiglu;
     int64_t piece_ = 0;  // hidden columns per item of the first pass: one group of down
     Rows rows_{};
     const Expert* experts_ = nullptr;

@@ -11,7 +11,7 @@
 
 namespace flashmoe {
 
-// Activation rows as the kernels read them. bf16 weights use x; q8 and q4 the int8 codes, with one
+// Activation rows as the kernels read them. bf16 weights use x; all others the int8 codes, with one
 // scale and one scale * sum(codes) per group of the matrix's group size.
 struct Rows {
     int64_t cols = 0;
@@ -34,6 +34,7 @@ struct LinearKernels {
     Dot dot_bf16;
     Dot dot_q8;
     Dot dot_q4;
+    Dot dot_mxfp4;  // see cpu/mxfp4
     // The same for two adjacent blocks, the second one's results at y + count * 8; null: not
     // faster.
     Dot pair_bf16 = nullptr;
@@ -49,10 +50,30 @@ struct LinearKernels {
     void (*silu_mul)(const float* gate, const float* up, float* out, int64_t n);
 
     Dot dot(Format format) const {
-        return format == Format::bf16 ? dot_bf16 : format == Format::q8 ? dot_q8 : dot_q4;
+        switch (format) {
+            case Format::bf16:
+                return dot_bf16;
+            case Format::q8:
+                return dot_q8;
+            case Format::q4:
+                return dot_q4;
+            case Format::mxfp4:
+                return dot_mxfp4;
+        }
+        return nullptr;
     }
     Dot pair(Format format) const {
-        return format == Format::bf16 ? pair_bf16 : format == Format::q8 ? pair_q8 : pair_q4;
+        switch (format) {
+            case Format::bf16:
+                return pair_bf16;
+            case Format::q8:
+                return pair_q8;
+            case Format::q4:
+                return pair_q4;
+            case Format::mxfp4:
+                break;
+        }
+        return nullptr;
     }
     // y[(b * count + i) * 8 + r] = row r of the b-th of 1 or 2 blocks . activation row first + i.
     // w gives format and columns; bytes is the first block.

@@ -1,5 +1,7 @@
 #include "cpu/parts/attention_part.h"
 
+#include <algorithm>
+
 #include "cpu/elementwise/elementwise.h"
 #include "cpu/norm/norm.h"
 #include "cpu/rope/rope.h"
@@ -40,8 +42,19 @@ void attend(Pool& pool, const AttentionWeights& w, const AttentionRows& at, cons
                      tokens,
                      w.heads,
                      span.start,
+                     w.window,
+                     w.sinks,
                      w.scale,
                      at.out + wide});
+}
+
+void attend_in_pieces(Pool& pool, const AttentionWeights& w, const AttentionRows& at,
+                      const KvSpan& span) {
+    const int64_t size = w.window ? kWindowPiece : span.end - span.begin;
+    for (KvSpan piece = span; piece.begin < span.end; piece.begin += size, piece.start += size) {
+        piece.end = std::min(piece.begin + size, span.end);
+        attend(pool, w, at, piece);
+    }
 }
 
 }  // namespace
@@ -51,12 +64,16 @@ void add_attention(Pool& pool, PartSpace& space, const AttentionWeights& w, floa
     const AttentionRows at = take_rows(space, w, tokens);
     rms_norm(pool, h, w.norm, tokens, w.qkv[0].cols, w.eps, at.x);
     space.multiply(pool, at.x, tokens, w.qkv, {at.q, at.k, at.v});
+    float* const projected[] = {at.q, at.k, at.v};
+    for (int i = 0; i < 3; ++i)
+        if (w.biases[i]) add_bias(pool, projected[i], w.biases[i], tokens, w.qkv[i].rows);
     turn(pool, w, at, tokens, rope);
-    for (const KvSpan& span : spans) attend(pool, w, at, span);
+    for (const KvSpan& span : spans) attend_in_pieces(pool, w, at, span);
     if (w.gated)
         sigmoid_gate(pool,
                      {at.out, at.q + w.dim, w.qkv[0].rows, 2 * w.dim, tokens, w.heads, w.dim});
     space.multiply(pool, at.out, tokens, w.o, {h}, true);
+    if (w.biases[3]) add_bias(pool, h, w.biases[3], tokens, w.o[0].rows);
 }
 
 }  // namespace flashmoe

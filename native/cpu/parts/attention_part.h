@@ -20,7 +20,14 @@ struct AttentionWeights {
     int64_t heads, kv_heads, dim;
     float scale;  // of the scores
     bool gated;   // each head of q is [query | gate]
+    // Of the rows of q, k, v and o, or null.
+    const float* biases[4];
+    const float* sinks;  // see cpu/attention/attention.h, like window
+    int64_t window;
 };
+
+// Tokens that go through the cache of a layer with a window at a time: a ring has room for so many.
+constexpr int64_t kWindowPiece = 512;
 
 // Rotation angles of the tokens: cos and sin [tokens, half].
 struct RopeRows {

@@ -11,6 +11,7 @@ void choose(Pool& pool, PartSpace& space, const RouterWeights& w, int64_t tokens
             const Routed& out) {
     const int64_t experts = w.gate[0].rows;
     space.multiply(pool, out.x, tokens, w.gate, {logits});
+    if (w.bias) add_bias(pool, logits, w.bias, tokens, experts);
     softmax_topk({logits, tokens, experts, w.topk, w.renormalize, 1.0f, out.ids, out.weights});
 }
 
@@ -57,14 +58,14 @@ void add_token_experts(Pool& pool, PartSpace& space, const ExpertLayout& layout,
     space.offsets.clear();
     for (int64_t i = 0; i < topk; ++i) {
         const auto* record = reinterpret_cast<const uint8_t*>(addresses[i]);
-        space.experts.push_back({record, record + layout.down_offset});
+        space.experts.push_back(layout.expert(record));
         space.offsets.push_back(static_cast<int32_t>(i));
     }
     space.offsets.push_back(static_cast<int32_t>(topk));
     space.tokens.assign(static_cast<size_t>(topk), 0);
     Rows input = space.inputs.view(x);
     input.index = space.tokens.data();
-    space.ffn.configure(layout.gate_up, layout.down);
+    space.ffn.configure(layout.gate_up, layout.down, layout.activation);
     // The result of expert k goes to row k.
     const int32_t* dests = space.offsets.data();
     space.ffn.run(pool, input, space.experts, space.offsets.data(), {rows, dests, nullptr, false});

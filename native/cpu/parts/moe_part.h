@@ -14,6 +14,7 @@ struct RouterWeights {
     const float* norm;  // [hidden]
     float eps;
     std::vector<MatrixView> gate;  // one matrix [experts, hidden]
+    const float* bias;             // [experts], of the logits, or null
     int64_t topk;
     bool renormalize;
 };
@@ -46,8 +47,18 @@ void add_shared_expert(Pool& pool, PartSpace& space, const SharedWeights& w, con
 struct ExpertLayout {
     MatrixView gate_up, down;
     int64_t down_offset;
+    Activation activation;
+    int64_t bias_offset;  // of f32 [2 * intermediate], then f32 [hidden]; 0: no biases
 
-    int64_t record_bytes_used() const { return down_offset + down.nbytes(); }
+    int64_t record_bytes_used() const {
+        const int64_t biases = static_cast<int64_t>(sizeof(float)) * (gate_up.rows + down.rows);
+        return bias_offset ? bias_offset + biases : down_offset + down.nbytes();
+    }
+    Expert expert(const uint8_t* record) const {
+        const auto* bias = reinterpret_cast<const float*>(record + bias_offset);
+        return {record, record + down_offset, bias_offset ? bias : nullptr,
+                bias_offset ? bias + gate_up.rows : nullptr};
+    }
 };
 
 // h [hidden] += sum over k, ascending, of weights[k] * expert k (x [hidden]), for k < topk; the

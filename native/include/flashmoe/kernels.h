@@ -10,6 +10,7 @@
 #include "cpu/delta/delta.h"
 #include "cpu/elementwise/elementwise.h"
 #include "cpu/linear/linear.h"
+#include "cpu/mxfp4/mxfp4.h"
 #include "cpu/norm/norm.h"
 #include "cpu/probe/probe.h"
 #include "cpu/rope/rope.h"

@@ -45,9 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-_QWEN3_5 = {
-    "model_type": "qwen3_5_moe_text",
-    "vocab_size": 248320,
+_HYBRID = {
     "num_key_value_heads": 2,
     "head_dim": 256,
     "linear_num_key_heads": 16,
@@ -64,6 +62,20 @@ _QWEN3_5 = {
     "max_position_embeddings": 262144,
     "tie_word_embeddings": False,
 }
+SHAPES["qwen3-next-80b"] = {
+    **_HYBRID,
+    "model_type": "qwen3_next",
+    "vocab_size": 151936,
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "linear_num_value_heads": 32,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+}
+_QWEN3_5 = {**_HYBRID, "model_type": "qwen3_5_moe_text", "vocab_size": 248320}
 SHAPES["qwen3.5-35b-a3b"] = {
     **_QWEN3_5,
     "hidden_size": 2048,
@@ -87,11 +99,34 @@ SHAPES["qwen3.5-397b-a17b"] = {
     "shared_expert_intermediate_size": 1024,
 }
 
+_GPT_OSS = {
+    "model_type": "gpt_oss",
+    "vocab_size": 201088,
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "num_experts_per_tok": 4,
+    "sliding_window": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 150000.0,
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+}
+SHAPES["gpt-oss-20b"] = {**_GPT_OSS, "num_hidden_layers": 24, "num_experts": 32}
+SHAPES["gpt-oss-120b"] = {**_GPT_OSS, "num_hidden_layers": 36, "num_experts": 128}
+
 # Known, but of families that are not here yet: name -> model_type.
 AWAITED = {
-    "qwen3-next-80b-a3b": "qwen3_next",
-    "gpt-oss-20b": "gpt_oss",
-    "gpt-oss-120b": "gpt_oss",
     "deepseek-v3": "deepseek_v3",
     "kimi-k2": "deepseek_v3",
     "glm-4.5": "glm4_moe",

@@ -1,9 +1,9 @@
 """Skewed routing for synthetic models: how often each expert is to be chosen, and how to get it.
 
-No family here has router biases, so one is made: hidden dimension 0 of every embedding is the same
-number, layers add nothing to it, and column 0 of a router is what it adds to each expert's logit.
-The rest of a logit is normally distributed over tokens; which biases then give which frequencies is
-found by simulation.
+Most families have no router biases, so one is made: hidden dimension 0 of every embedding is the
+same number, layers add nothing to it, and column 0 of a router is what it adds to each expert's
+logit. The rest of a logit is normally distributed over tokens; which biases then give which
+frequencies is found by simulation.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _BF16_BYTES = 2
 _EMBEDDING = "embed_tokens.weight"
 # What these compute is added to the hidden state.
 _ADDERS = ("o_proj.weight", "out_proj.weight", "down_proj.weight")
-_ROUTER = re.compile(r".*layers\.(\d+)\.mlp\.gate\.weight")
+_ROUTER = re.compile(r".*layers\.(\d+)\.mlp\.(?:gate|router)\.weight")
 
 
 class SyntheticCheckpoint:
@@ -51,6 +51,9 @@ class SyntheticCheckpoint:
         specs = family.weights(family.read_config(dict(self.config)))
         self.tensors = {tensor.name: tensor for tensor in _declare(specs, self.path)}
         self._constant = {v.source: _constant(v) for v in specs.vectors}
+        self._constant |= {
+            name: 0.0 for e in specs.experts for name in (e.gate_up_bias, e.down_bias)
+        }
         self._seed = seed
         self.skew = None if skew is None else parse_skew(skew, self.config["num_experts"])
 
@@ -138,9 +141,8 @@ def _constant(vector: VectorSpec) -> float | None:
 
 def _declare(specs: WeightSpecs, path: Path) -> Iterator[Tensor]:
     for matrix in specs.matrices:
-        rows = matrix.rows // len(matrix.sources)
         for source in matrix.sources:
-            yield _tensor(source, path, (rows, matrix.cols))
+            yield _tensor(source.name, path, (source.height, matrix.cols))
     for vector in specs.vectors:
         yield _tensor(vector.source, path, vector.shape)
     for experts in specs.experts:
@@ -153,6 +155,9 @@ def _declare_experts(spec: ExpertsSpec, path: Path) -> Iterator[Tensor]:
         yield _tensor(spec.gate.format(expert=expert), path, (narrow, wide))
         yield _tensor(spec.up.format(expert=expert), path, (narrow, wide))
         yield _tensor(spec.down.format(expert=expert), path, (wide, narrow))
+    if spec.gate_up_bias:
+        yield _tensor(spec.gate_up_bias, path, (spec.num_experts, 2 * narrow))
+        yield _tensor(spec.down_bias, path, (spec.num_experts, wide))
 
 
 def _tensor(name: str, path: Path, shape: tuple[int, ...]) -> Tensor:

@@ -54,11 +54,27 @@ ROPE_KEYS = frozenset(
 
 
 @dataclass(frozen=True)
+class Yarn:
+    """How YaRN extends a context, by the names of config.json; see layers/rope.py.
+
+    attention_factor None: follows from the factor. truncate: the ramp ends at whole numbers.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+    attention_factor: float | None
+
+
+@dataclass(frozen=True)
 class Rope:
-    """RoPE of the default type: base, and the share of each head's dimensions that is rotated."""
+    """RoPE: base, the share of each head's dimensions that is rotated, and its extension if any."""
 
     theta: float
     partial_rotary_factor: float
+    yarn: Yarn | None = None
 
 
 class ConfigReader:
@@ -71,6 +87,7 @@ class ConfigReader:
     def __init__(self, raw: dict[str, Any], where: str = "config.json") -> None:
         self._raw, self._where = raw, where
         self._seen: set[str] = set()
+        self._refused = ["quantization_config", "quantization"]
 
     def integer(self, *names: str, default: int = _REQUIRED, high: int = 2**31 - 1) -> int:
         """An integer in [1, high]."""
@@ -148,18 +165,31 @@ class ConfigReader:
         self.finish()
         return text
 
-    def rope(self, default_partial: float) -> Rope:
+    def rope(self, default_partial: float, allow_yarn: bool = False) -> Rope:
         """`rope_parameters`, or the older `rope_theta` with `rope_scaling`."""
         new, old = self.section("rope_parameters"), self.section("rope_scaling")
         sections = [section for section in (new, old) if section is not None]
-        for section in sections:
-            section._expect_default_rope()
+        yarns = [section._rope_kind(allow_yarn) for section in sections]
         nested = sections[0] if sections else ConfigReader({}, self._where)
         theta = self._agreed(nested, "rope_theta", None)
         partial = self._agreed(nested, "partial_rotary_factor", default_partial)
         if partial > 1:
             self.fail("partial_rotary_factor", "a number in (0, 1]", partial)
-        return Rope(theta, partial)
+        if len({*yarns}) > 1:
+            self.fail("rope_scaling", "the same as rope_parameters", old and old._raw)
+        yarn = yarns[0] if yarns else None
+        if yarn is not None and theta <= 1:
+            self.fail("rope_theta", "more than 1", theta)
+        return Rope(theta, partial, yarn)
+
+    def allow_quantised(self, method: str) -> None:
+        """Accepts a checkpoint quantised by this method; which tensors are shows in the tensors."""
+        section = self.section("quantization_config")
+        self._refused.remove("quantization_config")
+        if section is not None:
+            section.require("quant_method", method)
+            section._seen.add("modules_to_not_convert")
+            section.finish()
 
     def has(self, name: str) -> bool:
         """Whether the key is there and not null."""
@@ -200,13 +230,31 @@ class ConfigReader:
         value = there if there is not None else here if here is not None else default
         return value if value is not None else self.number(name)
 
-    def _expect_default_rope(self) -> None:
+    def _rope_kind(self, allow_yarn: bool) -> Yarn | None:
+        """Refuses what is neither the default type nor, if allowed, YaRN."""
         name = "type" if self.has("type") else "rope_type"
-        self.require(name, "default", default="default")
+        kinds = ("default", "yarn") if allow_yarn else ("default",)
+        self.require(name, *kinds, default="default")
+        yarn = self._yarn() if self._raw.get(name) == "yarn" else None
         self._seen.update(ROPE_KEYS)
         for unknown in self.unknown():
-            self.fail(unknown, "default RoPE keys", self._raw[unknown])
+            self.fail(unknown, f"keys of {'YaRN' if yarn else 'default RoPE'}", self._raw[unknown])
+        return yarn
+
+    def _yarn(self) -> Yarn:
+        fast, slow = self.number("beta_fast", default=32.0), self.number("beta_slow", default=1.0)
+        if fast <= slow:
+            self.fail("beta_fast", f"more than beta_slow, {slow}", fast)
+        given = self.has("attention_factor")
+        return Yarn(
+            factor=self.number("factor"),
+            original_max_position_embeddings=self.integer("original_max_position_embeddings"),
+            beta_fast=fast,
+            beta_slow=slow,
+            truncate=self.flag("truncate", default=True),
+            attention_factor=self.number("attention_factor") if given else None,
+        )
 
     def _refuse_quantised(self) -> None:
-        for name in ("quantization_config", "quantization"):
+        for name in self._refused:
             self.require(name, None, default=None)

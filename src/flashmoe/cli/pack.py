@@ -14,9 +14,13 @@ import typer
 def pack(
     source: Annotated[Path, typer.Argument(help="Checkpoint directory (safetensors).")],
     destination: Annotated[Path, typer.Argument(help="Directory to create.")],
-    experts: Annotated[str, typer.Option(help="Format of routed experts: q4, q8, bf16.")] = "q4",
-    dense: Annotated[str, typer.Option(help="Format of all other matrices: q8, q4, bf16.")] = "q8",
-    group: Annotated[int, typer.Option(help="Weights per scale: 32, 64 or 128.")] = 64,
+    experts: Annotated[
+        str, typer.Option(help="Format of routed experts: q4, q8, bf16, mxfp4 (gpt-oss: exact).")
+    ] = "q4",
+    dense: Annotated[
+        str, typer.Option(help="Format of all other matrices: q8, q4, bf16, mxfp4.")
+    ] = "q8",
+    group: Annotated[int, typer.Option(help="Weights per scale of q8, q4: 32, 64 or 128.")] = 64,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
     """Pack a checkpoint for streaming. Interrupted, the same command resumes."""

@@ -1,4 +1,4 @@
-"""Grouped-query attention with per-head norms, rotary positions and an optional output gate."""
+"""Grouped-query attention: per-head norms, biases, output gate, window, sinks as families want."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from numpy.typing import DTypeLike
 
-from flashmoe.layers.state import KvCache, Step
+from flashmoe.layers.state import KvCache, Step, cache_positions
 from flashmoe.ops.base import Floats, Ops
 from flashmoe.ops.parts import AttentionWeights
 
@@ -14,7 +14,7 @@ from flashmoe.ops.parts import AttentionWeights
 @dataclass(frozen=True)
 class Attention:
     """h += o_proj(softmax(q k^T / sqrt(D)) v (* sigmoid(gate))): q, k, v and gate are projections
-    of norm(h), q and k normed per head and rotated; k and v of all earlier tokens are kept.
+    of norm(h), q and k normed per head and rotated; k and v of the tokens before are kept.
 
     Step by step: ops/composed.py, add_attention.
     """
@@ -25,7 +25,8 @@ class Attention:
     def new_state(self, context_length: int, kv_dtype: DTypeLike) -> KvCache:
         """An empty cache for one sequence."""
         w = self.weights
-        return KvCache(w.num_key_value_heads, context_length, w.head_dim, kv_dtype)
+        positions = cache_positions(context_length, w.window)
+        return KvCache(w.num_key_value_heads, positions, w.head_dim, kv_dtype)
 
     def add_to(self, h: Floats, step: Step, ops: Ops) -> None:
         """h [T, H] += attention of norm(h)."""

@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
+from flashmoe.checkpoint.config import Yarn
 from flashmoe.ops.base import Floats
 
 _BLOCK = 64  # positions whose rotation is computed at once while tokens come one by one
+Doubles = NDArray[np.float64]
+
+
+def yarn_scale(yarn: Yarn) -> float:
+    """What cos and sin are multiplied by."""
+    if yarn.attention_factor is not None:
+        return yarn.attention_factor
+    return 0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0
+
+
+def yarn_frequencies(yarn: Yarn, frequencies: Doubles, theta: float) -> Doubles:
+    """theta^(-2 i / d) for i < d / 2 -> the frequencies to use, float64 [d / 2].
+
+    Those that turn more than beta_fast times within the original context stay, those that turn
+    less than beta_slow times are divided by the factor, with a ramp in between: YaRN, Peng et al.
+    2023, in the form of transformers.
+    """
+    dim = 2 * len(frequencies)
+
+    def index(turns: float) -> float:
+        # Of the frequency that turns so often within the original context.
+        angle = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
+        return dim * math.log(angle) / (2 * math.log(theta))
+
+    low, high = index(yarn.beta_fast), index(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = np.clip((np.arange(dim // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    mixed: Doubles = frequencies / yarn.factor * ramp + frequencies * (1.0 - ramp)
+    return mixed
 
 
 class RotaryTable:
@@ -16,16 +50,20 @@ class RotaryTable:
     Computed when needed: a table of the whole context would cost more memory than it saves time.
     """
 
-    def __init__(self, rotary_dim: int, theta: float) -> None:
+    def __init__(self, rotary_dim: int, theta: float, yarn: Yarn | None = None) -> None:
         exponent = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
-        self._inv_freq = theta**-exponent
+        self._inv_freq, self._scale = theta**-exponent, 1.0
+        if yarn is not None:
+            self._inv_freq = yarn_frequencies(yarn, self._inv_freq, theta)
+            self._scale = yarn_scale(yarn)
         self._block_start = -_BLOCK
         self._cos = self._sin = np.empty((0, 0), dtype=np.float32)
 
     def at(self, positions: NDArray[np.int32]) -> tuple[Floats, Floats]:
-        """positions [T] -> cos, sin [T, rotary_dim / 2]."""
+        """positions [T] -> cos, sin [T, rotary_dim / 2], scaled if YaRN says so."""
         angle = positions[:, None] * self._inv_freq
-        return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+        cos, sin = np.cos(angle) * self._scale, np.sin(angle) * self._scale
+        return cos.astype(np.float32), sin.astype(np.float32)
 
     def at_one(self, position: int) -> tuple[Floats, Floats]:
         """at([position]), out of a block of positions that is kept."""

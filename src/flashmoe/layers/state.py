@@ -10,24 +10,34 @@ from numpy.typing import DTypeLike, NDArray
 
 from flashmoe.layers.rope import RotaryTable
 from flashmoe.ops.base import Floats, Ints
-from flashmoe.ops.parts import Span
+from flashmoe.ops.parts import WINDOW_PIECE, Span
+
+_KEY_BLOCK = 64  # rings are whole blocks of keys; see native/cpu/attention/attention.h
+
+
+def cache_positions(context_length: int, window: int = 0) -> int:
+    """Positions that an attention layer keeps: all, or a ring that holds what a piece sees."""
+    if not window:
+        return context_length
+    return -(-(window + WINDOW_PIECE - 1) // _KEY_BLOCK) * _KEY_BLOCK
 
 
 class KvCache:
-    """Keys and values of one attention layer: [num_key_value_heads, context, head_dim] each.
+    """Keys and values of one attention layer: [num_key_value_heads, positions, head_dim] each.
 
+    positions: the whole context, or, of a layer with a window, a ring (`cache_positions`).
     Memory is reserved for the whole context and becomes resident as positions are written.
     """
 
-    def __init__(self, heads: int, context: int, head_dim: int, dtype: DTypeLike) -> None:
-        self.k: NDArray[Any] = np.empty((heads, context, head_dim), dtype=dtype)
-        self.v: NDArray[Any] = np.empty((heads, context, head_dim), dtype=dtype)
+    def __init__(self, heads: int, positions: int, head_dim: int, dtype: DTypeLike) -> None:
+        self.k: NDArray[Any] = np.empty((heads, positions, head_dim), dtype=dtype)
+        self.v: NDArray[Any] = np.empty((heads, positions, head_dim), dtype=dtype)
         self.handle: Any = None  # of the backend that uses the arrays
 
     @staticmethod
-    def nbytes(heads: int, context: int, head_dim: int, dtype: DTypeLike) -> int:
+    def nbytes(heads: int, positions: int, head_dim: int, dtype: DTypeLike) -> int:
         """Bytes of keys and values together."""
-        return 2 * heads * context * head_dim * np.dtype(dtype).itemsize
+        return 2 * heads * positions * head_dim * np.dtype(dtype).itemsize
 
     def reset(self) -> None:
         """Nothing to do: positions past the sequence are never read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ from flashmoe.models.decoder import (
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import WeightSpecs
 from flashmoe.ops.parts import GatedDeltaWeights, RouterWeights, SharedExpertWeights
+
+# What adds the specs of in_proj_{qkv,z,b,a} under a stem: families store them differently.
+InProjections = Callable[[SpecList, str, "Config"], None]
 
 LINEAR, FULL = "linear_attention", "full_attention"
 # Vision towers and multi-token-prediction heads of multimodal checkpoints.
@@ -73,12 +77,13 @@ def read_config(raw: dict[str, Any]) -> Config:
     reader.require("attn_output_gate", True, default=True)
     reader.require("norm_topk_prob", True, default=True)
     reader.require("mlp_only_layers", [], default=[])
-    config = _read_fields(reader)
+    config = read_fields(reader)
     reader.finish()
     return config
 
 
-def _read_fields(reader: ConfigReader) -> Config:
+def read_fields(reader: ConfigReader) -> Config:
+    """The fields, their names shared with Qwen3-Next."""
     layers, heads = (
         reader.integer("num_hidden_layers", high=MAX_LAYERS),
         reader.integer("num_attention_heads"),
@@ -123,12 +128,18 @@ def _layer_types(reader: ConfigReader, layers: int) -> tuple[str, ...]:
 
 def weights(config: Config) -> WeightSpecs:
     """Every weight of the model: where it comes from and how it is stored. Norms are 1 + w."""
+    return hybrid_weights(config, _in_projections)
+
+
+def hybrid_weights(config: Config, in_projections: InProjections) -> WeightSpecs:
+    """The weights of a model whose linear layers have these input projections."""
     specs, hidden = SpecList(), config.hidden_size
     specs.matrix("embed_tokens", config.vocab_size, hidden)
     for layer, layer_type in enumerate(config.layer_types):
         stem = f"layers.{layer}"
         specs.vector(f"{stem}.input_layernorm", hidden, offset=1.0)
         if layer_type == LINEAR:
+            in_projections(specs, f"{stem}.linear_attn", config)
             _linear_attention(specs, f"{stem}.linear_attn", config)
         else:
             _full_attention(specs, f"{stem}.self_attn", config)
@@ -151,14 +162,17 @@ def _full_attention(specs: SpecList, stem: str, config: Config) -> None:
     specs.vector(f"{stem}.k_norm", head_dim, offset=1.0)
 
 
-def _linear_attention(specs: SpecList, stem: str, config: Config) -> None:
+def _in_projections(specs: SpecList, stem: str, config: Config) -> None:
     hidden, heads = config.hidden_size, config.linear_num_value_heads
-    channels = 2 * config.key_dim + config.value_dim
-    specs.matrix(f"{stem}.in_proj_qkv", channels, hidden)
+    specs.matrix(f"{stem}.in_proj_qkv", 2 * config.key_dim + config.value_dim, hidden)
     specs.matrix(f"{stem}.in_proj_z", config.value_dim, hidden)
     specs.matrix(f"{stem}.in_proj_b", heads, hidden, role="exact")
     specs.matrix(f"{stem}.in_proj_a", heads, hidden, role="exact")
-    specs.matrix(f"{stem}.out_proj", hidden, config.value_dim)
+
+
+def _linear_attention(specs: SpecList, stem: str, config: Config) -> None:
+    heads, channels = config.linear_num_value_heads, 2 * config.key_dim + config.value_dim
+    specs.matrix(f"{stem}.out_proj", config.hidden_size, config.value_dim)
     specs.vector(f"{stem}.conv1d", channels, config.linear_conv_kernel_dim)
     specs.vector(f"{stem}.A_log", heads, suffix="")
     specs.vector(f"{stem}.dt_bias", heads, suffix="")

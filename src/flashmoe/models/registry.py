@@ -11,6 +11,8 @@ from flashmoe.errors import ConfigError
 
 FAMILIES = {
     "qwen3_moe": "qwen3_moe",
+    "qwen3_next": "qwen3_next",
+    "gpt_oss": "gpt_oss",
     "qwen3_5_moe": "qwen3_5_moe",
     "qwen3_5_moe_text": "qwen3_5_moe",
 }

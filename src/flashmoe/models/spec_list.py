@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
-from flashmoe.models.specs import ExpertsSpec, MatrixSpec, VectorSpec, WeightSpecs
+from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
+from flashmoe.ops.base import Activation
 
 
 class SpecList:
@@ -19,22 +21,38 @@ class SpecList:
         self, name: str, rows: int, cols: int, role: Literal["dense", "exact"] = "dense"
     ) -> None:
         """A matrix [rows, cols] of one source."""
-        self._matrices.append(MatrixSpec(name, (f"model.{name}.weight",), rows, cols, role))
+        self.stack(name, (Source(f"model.{name}.weight", rows),), cols, role)
+
+    def stack(
+        self,
+        name: str,
+        sources: Iterable[Source],
+        cols: int,
+        role: Literal["dense", "exact"] = "dense",
+    ) -> None:
+        """A matrix of rows from several places."""
+        self._matrices.append(MatrixSpec(name, tuple(sources), cols, role))
 
     def gate_up(self, stem: str, intermediate_size: int, hidden_size: int) -> None:
         """`stem`.gate_up [2 I, H]: gate_proj and up_proj, interleaved."""
-        sources = tuple(f"model.{stem}.{part}_proj.weight" for part in ("gate", "up"))
-        spec = MatrixSpec(
-            f"{stem}.gate_up", sources, 2 * intermediate_size, hidden_size, interleave=True
+        sources = tuple(
+            Source(f"model.{stem}.{part}_proj.weight", intermediate_size) for part in ("gate", "up")
         )
-        self._matrices.append(spec)
+        self._matrices.append(MatrixSpec(f"{stem}.gate_up", sources, hidden_size, interleave=True))
 
     def vector(self, name: str, *shape: int, offset: float = 0.0, suffix: str = ".weight") -> None:
         """A float32 vector; suffix "" for parameters that are not `.weight` of a module."""
         self._vectors.append(VectorSpec(name, f"model.{name}{suffix}", shape, offset))
 
     def experts(
-        self, layer: int, num_experts: int, hidden_size: int, intermediate_size: int
+        self,
+        layer: int,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: Activation = "swiglu",
+        paired: bool = False,
+        biases: bool = False,
     ) -> None:
         """Routed experts under layers.N.mlp.experts, one tensor per projection or fused."""
         stem = f"model.layers.{layer}.mlp.experts"
@@ -52,6 +70,10 @@ class SpecList:
                 down=down,
                 fused_gate_up=f"{stem}.gate_up_proj",
                 fused_down=f"{stem}.down_proj",
+                paired=paired,
+                activation=activation,
+                gate_up_bias=f"{stem}.gate_up_proj_bias" if biases else "",
+                down_bias=f"{stem}.down_proj_bias" if biases else "",
             )
         )
 
@@ -62,8 +84,7 @@ class SpecList:
         else:
             embed = self._matrices[0]
             assert embed.name == "embed_tokens"
-            head = MatrixSpec("lm_head", ("lm_head.weight",), embed.rows, embed.cols)
-            self._matrices.append(head)
+            self.stack("lm_head", (Source("lm_head.weight", embed.rows),), embed.cols)
         return WeightSpecs(
             tuple(self._matrices), tuple(self._vectors), tuple(self._experts), ignored
         )

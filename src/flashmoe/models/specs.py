@@ -5,22 +5,46 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from flashmoe.ops.base import Activation
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows [first, first + rows) of a checkpoint tensor of `of` rows (0: of `rows` rows).
+
+    name: canonical ("model.layers.0...").
+    """
+
+    name: str
+    rows: int
+    first: int = 0
+    of: int = 0
+
+    @property
+    def height(self) -> int:
+        """Rows of the whole tensor."""
+        return self.of or self.rows
+
 
 @dataclass(frozen=True)
 class MatrixSpec:
     """A resident matrix [rows, cols], stored in a weight format.
 
-    sources: canonical checkpoint names whose rows are stacked in order ("model.layers.0...").
+    sources: what is stacked in order; all have `cols` columns.
     role: "dense" follows --dense; "exact" is always bf16 (routers and tiny projections).
     interleave: two sources (gate, up) of equal shape whose rows alternate in blocks of 8.
     """
 
     name: str
-    sources: tuple[str, ...]
-    rows: int
+    sources: tuple[Source, ...]
     cols: int
     role: Literal["dense", "exact"] = "dense"
     interleave: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of all sources together."""
+        return sum(source.rows for source in self.sources)
 
 
 @dataclass(frozen=True)
@@ -35,10 +59,13 @@ class VectorSpec:
 
 @dataclass(frozen=True)
 class ExpertsSpec:
-    """The routed experts of one layer: SwiGLU with gate and up [I, H] and down [H, I].
+    """The routed experts of one layer: gate and up [I, H] and down [H, I].
 
     gate, up, down: checkpoint names with "{expert}" for per-expert checkpoints.
     fused_gate_up [E, 2 I, H] (gate rows first), fused_down [E, H, I]: names for fused ones.
+    paired: fused as gpt-oss does it, gate and up rows in turn, and either every expert transposed
+    (fused_gate_up [E, H, 2 I], fused_down [E, I, H]) or in MXFP4 under NAME_blocks and NAME_scales.
+    gate_up_bias [E, 2 I], in the same order, and down_bias [E, H]: names; empty: no biases.
     """
 
     layer: int
@@ -50,6 +77,10 @@ class ExpertsSpec:
     down: str
     fused_gate_up: str
     fused_down: str
+    paired: bool = False
+    activation: Activation = "swiglu"
+    gate_up_bias: str = ""
+    down_bias: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ and however many threads run it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,23 @@ from flashmoe.ops.parts import (
 )
 from flashmoe.quant import Format
 
-__all__ = ["Array", "ExpertCall", "ExpertShape", "Floats", "Ints", "Matrix", "Ops", "Primitives"]
+__all__ = [
+    "Activation",
+    "Array",
+    "ExpertCall",
+    "ExpertShape",
+    "Floats",
+    "Ints",
+    "Matrix",
+    "Ops",
+    "Primitives",
+]
+
+
+# What makes one value of a gate and an up value.
+# swiglu: silu(gate) * up. swiglu_clamped (gpt-oss): with g = min(gate, 7) and u = up in [-7, 7],
+# g * sigmoid(1.702 g) * (u + 1).
+Activation = Literal["swiglu", "swiglu_clamped"]
 
 
 class ExpertShape(Protocol):
@@ -51,6 +67,10 @@ class ExpertShape(Protocol):
     def down(self) -> Format: ...
     @property
     def down_offset(self) -> int: ...
+    @property
+    def activation(self) -> Activation: ...
+    @property
+    def bias_offset(self) -> int: ...
     def __hash__(self) -> int: ...
 
 
@@ -88,6 +108,9 @@ class Primitives(Protocol):
     def linear_add(self, x: Floats, matrix: Matrix, out: Floats) -> None:
         """out [T, rows] += x @ W.T."""
 
+    def add_bias(self, x: Floats, bias: Floats) -> None:
+        """x [T, rows] += bias [rows]."""
+
     def head_norm_rope(
         self, x: Floats, weight: Floats | None, eps: float, cos: Floats, sin: Floats
     ) -> Floats:
@@ -96,13 +119,27 @@ class Primitives(Protocol):
         x [T, heads, D], strided in the first two axes; cos, sin [T, R/2] with R <= D.
         """
 
-    def kv_store(self, k: Floats, v: Floats, k_cache: Array, v_cache: Array, start: int) -> None:
-        """k, v [T, heads, D] -> caches [heads, context, D] (f32 or f16) at positions start..."""
+    def kv_store(
+        self, k: Floats, v: Floats, k_cache: Array, v_cache: Array, start: int, window: int = 0
+    ) -> None:
+        """k, v [T, heads, D] -> caches [heads, context, D] (f32 or f16) at positions start...
+
+        With a window: position p goes to p % context, a multiple of 64 >= T + window - 1."""
 
     def attention(
-        self, q: Floats, k_cache: Array, v_cache: Array, start: int, scale: float
+        self,
+        q: Floats,
+        k_cache: Array,
+        v_cache: Array,
+        start: int,
+        scale: float,
+        window: int = 0,
+        sinks: Floats | None = None,
     ) -> Floats:
-        """Causal grouped-query attention: q [T, Hq, D], query t sees keys 0..start+t."""
+        """Causal grouped-query attention: q [T, Hq, D], query t sees keys 0..start+t.
+
+        window: of those, the last `window` only (0: all), in caches that kv_store has filled so.
+        sinks [Hq]: the score of one more key per head, whose value is zero."""
 
     def sigmoid(self, x: Floats) -> Floats:
         """1 / (1 + exp(-x)), elementwise."""
@@ -133,8 +170,12 @@ class Primitives(Protocol):
     def gated_rms_norm(self, x: Floats, gate: Floats, weight: Floats, eps: float) -> None:
         """x [N, D] = x / rms(x) * weight * silu(gate), in place."""
 
-    def route(self, x: Floats, gate: Matrix, k: int, renormalize: bool) -> tuple[Ints, Floats]:
-        """Softmax router: the K likeliest experts per token -> ids, weights [T, K], descending."""
+    def route(
+        self, x: Floats, gate: Matrix, k: int, renormalize: bool, bias: Floats | None = None
+    ) -> tuple[Ints, Floats]:
+        """Softmax router: the K likeliest experts per token -> ids, weights [T, K], descending.
+
+        bias [E] is added to the logits."""
 
     def ffn_add(
         self, x: Floats, gate_up: Matrix, down: Matrix, out: Floats, scale: Floats | None

@@ -40,6 +40,9 @@ class ComposedParts:
         w, tokens = weights, len(h)
         x = self.rms_norm(h, w.norm, w.eps)
         q, k, v = self.linear(x, w.q_proj, w.k_proj, w.v_proj)
+        if w.biases is not None:
+            for projected, bias in zip((q, k, v), w.biases[:3], strict=True):
+                self.add_bias(projected, bias)
         q = q.reshape(tokens, w.num_heads, -1)  # [T, Hq, D] or [T, Hq, 2 D]
         k = k.reshape(tokens, w.num_key_value_heads, w.head_dim)
         v = v.reshape(k.shape)
@@ -48,12 +51,17 @@ class ComposedParts:
         k = self.head_norm_rope(k, w.k_norm, w.eps, *rope)
         outs = []
         for begin, end, start, cache in spans:
-            self.kv_store(k[begin:end], v[begin:end], cache.k, cache.v, start)
-            outs.append(self.attention(q[begin:end], cache.k, cache.v, start, w.scale))
+            kept = cache.k, cache.v
+            for first, last in w.pieces(begin, end):
+                at, rows = start + first - begin, slice(first, last)
+                self.kv_store(k[rows], v[rows], *kept, at, w.window)
+                outs.append(self.attention(q[rows], *kept, at, w.scale, w.window, w.sinks))
         out = self.concat(outs)  # [T, Hq, D]
         if w.gated:
             self.sigmoid_gate(out, gate)
         self.linear_add(out.reshape(tokens, -1), w.o_proj, h)
+        if w.biases is not None:
+            self.add_bias(h, w.biases.o)
 
     def add_gated_delta(
         self: Primitives,
@@ -82,11 +90,11 @@ class ComposedParts:
         self.clock.phase = "router"
         w, ids_ahead = weights, None
         x = self.rms_norm(h, w.norm, w.eps)
-        ids, chosen = self.route(x, w.gate, w.num_experts_per_tok, w.renormalize)
+        ids, chosen = self.route(x, w.gate, w.num_experts_per_tok, w.renormalize, w.bias)
         if ahead is not None:
             seen = self.rms_norm(h, ahead.norm, ahead.eps)
             k, renormalize = ahead.num_experts_per_tok, ahead.renormalize
-            ids_ahead = self.route(seen, ahead.gate, k, renormalize)[0]
+            ids_ahead = self.route(seen, ahead.gate, k, renormalize, ahead.bias)[0]
         return Routed(x, ids, chosen, ids_ahead)
 
     def add_shared_expert(

@@ -108,6 +108,11 @@ class CpuOps(CpuParts):
         self._acts.assign(self.pool, x, group)
         _native.linear(self.pool, self._acts, list(matrices), list(outs), accumulate)
 
+    def add_bias(self, x: Floats, bias: Floats) -> None:
+        start = perf_counter()
+        x += bias
+        self.clock.add(perf_counter() - start)
+
     def head_norm_rope(
         self, x: Floats, weight: Floats | None, eps: float, cos: Floats, sin: Floats
     ) -> Floats:
@@ -117,17 +122,26 @@ class CpuOps(CpuParts):
         self.clock.add(perf_counter() - start)
         return out
 
-    def kv_store(self, k: Floats, v: Floats, k_cache: Array, v_cache: Array, start: int) -> None:
+    def kv_store(
+        self, k: Floats, v: Floats, k_cache: Array, v_cache: Array, start: int, window: int = 0
+    ) -> None:
         begin = perf_counter()
-        _native.kv_store(self.pool, k, v, k_cache, v_cache, start)
+        _native.kv_store(self.pool, k, v, k_cache, v_cache, start, window)
         self.clock.add(perf_counter() - begin)
 
     def attention(
-        self, q: Floats, k_cache: Array, v_cache: Array, start: int, scale: float
+        self,
+        q: Floats,
+        k_cache: Array,
+        v_cache: Array,
+        start: int,
+        scale: float,
+        window: int = 0,
+        sinks: Floats | None = None,
     ) -> Floats:
         begin = perf_counter()
         out = self.scratch.take(*q.shape)
-        _native.attention(self.pool, q, k_cache, v_cache, start, scale, out)
+        _native.attention(self.pool, q, k_cache, v_cache, start, scale, out, window, sinks)
         self.clock.add(perf_counter() - begin)
         return out
 
@@ -173,10 +187,17 @@ class CpuOps(CpuParts):
         self.clock.add(perf_counter() - start)
 
     def route(
-        self, x: Floats, gate: _native.Matrix, k: int, renormalize: bool
+        self,
+        x: Floats,
+        gate: _native.Matrix,
+        k: int,
+        renormalize: bool,
+        bias: Floats | None = None,
     ) -> tuple[Ints, Floats]:
         (logits,) = self.linear(x, gate)
         start = perf_counter()
+        if bias is not None:
+            logits += bias
         ids = np.empty((len(x), k), dtype=np.int32)
         weights = np.empty((len(x), k), dtype=np.float32)
         _native.softmax_topk(logits, ids, weights, renormalize, 1.0)

@@ -181,7 +181,22 @@ def _bind_delta(state: RecurrentState) -> _native.DeltaView:
 def _attention_part(w: AttentionWeights) -> _native.AttentionPart:
     matrices = w.q_proj, w.k_proj, w.v_proj, w.o_proj
     norms = w.q_norm, w.k_norm
-    return _native.AttentionPart(w.norm, w.eps, *matrices, *norms, w.head_dim, w.scale, w.gated)
+    q, k, v, o = w.biases or (None, None, None, None)
+    return _native.AttentionPart(
+        w.norm,
+        w.eps,
+        *matrices,
+        *norms,
+        w.head_dim,
+        w.scale,
+        w.gated,
+        q,
+        k,
+        v,
+        o,
+        w.sinks,
+        w.window,
+    )
 
 
 def _delta_part(w: GatedDeltaWeights) -> _native.DeltaPart:
@@ -191,7 +206,8 @@ def _delta_part(w: GatedDeltaWeights) -> _native.DeltaPart:
 
 
 def _router_part(w: RouterWeights) -> _native.RouterPart:
-    return _native.RouterPart(w.norm, w.eps, w.gate, w.num_experts_per_tok, w.renormalize)
+    k, renormalize = w.num_experts_per_tok, w.renormalize
+    return _native.RouterPart(w.norm, w.eps, w.gate, k, renormalize, w.bias)
 
 
 def _shared_part(w: SharedExpertWeights) -> _native.SharedPart:
@@ -211,4 +227,6 @@ def _expert_layout(shape: ExpertShape) -> _native.ExpertLayout:
         shape.hidden_size,
         shape.intermediate_size,
         shape.down_offset,
+        shape.activation,
+        shape.bias_offset,
     )

@@ -32,7 +32,10 @@ class Span(NamedTuple, Generic[State]):
 
 
 class KvState(Protocol):
-    """Keys and values of a sequence, [Hkv, context, D] each; handle: free for the backend."""
+    """Keys and values of a sequence, [Hkv, context, D] each; handle: free for the backend.
+
+    Of a layer with a window, a ring: position p at p % context.
+    """
 
     k: Array
     v: Array
@@ -51,11 +54,26 @@ KvSpans = Sequence[Span[KvState]]
 RecurrentSpans = Sequence[Span[RecurrentState]]
 
 
+# Tokens that go through the cache of a layer with a window at a time: a ring has room for so many.
+WINDOW_PIECE = 512
+
+
+class AttentionBiases(NamedTuple):
+    """One number per row of each projection."""
+
+    q: Floats
+    k: Floats
+    v: Floats
+    o: Floats
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionWeights:
-    """Grouped-query attention with per-head norms and rotary positions.
+    """Grouped-query attention with rotary positions and, where given, per-head norms and biases.
 
     gated: each head of q_proj is [q | gate], and the result is multiplied by sigmoid(gate).
+    window: a token sees the last `window` tokens, itself among them; 0: all before it.
+    sinks: per head, the score of one more key, whose value is zero.
     """
 
     norm: Floats  # [H], of the part's input
@@ -68,6 +86,9 @@ class AttentionWeights:
     head_dim: int
     eps: float
     gated: bool = False
+    biases: AttentionBiases | None = None
+    sinks: Floats | None = None  # [Hq]
+    window: int = 0
 
     @property
     def num_heads(self) -> int:
@@ -81,6 +102,11 @@ class AttentionWeights:
     def scale(self) -> float:
         """What the scores are multiplied by."""
         return float(self.head_dim**-0.5)
+
+    def pieces(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """Rows begin..end as they go through the cache, one piece after the other."""
+        size = WINDOW_PIECE if self.window else end - begin
+        return [(at, min(at + size, end)) for at in range(begin, end, size)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +131,7 @@ class GatedDeltaWeights:
 class RouterWeights:
     """A softmax router: the num_experts_per_tok likeliest of E experts.
 
-    renormalize: their weights are divided by their sum.
+    renormalize: their weights are divided by their sum. bias is added to the logits.
     """
 
     norm: Floats  # [H], of the part's input
@@ -113,6 +139,7 @@ class RouterWeights:
     num_experts_per_tok: int
     renormalize: bool
     eps: float
+    bias: Floats | None = None  # [E]
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,19 +73,35 @@ class ReferenceOps(ComposedParts):
     def linear_add(self, x: Floats, matrix: DecodedMatrix, out: Floats) -> None:
         out += self.linear(x, matrix)[0]
 
+    def add_bias(self, x: Floats, bias: Floats) -> None:
+        x += bias
+
     def head_norm_rope(
         self, x: Floats, weight: Floats | None, eps: float, cos: Floats, sin: Floats
     ) -> Floats:
         return _floats(reference_layers.head_norm_rope(x, weight, eps, cos, sin))
 
-    def kv_store(self, k: Floats, v: Floats, k_cache: Array, v_cache: Array, start: int) -> None:
-        k_cache[:, start : start + len(k)] = k.transpose(1, 0, 2)
-        v_cache[:, start : start + len(v)] = v.transpose(1, 0, 2)
+    def kv_store(
+        self, k: Floats, v: Floats, k_cache: Array, v_cache: Array, start: int, window: int = 0
+    ) -> None:
+        slots = np.arange(start, start + len(k))
+        if window:
+            slots %= k_cache.shape[1]
+        k_cache[:, slots] = k.transpose(1, 0, 2)
+        v_cache[:, slots] = v.transpose(1, 0, 2)
 
     def attention(
-        self, q: Floats, k_cache: Array, v_cache: Array, start: int, scale: float
+        self,
+        q: Floats,
+        k_cache: Array,
+        v_cache: Array,
+        start: int,
+        scale: float,
+        window: int = 0,
+        sinks: Floats | None = None,
     ) -> Floats:
-        return _floats(reference_layers.attention(q, k_cache, v_cache, start, scale))
+        out = reference_layers.attention(q, k_cache, v_cache, start, scale, window, sinks)
+        return _floats(out)
 
     def sigmoid(self, x: Floats) -> Floats:
         return _floats(reference_layers.sigmoid(x))
@@ -116,9 +132,17 @@ class ReferenceOps(ComposedParts):
         x[...] = reference_layers.gated_rms_norm(x, gate, weight, eps)
 
     def route(
-        self, x: Floats, gate: DecodedMatrix, k: int, renormalize: bool
+        self,
+        x: Floats,
+        gate: DecodedMatrix,
+        k: int,
+        renormalize: bool,
+        bias: Floats | None = None,
     ) -> tuple[Ints, Floats]:
-        ids, weights = reference_layers.softmax_topk(self.linear(x, gate)[0], k, renormalize, 1.0)
+        (logits,) = self.linear(x, gate)
+        if bias is not None:
+            logits += bias
+        ids, weights = reference_layers.softmax_topk(logits, k, renormalize, 1.0)
         return ids, _floats(weights)
 
     def ffn_add(
@@ -152,7 +176,13 @@ class ReferenceExpertCall:
             span = slice(offsets[i], offsets[i + 1])
             gate_up, down = self._decode(address)
             self.rows[dests[span]] = reference_linear.ffn(
-                self.x[tokens[span]], gate_up, down, self.shape.gate_up, self.shape.down
+                self.x[tokens[span]],
+                gate_up,
+                down,
+                self.shape.gate_up,
+                self.shape.down,
+                self.shape.activation,
+                self._biases(address),
             )
 
     def _decode(self, address: int) -> tuple[Floats, Floats]:
@@ -164,6 +194,14 @@ class ReferenceExpertCall:
             s.gate_up.decode(gate_up, rows, s.hidden_size),
             s.down.decode(down, s.hidden_size, s.intermediate_size),
         )
+
+    def _biases(self, address: int) -> tuple[Floats, Floats] | None:
+        s = self.shape
+        if not s.bias_offset:
+            return None
+        sizes = (2 * s.intermediate_size, s.hidden_size)
+        biases = _bytes_at(address + s.bias_offset, 4 * sum(sizes)).view("<f4")
+        return biases[: sizes[0]], biases[sizes[0] :]
 
 
 def _bytes_at(address: int, nbytes: int) -> NDArray[np.uint8]:

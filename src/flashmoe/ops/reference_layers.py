@@ -56,19 +56,34 @@ def head_norm_rope(
     return np.concatenate([turned.real, turned.imag, y[..., 2 * half :]], axis=-1)
 
 
-def attention(q: Floats, keys: Caches, values: Caches, start: int, scale: float) -> Doubles:
-    """q [T, Hq, D], caches [Hkv, ctx, D] -> [T, Hq, D]; query t sees positions 0..start + t."""
+def attention(
+    q: Floats,
+    keys: Caches,
+    values: Caches,
+    start: int,
+    scale: float,
+    window: int = 0,
+    sinks: Floats | None = None,
+) -> Doubles:
+    """q [T, Hq, D], caches [Hkv, ctx, D] -> [T, Hq, D]; query t sees positions 0..start + t.
+
+    window: the last of these only (0: all); position p lies at p modulo ctx. sinks [Hq]: per head
+    the score of one more key, of value zero.
+    """
     tokens, heads, _ = q.shape
     group = heads // keys.shape[0]
     out = np.empty(q.shape)
     for t in range(tokens):
-        seen = start + t + 1
+        end = start + t + 1
+        seen = np.arange(max(0, end - window) if window else 0, end) % keys.shape[1]
         for head in range(heads):
-            k = _double(keys[head // group, :seen])
-            v = _double(values[head // group, :seen])
+            k = _double(keys[head // group, seen])
+            v = _double(values[head // group, seen])
             scores = k @ _double(q[t, head]) * scale
-            weights = np.exp(scores - scores.max())
-            out[t, head] = weights @ v / weights.sum()
+            sink = -np.inf if sinks is None else float(sinks[head])
+            largest = max(scores.max(), sink)
+            weights = np.exp(scores - largest)
+            out[t, head] = weights @ v / (weights.sum() + np.exp(sink - largest))
     return out
 
 

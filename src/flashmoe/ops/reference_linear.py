@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from flashmoe.ops.base import Activation
 from flashmoe.quant import Format
 from flashmoe.quant.layout import ROWS, Floats
 
@@ -50,16 +51,41 @@ def silu_mul(gate: Doubles, up: Doubles) -> Floats:
     return (gate / (1.0 + decay) * up).astype(np.float32)
 
 
-def hidden(x: Floats, gate_up: Floats, fmt: Format) -> Floats:
-    """silu(gate) * up of x [T, H] with decoded weights gate_up [2 I, H] -> float32 [T, I]."""
-    halves = linear(x, gate_up, fmt.group).reshape(x.shape[0], -1, 2, ROWS)
+def swiglu_clamped(gate: Doubles, up: Doubles) -> Floats:
+    """g * sigmoid(1.702 g) * (u + 1) with g = min(gate, 7), u = clip(up, -7, 7), in float64."""
+    g, u = np.minimum(gate, 7.0), np.clip(up, -7.0, 7.0)
+    return (g / (1.0 + np.exp(np.minimum(-1.702 * g, 700.0))) * (u + 1.0)).astype(np.float32)
+
+
+def hidden(
+    x: Floats,
+    gate_up: Floats,
+    fmt: Format,
+    activation: Activation = "swiglu",
+    bias: Floats | None = None,
+) -> Floats:
+    """The activation of gate and up of x [T, H] -> float32 [T, I].
+
+    gate_up: decoded weights [2 I, H]; bias [2 I], in the order of their rows.
+    """
+    both = linear(x, gate_up, fmt.group) + (0.0 if bias is None else bias.astype(np.float64))
+    halves = both.reshape(x.shape[0], -1, 2, ROWS)
     gate, up = (halves[:, :, i].reshape(x.shape[0], -1) for i in range(2))
-    return silu_mul(gate, up)
+    return silu_mul(gate, up) if activation == "swiglu" else swiglu_clamped(gate, up)
 
 
 def ffn(
-    x: Floats, gate_up: Floats, down: Floats, gate_up_format: Format, down_format: Format
+    x: Floats,
+    gate_up: Floats,
+    down: Floats,
+    gate_up_format: Format,
+    down_format: Format,
+    activation: Activation = "swiglu",
+    biases: tuple[Floats, Floats] | None = None,
 ) -> Doubles:
-    """down(silu(gate) * up) of x [T, H]: decoded weights gate_up [2 I, H], whose gate and up rows
-    alternate by 8, and down [H, I] -> float64 [T, H]."""
-    return linear(hidden(x, gate_up, gate_up_format), down, down_format.group)
+    """down(activation(gate, up)) of x [T, H]: decoded weights gate_up [2 I, H], whose gate and up
+    rows alternate by 8, and down [H, I], biases of both -> float64 [T, H]."""
+    first, second = biases or (None, None)
+    inner = hidden(x, gate_up, gate_up_format, activation, first)
+    out = linear(inner, down, down_format.group)
+    return out if second is None else out + second.astype(np.float64)

@@ -8,11 +8,16 @@ from types import ModuleType
 import numpy as np
 
 from flashmoe.errors import UsageError
-from flashmoe.quant import bf16, layout, q4, q8
+from flashmoe.quant import bf16, layout, mxfp4, q4, q8
 from flashmoe.quant.layout import Bytes, Floats
 
-FORMATS: dict[str, ModuleType] = {module.NAME: module for module in (bf16, q8, q4)}
-GROUPS = (32, 64, 128)
+FORMATS: dict[str, ModuleType] = {module.NAME: module for module in (bf16, q8, q4, mxfp4)}
+
+
+def groups(name: str) -> tuple[int, ...]:
+    """The group sizes, in columns, that a registered format comes in; (0,) if it has no groups."""
+    sizes: tuple[int, ...] = FORMATS[name].GROUPS
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,9 @@ class Format:
             raise UsageError(
                 "unknown weight format", expected=" | ".join(sorted(FORMATS)), got=self.name
             )
-        allowed = GROUPS if FORMATS[self.name].GROUPED else (0,)
-        if self.group not in allowed:
-            raise UsageError("bad group size", where=self.name, expected=allowed, got=self.group)
+        if self.group not in groups(self.name):
+            expected = " | ".join(map(str, groups(self.name)))
+            raise UsageError("bad group size", where=self.name, expected=expected, got=self.group)
 
     def fits(self, cols: int) -> bool:
         """Whether rows of `cols` columns can be stored."""

@@ -8,7 +8,7 @@ from flashmoe.quant import layout
 from flashmoe.quant.layout import Bytes, Floats
 
 NAME = "bf16"
-GROUPED = False
+GROUPS = (0,)
 
 
 def row_bytes(cols: int, group: int) -> int:

@@ -15,7 +15,7 @@ from flashmoe.quant import layout
 from flashmoe.quant.layout import Bytes, Floats
 
 NAME = "q4"
-GROUPED = True
+GROUPS = (32, 64, 128)
 
 
 def row_bytes(cols: int, group: int) -> int:

@@ -13,7 +13,7 @@ from flashmoe.quant import layout
 from flashmoe.quant.layout import Bytes, Floats
 
 NAME = "q8"
-GROUPED = True
+GROUPS = (32, 64, 128)
 
 
 def row_bytes(cols: int, group: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from flashmoe.errors import PackError
 from flashmoe.models.specs import WeightSpecs
@@ -25,6 +26,8 @@ def check_against(manifest: Manifest, specs: WeightSpecs) -> None:
     for spec in specs.experts:
         shape = (spec.num_experts, spec.hidden_size, spec.intermediate_size)
         _compare(f"experts of layer {spec.layer}", shape, found)
+        kind = (spec.activation, bool(spec.gate_up_bias))
+        _compare(f"kind of layer {spec.layer}", kind, (layout.activation, layout.bias))
     layers = tuple(layer.layer for layer in manifest.layers)
     _compare("layers with experts", tuple(spec.layer for spec in specs.experts), layers)
 
@@ -46,7 +49,7 @@ def _compare_all(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> Non
         _compare(name, wanted.get(name), found.get(name))
 
 
-def _compare(what: str, wanted: Shape | None, found: Shape | None) -> None:
+def _compare(what: str, wanted: tuple[Any, ...] | None, found: tuple[Any, ...] | None) -> None:
     if wanted != found:
         raise PackError(
             "the pack contradicts its config",

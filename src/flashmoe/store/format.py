@@ -12,10 +12,12 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flashmoe.ops.base import Activation
 from flashmoe.quant import Format
 
 NAME = "flashmoe"
-VERSION = 1
+# What a pack is written as is the lowest version that can say what it holds: see Manifest.version.
+VERSIONS = (1, 2)
 MANIFEST = "flashmoe.json"
 RESIDENT = "resident.safetensors"
 EXPERTS_TENSOR = "experts"
@@ -80,13 +82,18 @@ Tensor = Matrix | Vector
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """A record: gate_up [2 I, H] at 0, down [H, I] at down_offset, zeros up to record_bytes."""
+    """A record: gate_up [2 I, H] at 0, down [H, I] at down_offset, zeros up to record_bytes.
+
+    With bias, float32 [2 I] in the order of gate_up's rows and [H] follow at bias_offset.
+    """
 
     num_experts: int
     hidden_size: int
     intermediate_size: int
     gate_up: Format
     down: Format
+    activation: Activation = "swiglu"
+    bias: bool = False
 
     @property
     def gate_up_bytes(self) -> int:
@@ -104,9 +111,20 @@ class ExpertLayout:
         return align(self.gate_up_bytes, BLOB_ALIGN)
 
     @property
+    def bias_offset(self) -> int:
+        """Where the biases start in a record; 0: there are none."""
+        return align(self.down_offset + self.down_bytes, BLOB_ALIGN) if self.bias else 0
+
+    @property
+    def bias_bytes(self) -> int:
+        """Bytes of the biases."""
+        return 4 * (2 * self.intermediate_size + self.hidden_size) if self.bias else 0
+
+    @property
     def record_bytes(self) -> int:
         """Bytes from one record to the next, a multiple of PAGE."""
-        return align(self.down_offset + self.down_bytes, PAGE)
+        end = self.bias_offset or self.down_offset + self.down_bytes
+        return align(end + self.bias_bytes, PAGE)
 
 
 @dataclass(frozen=True)
@@ -146,6 +164,13 @@ class Manifest:
     experts: ExpertLayout
     layers: tuple[ExpertLayer, ...]
     files: Mapping[str, SmallFile]
+
+    @property
+    def version(self) -> int:
+        """2 for experts that are more than a plain SwiGLU, and for mxfp4; else 1."""
+        plain = self.experts.activation == "swiglu" and not self.experts.bias
+        names = {self.experts_format.name, self.dense_format.name}
+        return 1 if plain and "mxfp4" not in names else 2
 
     def resident_header(self) -> bytes:
         """The head of resident.safetensors, up to its data."""

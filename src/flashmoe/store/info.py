@@ -48,7 +48,7 @@ def pack_info(model: PackedModel, num_experts_per_tok: int) -> PackInfo:
     """The facts that `flashmoe info` prints."""
     manifest, layout = model.manifest, model.manifest.experts
     layers, chosen = len(manifest.layers), num_experts_per_tok
-    each = 3 * layout.hidden_size * layout.intermediate_size
+    each = 3 * layout.hidden_size * layout.intermediate_size + layout.bias_bytes // 4
     resident = {name: _parameters(tensor) for name, tensor in manifest.tensors.items()}
     experts = layers * layout.num_experts * each
     total = sum(resident.values()) + experts

@@ -6,15 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 from flashmoe.errors import PackError
-from flashmoe.quant import FORMATS, GROUPS, Format
+from flashmoe.ops.base import Activation
+from flashmoe.quant import FORMATS, Format, groups
 from flashmoe.store.format import (
     MANIFEST,
     NAME,
     SMALL_FILES,
-    VERSION,
+    VERSIONS,
     ExpertLayer,
     ExpertLayout,
     Manifest,
@@ -46,10 +47,10 @@ def from_json(data: bytes) -> Manifest:
             or contradicts the others.
     """
     fields = Fields(parse(data, MANIFEST, PackError), MANIFEST, PackError)
-    _check_version(fields)
+    version = _version(fields)
     quantization = fields.fields("quantization")
     experts = fields.fields("experts")
-    layout = _layout(experts)
+    layout = _layout(experts, version)
     manifest = Manifest(
         family=fields.text("family"),
         source_name=_source_name(fields.fields("source")),
@@ -62,17 +63,21 @@ def from_json(data: bytes) -> Manifest:
     )
     for part in (fields, quantization, experts):
         part.end()
+    if manifest.version != version:
+        fields.fail("version", manifest.version, version)
     return manifest
 
 
-def _check_version(fields: Fields) -> None:
+def _version(fields: Fields) -> int:
     fields.choice("format", NAME)
     version = fields.integer("version")
-    if version != VERSION:
+    if version not in VERSIONS:
         hint = "Pack the model again with this version of flashmoe"
+        expected = " | ".join(map(str, VERSIONS))
         raise PackError(
-            "unknown format version", where=MANIFEST, expected=VERSION, got=version, hint=hint
+            "unknown format version", where=MANIFEST, expected=expected, got=version, hint=hint
         )
+    return version
 
 
 def _source_name(fields: Fields) -> str:
@@ -84,8 +89,8 @@ def _source_name(fields: Fields) -> str:
 def _format(fields: Fields, done: bool = False) -> Format:
     name = fields.choice("format", *FORMATS)
     group = fields.integer("group")
-    if group not in (GROUPS if FORMATS[name].GROUPED else (0,)):
-        fields.fail("group", GROUPS if FORMATS[name].GROUPED else 0, group)
+    if group not in groups(name):
+        fields.fail("group", " | ".join(map(str, groups(name))), group)
     if done:
         fields.end()
     return Format(name, group)
@@ -125,22 +130,30 @@ def _matrix(fields: Fields, shape: tuple[int, ...], crc: int) -> Matrix:
     return matrix
 
 
-def _layout(fields: Fields) -> ExpertLayout:
+def _layout(fields: Fields, version: int) -> ExpertLayout:
     layout = ExpertLayout(
         num_experts=fields.integer("num_experts", low=1, high=MAX_EXPERTS),
         hidden_size=fields.integer("hidden_size", low=1, high=MAX_DIM),
         intermediate_size=fields.integer("intermediate_size", low=1, high=MAX_DIM),
         gate_up=_format(fields.fields("gate_up"), done=True),
         down=_format(fields.fields("down"), done=True),
+        **(_extensions(fields) if version > 1 else {}),
     )
     if not layout.gate_up.fits(layout.hidden_size) or not layout.down.fits(
         layout.intermediate_size
     ):
         fields.fail("hidden_size", "sizes that the formats can store", layout)
-    for key in ("down_offset", "record_bytes"):
+    offsets = ("down_offset", "bias_offset") if version > 1 else ("down_offset",)
+    for key in (*offsets, "record_bytes"):
         if fields.integer(key, high=MAX_TENSOR_BYTES) != getattr(layout, key):
             fields.fail(key, getattr(layout, key), "another value")
     return layout
+
+
+def _extensions(fields: Fields) -> dict[str, Any]:
+    """What version 2 says of experts beyond version 1."""
+    activation = fields.choice("activation", *get_args(Activation))
+    return {"activation": activation, "bias": fields.integer("bias_offset") > 0}
 
 
 def _layers(fields: Fields, num_experts: int) -> tuple[ExpertLayer, ...]:
@@ -186,7 +199,7 @@ def _files(fields: Fields) -> dict[str, SmallFile]:
 def _to_raw(manifest: Manifest) -> dict[str, Any]:
     return {
         "format": NAME,
-        "version": VERSION,
+        "version": manifest.version,
         "family": manifest.family,
         "source": {"name": manifest.source_name},
         "quantization": {
@@ -225,6 +238,7 @@ def _raw_experts(manifest: Manifest) -> dict[str, Any]:
         "intermediate_size": layout.intermediate_size,
         "gate_up": _raw_format(layout.gate_up),
         "down": _raw_format(layout.down),
+        **(_raw_extensions(layout) if manifest.version > 1 else {}),
         "down_offset": layout.down_offset,
         "record_bytes": layout.record_bytes,
         "layers": [
@@ -232,3 +246,7 @@ def _raw_experts(manifest: Manifest) -> dict[str, Any]:
             for layer in manifest.layers
         ],
     }
+
+
+def _raw_extensions(layout: ExpertLayout) -> dict[str, Any]:
+    return {"activation": layout.activation, "bias_offset": layout.bias_offset}

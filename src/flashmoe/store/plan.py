@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flashmoe.checkpoint.names import Names
-from flashmoe.checkpoint.safetensors import ITEM_BYTES, WEIGHT_TYPES
 from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
 from flashmoe.errors import CheckpointError, ConfigError, UsageError
-from flashmoe.models.specs import ExpertsSpec, MatrixSpec, VectorSpec, WeightSpecs
-from flashmoe.quant import FORMATS, Format
+from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
+from flashmoe.quant import FORMATS, Format, groups
 from flashmoe.store import format as fmt
+from flashmoe.store.expert_sources import expert_biases, expert_matrices
 from flashmoe.store.manifest import to_json
+from flashmoe.store.sources import Rows, RowSource, check_shape
 
 EXACT = Format("bf16")
 
@@ -41,25 +42,10 @@ class PackOptions:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows [first, first + rows) of a checkpoint tensor seen as a matrix with `cols` columns."""
-
-    tensor: SourceTensor
-    first: int
-    rows: int
-    cols: int
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes per row in the checkpoint."""
-        return self.cols * ITEM_BYTES[self.tensor.dtype]
-
-
-@dataclass(frozen=True)
 class EncodeMatrix:
     """Encode the sources, stacked or alternating in blocks of 8 rows, to `at` within the item."""
 
-    sources: tuple[Rows, ...]
+    sources: tuple[RowSource, ...]
     interleave: bool
     format: Format
     at: int
@@ -74,6 +60,28 @@ class EncodeMatrix:
         """Columns, the same in every source."""
         return self.sources[0].cols
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it becomes."""
+        return self.format.nbytes(self.rows, self.cols)
+
+
+@dataclass(frozen=True)
+class CopyBias:
+    """Write the only row of the source as float32 to `at` within the item.
+
+    paired: gate and up alternate one by one in the source and, as their rows do, by 8 in the item.
+    """
+
+    source: Rows
+    paired: bool
+    at: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it becomes."""
+        return 4 * self.source.cols
+
 
 @dataclass(frozen=True)
 class CopyVector:
@@ -81,6 +89,9 @@ class CopyVector:
 
     source: Rows
     add: float
+
+
+Record = tuple[EncodeMatrix | CopyBias, ...]
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class Item:
     file: str
     offset: int
     nbytes: int
-    parts: tuple[EncodeMatrix, ...] | CopyVector
+    parts: Record | CopyVector
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,8 @@ def make_plan(
         layers=_expert_layers(sorted(records), layout.num_experts, options.distinct),
         files=files,
     )
-    parts = {name: (part,) for name, part in resident.items()} | vectors
+    parts: dict[str, Record | CopyVector] = {name: (part,) for name, part in resident.items()}
+    parts |= vectors
     items = _resident_items(manifest, parts) + _expert_items(manifest, records)
     return PackPlan(manifest, tuple(items))
 
@@ -172,28 +184,25 @@ def _option(option: str, name: str, group: int) -> Format:
         raise UsageError(
             "unknown weight format", where=option, expected=" | ".join(FORMATS), got=name
         )
-    return Format(name, group if FORMATS[name].GROUPED else 0)
+    # A format that comes in one size only takes that, whatever the others are to have.
+    sizes = groups(name)
+    return Format(name, group if len(sizes) > 1 else sizes[0])
 
 
 def _matrix(spec: MatrixSpec, names: Names, options: PackOptions) -> EncodeMatrix:
     format_ = options.dense if spec.role == "dense" else EXACT
-    if len(spec.sources) == 1:
-        heights: tuple[int, ...] = (spec.rows,)
-    else:
-        heights = (spec.rows // len(spec.sources),) * len(spec.sources)
-    sources = tuple(
-        _whole(names.take(name), height, spec.cols)
-        for name, height in zip(spec.sources, heights, strict=True)
-    )
+    sources = tuple(_slice(names.take(source.name), source, spec.cols) for source in spec.sources)
     return _encode(sources, spec.interleave, format_, 0)
 
 
-def _whole(tensor: SourceTensor, rows: int, cols: int) -> Rows:
-    _check_shape(tensor, (rows, cols))
-    return Rows(tensor, 0, rows, cols)
+def _slice(tensor: SourceTensor, source: Source, cols: int) -> Rows:
+    check_shape(tensor, (source.height, cols))
+    return Rows(tensor, source.first, source.rows, cols)
 
 
-def _encode(sources: tuple[Rows, ...], interleave: bool, format_: Format, at: int) -> EncodeMatrix:
+def _encode(
+    sources: tuple[RowSource, ...], interleave: bool, format_: Format, at: int
+) -> EncodeMatrix:
     first = sources[0]
     if not format_.fits(first.cols):
         raise UsageError(
@@ -202,7 +211,7 @@ def _encode(sources: tuple[Rows, ...], interleave: bool, format_: Format, at: in
             expected=f"a multiple of {format_.group or 2}",
             hint="Choose a smaller --group or bf16",
         )
-    if len({source.tensor.dtype for source in sources}) > 1:
+    if len({source.dtype for source in sources}) > 1:
         names = ", ".join(source.tensor.name for source in sources)
         raise CheckpointError("tensors of one matrix differ in type", where=names)
     if interleave and first.rows % fmt.INTERLEAVE:
@@ -217,82 +226,46 @@ def _encode(sources: tuple[Rows, ...], interleave: bool, format_: Format, at: in
 
 def _vector(spec: VectorSpec, names: Names) -> CopyVector:
     tensor = names.take(spec.source)
-    _check_shape(tensor, spec.shape)
+    check_shape(tensor, spec.shape)
     return CopyVector(Rows(tensor, 0, 1, math.prod(spec.shape)), spec.offset)
 
 
-def _check_shape(tensor: SourceTensor, shape: tuple[int, ...]) -> None:
-    if tensor.dtype not in WEIGHT_TYPES:
-        raise CheckpointError(
-            "weight type is not supported",
-            where=f"{tensor.path}: {tensor.name}",
-            expected=" | ".join(WEIGHT_TYPES),
-            got=tensor.dtype,
-        )
-    # conv1d weights are [channels, 1, width]: dimensions of 1 carry no data.
-    if _squeezed(tensor.shape) != _squeezed(shape):
-        raise ConfigError(
-            "config contradicts the tensor's shape",
-            where=f"{tensor.path}: {tensor.name}",
-            expected=list(shape),
-            got=list(tensor.shape),
-        )
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(size for size in shape if size != 1)
-
-
 def _layout(experts: tuple[ExpertsSpec, ...], options: PackOptions) -> fmt.ExpertLayout:
-    shapes = {(e.num_experts, e.hidden_size, e.intermediate_size) for e in experts}
-    assert len(shapes) == 1, "a pack has one expert shape"
-    return fmt.ExpertLayout(*shapes.pop(), gate_up=options.experts, down=options.experts)
+    layouts = {
+        fmt.ExpertLayout(
+            e.num_experts,
+            e.hidden_size,
+            e.intermediate_size,
+            gate_up=options.experts,
+            down=options.experts,
+            activation=e.activation,
+            bias=bool(e.gate_up_bias),
+        )
+        for e in experts
+    }
+    assert len(layouts) == 1, "a pack has one expert shape"
+    return layouts.pop()
 
 
-def _records(
-    spec: ExpertsSpec, names: Names, layout: fmt.ExpertLayout
-) -> list[tuple[EncodeMatrix, ...]]:
-    fused = names.find(spec.fused_gate_up)
-    if fused is not None:
-        sources = _fused_sources(spec, fused, names.take(spec.fused_down))
-    else:
-        sources = [_expert_sources(spec, names, expert) for expert in range(spec.num_experts)]
-    return [
+def _records(spec: ExpertsSpec, names: Names, layout: fmt.ExpertLayout) -> list[Record]:
+    matrices, biases = expert_matrices(spec, names), expert_biases(spec, names)
+    records: list[Record] = [
         (
             _encode((gate, up), True, layout.gate_up, 0),
             _encode((down,), False, layout.down, layout.down_offset),
         )
-        for gate, up, down in sources
+        for gate, up, down in matrices
     ]
-
-
-def _expert_sources(spec: ExpertsSpec, names: Names, expert: int) -> tuple[Rows, Rows, Rows]:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    gate, up, down = (
-        names.take(name.format(expert=expert)) for name in (spec.gate, spec.up, spec.down)
-    )
-    return _whole(gate, inner, hidden), _whole(up, inner, hidden), _whole(down, hidden, inner)
-
-
-def _fused_sources(
-    spec: ExpertsSpec, gate_up: SourceTensor, down: SourceTensor
-) -> list[tuple[Rows, Rows, Rows]]:
-    count, hidden, inner = spec.num_experts, spec.hidden_size, spec.intermediate_size
-    _check_shape(gate_up, (count, 2 * inner, hidden))
-    _check_shape(down, (count, hidden, inner))
+    if biases is None:
+        return records
+    first, second = layout.bias_offset, layout.bias_offset + 8 * layout.intermediate_size
     return [
-        (
-            Rows(gate_up, 2 * inner * expert, inner, hidden),
-            Rows(gate_up, 2 * inner * expert + inner, inner, hidden),
-            Rows(down, hidden * expert, hidden, inner),
-        )
-        for expert in range(count)
+        (*record, CopyBias(gate_up, True, first), CopyBias(down, False, second))
+        for record, (gate_up, down) in zip(records, biases, strict=True)
     ]
 
 
-def _resident_items(
-    manifest: fmt.Manifest, parts: Mapping[str, tuple[EncodeMatrix, ...] | CopyVector]
-) -> list[Item]:
+def _resident_items(manifest: fmt.Manifest, parts: Mapping[str, Record | CopyVector]) -> list[Item]:
     start, offsets = len(manifest.resident_header()), manifest.tensor_offsets()
     return [
         Item(name, fmt.RESIDENT, start + offsets[name], tensor.stored_bytes, parts[name])
@@ -300,9 +273,7 @@ def _resident_items(
     ]
 
 
-def _expert_items(
-    manifest: fmt.Manifest, records: Mapping[int, list[tuple[EncodeMatrix, ...]]]
-) -> list[Item]:
+def _expert_items(manifest: fmt.Manifest, records: Mapping[int, list[Record]]) -> list[Item]:
     start, size = len(manifest.experts_header()), manifest.experts.record_bytes
     return [
         Item(expert_key(layer.layer, expert), layer.file, start + expert * size, size, parts)

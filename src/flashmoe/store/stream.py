@@ -8,12 +8,13 @@ import numpy as np
 
 from flashmoe import _native
 from flashmoe.checkpoint.directory import Source
-from flashmoe.checkpoint.safetensors import to_float32
+from flashmoe.checkpoint.safetensors import ITEM_BYTES, to_float32
 from flashmoe.errors import NonFiniteError
-from flashmoe.quant.layout import Bytes
+from flashmoe.quant.layout import Bytes, Floats
 from flashmoe.store.encode import BadWeight, check_finite, encode
 from flashmoe.store.format import INTERLEAVE
-from flashmoe.store.plan import CopyVector, EncodeMatrix, Item, Rows
+from flashmoe.store.plan import CopyBias, CopyVector, EncodeMatrix, Item
+from flashmoe.store.sources import Rows, RowSource
 
 # Source bytes per piece: with the encoder's temporaries well under 1 GB.
 PIECE_BYTES = 8 << 20
@@ -33,8 +34,11 @@ def item_pieces(pool: _native.Pool, checkpoint: Source, item: Item) -> Iterator[
         return
     for part in item.parts:
         yield from _zeros(part.at - position)
-        yield from _matrix_pieces(pool, checkpoint, part)
-        position = part.at + part.format.nbytes(part.rows, part.cols)
+        if isinstance(part, CopyBias):
+            yield _bias(checkpoint, part)
+        else:
+            yield from _matrix_pieces(pool, checkpoint, part)
+        position = part.at + part.nbytes
     yield from _zeros(item.nbytes - position)
 
 
@@ -44,52 +48,67 @@ def _zeros(count: int) -> Iterator[Bytes]:
 
 
 def _vector(checkpoint: Source, part: CopyVector) -> Bytes:
-    source = part.source
-    values = to_float32(_read(checkpoint, source, 0, 1), source.tensor.dtype)
+    return _bytes(_floats(checkpoint, part.source) + np.float32(part.add))
+
+
+def _bias(checkpoint: Source, part: CopyBias) -> Bytes:
+    values = _floats(checkpoint, part.source)
+    if part.paired:
+        values = values.reshape(-1, INTERLEAVE, 2).swapaxes(1, 2)
+    return _bytes(values)
+
+
+def _floats(checkpoint: Source, source: Rows) -> Floats:
+    """The only row of a source -> finite float32 [1, cols]."""
+    values = to_float32(source.read(checkpoint, 0, 1), source.dtype)
     try:
         check_finite(values)
     except BadWeight as cause:
         raise _non_finite(source, cause.row, cause) from cause
-    return (values + np.float32(part.add)).astype("<f4").view(np.uint8).reshape(-1)
+    return values
+
+
+def _bytes(values: Floats) -> Bytes:
+    return np.ascontiguousarray(values, dtype="<f4").view(np.uint8).reshape(-1)
 
 
 def _matrix_pieces(pool: _native.Pool, checkpoint: Source, part: EncodeMatrix) -> Iterator[Bytes]:
-    row_bytes = part.sources[0].row_bytes
-    step = max(PIECE_BYTES // row_bytes // PIECE_ROWS, 1) * PIECE_ROWS
+    step = _piece_rows(part)
     for start in range(0, part.rows, step):
         stop = min(start + step, part.rows)
         raw = read_rows(checkpoint, part, start, stop)
         out = np.empty(part.format.nbytes(stop - start, part.cols), np.uint8)
         try:
-            encode(pool, part.format, raw, part.sources[0].tensor.dtype, out)
+            encode(pool, part.format, raw, part.sources[0].dtype, out)
         except BadWeight as cause:
             source, row = _locate(part, start + cause.row)
             raise _non_finite(source, row, cause) from cause
         yield out
 
 
+def _piece_rows(part: EncodeMatrix) -> int:
+    if any(source.at_once for source in part.sources):
+        return part.rows
+    row_bytes = part.cols * ITEM_BYTES[part.sources[0].dtype]
+    return max(PIECE_BYTES // row_bytes // PIECE_ROWS, 1) * PIECE_ROWS
+
+
 def read_rows(checkpoint: Source, part: EncodeMatrix, start: int, stop: int) -> Bytes:
     """Rows [start, stop) of the matrix to encode -> checkpoint bytes, uint8 [rows, row_bytes]."""
     if part.interleave:
-        halves = [_read(checkpoint, source, start // 2, stop // 2) for source in part.sources]
+        halves = [source.read(checkpoint, start // 2, stop // 2) for source in part.sources]
         blocks = [half.reshape(-1, INTERLEAVE, half.shape[1]) for half in halves]
         return np.stack(blocks, axis=1).reshape(stop - start, -1)
     pieces, first = [], 0
     for source in part.sources:
         low, high = max(start - first, 0), min(stop - first, source.rows)
         if low < high:
-            pieces.append(_read(checkpoint, source, low, high))
+            pieces.append(source.read(checkpoint, low, high))
         first += source.rows
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-def _read(checkpoint: Source, source: Rows, start: int, stop: int) -> Bytes:
-    size = source.row_bytes
-    data = checkpoint.read(source.tensor, (source.first + start) * size, (stop - start) * size)
-    return data.reshape(stop - start, size)
-
-
-def _locate(part: EncodeMatrix, row: int) -> tuple[Rows, int]:
+def _locate(part: EncodeMatrix, row: int) -> tuple[RowSource, int]:
     """Source and row within it that row `row` of the matrix to encode comes from."""
     if part.interleave:
         block, within = divmod(row, INTERLEAVE)
@@ -101,9 +120,9 @@ def _locate(part: EncodeMatrix, row: int) -> tuple[Rows, int]:
     raise AssertionError("row is outside of the matrix")
 
 
-def _non_finite(source: Rows, row: int, cause: BadWeight) -> NonFiniteError:
+def _non_finite(source: RowSource, row: int, cause: BadWeight) -> NonFiniteError:
     return NonFiniteError(
         "weight is not finite or too large",
         where=f"{source.tensor.path}: {source.tensor.name}",
-        got=f"{cause.value} at row {source.first + row}, column {cause.col}",
+        got=f"{cause.value} at {source.place(row, cause.col)}",
     )
