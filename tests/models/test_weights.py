@@ -52,7 +52,7 @@ def test_weights_ask_for_every_tensor_of_a_checkpoint_in_its_shape(family: str, 
     specs = module.weights(module.read_config(raw))
     asked: dict[str, tuple[int, ...]] = {}
     for m in specs.matrices:
-        asked |= {source.name: (source.height, m.cols) for source in m.sources}
+        asked |= {source.name: source.shape(m.cols) for source in m.sources}
     for v in specs.vectors:
         asked[v.source] = v.shape
     for e in specs.experts:
