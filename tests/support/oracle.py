@@ -119,7 +119,11 @@ _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "glm4_moe_lite": (
         "Glm4MoeLiteConfig",
         "Glm4MoeLiteForCausalLM",
-        {**_LATENT, "v_head_dim": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        {
+            **_LATENT,
+            "v_head_dim": 64,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
     ),
     "qwen3_5_moe": (
         "Qwen3_5MoeTextConfig",

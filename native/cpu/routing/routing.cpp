@@ -57,13 +57,13 @@ struct Choice {
     std::vector<float> weights, scores, group_scores;
     std::vector<int32_t> groups;
 
-    // Sigmoids, and their corrected form, by which the choice is made; NaN: a logit is.
+    // Sigmoids, and their corrected form, by which the choice is made -> NaN if one of them is.
     float score(const SigmoidTopk& call, const float* logits) {
         float sum = 0;
         for (int64_t i = 0; i < call.experts; ++i) {
             weights[i] = 1.0f / (1.0f + std::exp(-logits[i]));
             scores[i] = weights[i] + call.correction[i];
-            sum += weights[i];
+            sum += scores[i];
         }
         return sum;
     }

@@ -44,7 +44,7 @@ struct SigmoidTopk {
     float* weights;  // [tokens, topk]
 };
 
-// A NaN logit ranks below all others, and makes every weight of its token NaN.
+// A NaN among logits or correction ranks below all others, and makes every weight NaN.
 void sigmoid_topk(const SigmoidTopk& call);
 
 struct Combine {

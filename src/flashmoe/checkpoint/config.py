@@ -104,7 +104,9 @@ class ConfigReader:
         self._seen: set[str] = set()
         self._refused = ["quantization_config", "quantization"]
 
-    def integer(self, *names: str, default: int = _REQUIRED, low: int = 1, high: int = 2**31 - 1) -> int:
+    def integer(
+        self, *names: str, default: int = _REQUIRED, low: int = 1, high: int = 2**31 - 1
+    ) -> int:
         """An integer in [low, high]."""
         value = self._get(names, default)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:

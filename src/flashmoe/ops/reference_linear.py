@@ -46,7 +46,7 @@ def linear(x: Floats, w: Floats, group: int) -> Doubles:
 
 
 def head_linear(x: Floats, w: Floats, group: int) -> Doubles:
-    """x [T, heads, K], w [heads * N, K]: rows [h * N, (h + 1) * N) are head h's -> [T, heads, N]."""
+    """x [T, heads, K], w [heads * N, K], N rows for each head in turn -> [T, heads, N]."""
     heads = x.shape[1]
     maps = w.reshape(heads, -1, w.shape[1])
     return np.stack([linear(x[:, h], maps[h], group) for h in range(heads)], axis=1)
