@@ -74,7 +74,7 @@ def test_at_the_floor_it_runs_and_one_byte_below_not(
 
     fitting = plan(8 << 30)
     assert fitting.costs.chunk(4096, fitting.budget.slots) == 4096
-    assert fitting.budget.slots == 16 * fitting.config.num_hidden_layers
+    assert fitting.budget.slots == 16 * len(pack.manifest.layers)
     floor = smallest(plan, 8 << 30)
     at_floor = plan(floor)
     assert at_floor.budget.total == floor

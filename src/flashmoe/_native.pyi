@@ -239,9 +239,12 @@ class RoutedView:
     def __init__(self, x: Annotated[NDArray, dict(device='cpu')], ids: Annotated[NDArray, dict(device='cpu')], weights: Annotated[NDArray, dict(device='cpu')]) -> None: ...
 
 class RouterPart:
-    """Weights of one softmax router, kept alive."""
+    """
+    Weights of one router, kept alive: a softmax, or
+    with a correction f32 [E] a sigmoid (see sigmoid_topk).
+    """
 
-    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, gate: Matrix, topk: int, renormalize: bool, bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None) -> None: ...
+    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, gate: Matrix, topk: int, renormalize: bool, bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, correction: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, groups: int = 1, chosen_groups: int = 1, scale: float = 1.0) -> None: ...
 
     def route(self, pool: Pool, space: PartSpace, h: FloatRows, out: RoutedView) -> float:
         """x = norm(h); its topk experts and their weights -> seconds."""
@@ -252,10 +255,12 @@ class RouterPart:
 class SharedPart:
     """Weights of one shared expert, kept alive."""
 
-    def __init__(self, gate_up: Matrix, down: Matrix, gate: Matrix) -> None: ...
+    def __init__(self, gate_up: Matrix, down: Matrix, gate: Matrix | None) -> None: ...
 
     def add_to(self, pool: Pool, space: PartSpace, x: FloatRows, h: FloatRows) -> float:
-        """h [T, H] += sigmoid(x . gate) * SwiGLU(x) -> seconds."""
+        """
+        h [T, H] += sigmoid(x . gate) * SwiGLU(x), the factor if there is a gate -> seconds.
+        """
 
 class HeadPart:
     """Final norm and output matrix, kept alive."""

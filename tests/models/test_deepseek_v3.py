@@ -66,7 +66,7 @@ def test_names_and_roles() -> None:
         "layers.1.mlp.gate",
         "layers.2.mlp.gate",
     }
-    assert shapes["layers.0.mlp.gate_up"] == (192, 64)
+    assert shapes["layers.0.mlp.gate_up"] == (256, 64)
     assert shapes["layers.1.mlp.shared_experts.gate_up"] == (256, 64)
     assert shapes["layers.0.self_attn.k_up"] == (4 * 64, 64)
     assert [e.layer for e in specs.experts] == [1, 2]

@@ -21,7 +21,7 @@ from flashmoe.ops.parts import LatentAttentionWeights
 class LatentAttention:
     """h += o_proj(v_up(softmax(scale * q k^T) c)) with queries, keys k and c in the latent space.
 
-    Step by step: ops/composed.py, add_latent_attention.
+    Step by step: ops/plain_parts.py, add_latent_attention.
     """
 
     weights: LatentAttentionWeights

@@ -29,7 +29,7 @@ class RoutedExperts(Protocol):
 
 @dataclass(frozen=True)
 class DenseMlp:
-    """A layer without experts. Step by step: ops/composed.py, add_dense_mlp."""
+    """A layer without experts. Step by step: ops/plain_parts.py, add_dense_mlp."""
 
     weights: DenseMlpWeights
 

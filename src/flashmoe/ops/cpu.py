@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from flashmoe import _native
 from flashmoe.ops.base import Array, ExpertShape, Floats, Ints
 from flashmoe.ops.clock import PhaseClock
-from flashmoe.ops.composed import ComposedParts
 from flashmoe.ops.cpu_parts import CpuParts
 from flashmoe.ops.parts import SigmoidRouting
+from flashmoe.ops.plain_parts import PlainParts
 from flashmoe.ops.scratch import Scratch
 from flashmoe.quant import Format
 
@@ -40,7 +40,7 @@ def delta_spans(position: int, tokens: int) -> list[tuple[slice, int]]:
     return [(slice(begin, end), chunk) for begin, end, chunk in spans if end > begin]
 
 
-class CpuOps(CpuParts, ComposedParts):
+class CpuOps(CpuParts, PlainParts):
     """flashmoe.ops.base.Ops on native kernels of one isa, with a thread pool of its own."""
 
     def __init__(self, threads: int, isa: str = "auto") -> None:

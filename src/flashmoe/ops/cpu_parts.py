@@ -210,8 +210,8 @@ def _router_part(w: RouterWeights) -> _native.RouterPart:
     if w.sigmoid is None:
         return _native.RouterPart(w.norm, w.eps, w.gate, *choice)
     s = w.sigmoid
-    groups = s.correction, s.groups, s.chosen_groups, s.scale
-    return _native.RouterPart(w.norm, w.eps, w.gate, *choice, *groups)
+    grouped = *choice, s.correction, s.groups, s.chosen_groups, s.scale
+    return _native.RouterPart(w.norm, w.eps, w.gate, *grouped)
 
 
 def _shared_part(w: SharedExpertWeights) -> _native.SharedPart:

@@ -145,7 +145,8 @@ class Fp8Rows:
         row_bytes = -(-self.cols // fp8.BLOCK) * ITEM_BYTES[self.scales.dtype]
         raw = _read_rows(checkpoint, self.scales, row_bytes, range(first, last + 1))
         scales = to_float32(raw, self.scales.dtype)
-        return scales[np.array(span) // fp8.BLOCK - first]
+        spread: Floats = scales[np.array(span) // fp8.BLOCK - first]
+        return spread
 
     def place(self, row: int, col: int) -> str:
         return f"row {self.first + self.step * row}, column {col}"
