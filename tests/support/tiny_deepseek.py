@@ -44,7 +44,7 @@ DEEPSEEK_V3: dict[str, Any] = {
         "type": "yarn",
     },
     "rope_theta": 10000,
-    "routed_scaling_factor": 2.5,
+    "routed_scaling_factor": 1.25,
     "scoring_func": "sigmoid",
     "tie_word_embeddings": False,
     "topk_group": 1,
