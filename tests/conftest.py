@@ -25,7 +25,7 @@ def tiny_packs(tmp_path_factory: pytest.TempPathFactory) -> TinyPacks:
     return TinyPacks(tmp_path_factory.mktemp("packs"))
 
 
-@pytest.fixture(scope="session", params=["qwen3_moe", "qwen3_5_moe", "gpt_oss"])
+@pytest.fixture(scope="session", params=["qwen3_moe", "qwen3_5_moe", "gpt_oss", "deepseek_v3"])
 def family(request: pytest.FixtureRequest) -> str:
     """Families that between them have every kind of layer."""
     name: str = request.param

@@ -98,15 +98,19 @@ def test_a_flipped_bit_of_every_resident_tensor_is_seen(pack: Path) -> None:
     [
         ({"hidden_size": 128}, PackError, "embed_tokens"),
         ({"vocab_size": 200}, PackError, "embed_tokens"),
-        ({"num_hidden_layers": 1, "layer_types": None}, PackError, "layers"),
+        (
+            {"num_hidden_layers": 1, "layer_types": None, "first_k_dense_replace": 0},
+            PackError,
+            "layers",
+        ),
         ({"num_experts": 8}, PackError, r"mlp\.(gate|router)"),
         # gpt-oss calls it intermediate_size, which the others have for dense layers they lack.
         (
             {"moe_intermediate_size": 32, "intermediate_size": 32},
             PackError,
-            "experts of layer 0",
+            r"experts of layer 0|layers\.0\.mlp\.down_proj",
         ),
-        ({"head_dim": 16}, PackError, "self_attn"),
+        ({"head_dim": 16, "v_head_dim": 16}, PackError, "self_attn"),
         ({"num_experts_per_tok": 17}, ConfigError, "num_experts_per_tok"),
         ({"num_key_value_heads": 3}, ConfigError, "num_key_value_heads"),
         ({"hidden_act": "gelu"}, ConfigError, "hidden_act"),

@@ -22,7 +22,7 @@ from flashmoe.bench.shapes import SHAPES
 from flashmoe.bench.synth import SyntheticCheckpoint
 from flashmoe.errors import ChecksumError, MemoryBudgetError, StorageError, UsageError
 from flashmoe.experts.memory import SystemMemory
-from flashmoe.layers.state import KvCache
+from flashmoe.layers.state import KvCache, LatentCache, LayerState
 from flashmoe.models.registry import load_family
 from flashmoe.planning import Plan, make_plan
 from flashmoe.settings import DEFAULT_READERS, EngineSettings
@@ -74,7 +74,7 @@ def test_at_the_floor_it_runs_and_one_byte_below_not(
 
     fitting = plan(8 << 30)
     assert fitting.costs.chunk(4096, fitting.budget.slots) == 4096
-    assert fitting.budget.slots == 16 * fitting.config.num_hidden_layers
+    assert fitting.budget.slots == 16 * len(pack.manifest.layers)
     floor = smallest(plan, 8 << 30)
     at_floor = plan(floor)
     assert at_floor.budget.total == floor
@@ -102,14 +102,13 @@ def test_state_bytes_are_those_of_the_arrays(
 ) -> None:
     with flashmoe.load(tiny_packs.get(family, "q4", dense), context_length=tokens) as model:
         layers = model.session().engine.new_state().layers
-        arrays = [
-            array
-            for layer in layers
-            for array in (
-                (layer.k, layer.v) if isinstance(layer, KvCache) else (layer.conv, layer.s)
-            )
-        ]
-        assert model.stats.kv_bytes == sum(array.nbytes for array in arrays)
+        assert model.stats.kv_bytes == sum(a.nbytes for layer in layers for a in arrays_of(layer))
+
+
+def arrays_of(layer: LayerState) -> tuple[np.ndarray, ...]:
+    if isinstance(layer, KvCache):
+        return (layer.k, layer.v)
+    return (layer.rows,) if isinstance(layer, LatentCache) else (layer.conv, layer.s)
 
 
 @pytest.mark.parametrize("chunk", [1, 64, 200])
@@ -131,7 +130,8 @@ def test_settings_from_the_environment(tiny: Path, monkeypatch: pytest.MonkeyPat
     with flashmoe.load(tiny) as model:
         assert (model.stats.threads, model.stats.isa, model.stats.cache_slots) == (2, "scalar", 12)
     with flashmoe.load(tiny, threads=1, cache="all") as model:
-        assert (model.stats.threads, model.stats.cache_slots) == (1, 16 * model.stats.num_layers)
+        experts = 16 * len(PackedModel.open(tiny).manifest.layers)
+        assert (model.stats.threads, model.stats.cache_slots) == (1, experts)
     monkeypatch.setenv("FLASHMOE_RAM", "10M")
     with pytest.raises(MemoryBudgetError):
         flashmoe.load(tiny)

@@ -90,10 +90,13 @@ T* output(const char* op, const char* name, const Out& array, Shape shape) {
 }
 
 // Float rows [tokens, heads, dim] that may lie apart: only the last dimension is contiguous.
-struct StridedRows {
-    const float* data;
+template <typename Float>
+struct StridedView {
+    Float* data;
     int64_t token_stride, head_stride;
 };
+using StridedRows = StridedView<const float>;
+using StridedOut = StridedView<float>;
 
 inline StridedRows strided_rows(const char* op, const char* name, const In& array, Shape shape) {
     expect_array(op, name, array, nb::dtype<float>(), shape);
@@ -101,10 +104,31 @@ inline StridedRows strided_rows(const char* op, const char* name, const In& arra
     return {static_cast<const float*>(array.data()), array.stride(0), array.stride(1)};
 }
 
+inline StridedOut strided_out(const char* op, const char* name, const Out& array, Shape shape) {
+    expect_array(op, name, array, nb::dtype<float>(), shape);
+    expect_packed(op, name, array, 1);
+    return {static_cast<float*>(array.data()), array.stride(0), array.stride(1)};
+}
+
 // Extent i of an array whose number of dimensions has yet to be checked: 0 if it has too few.
 template <typename Array>
 int64_t extent(const Array& array, size_t i) {
     return i < array.ndim() ? static_cast<int64_t>(array.shape(i)) : 0;
+}
+
+// Throws unless topk experts fit into the chosen ones of equal groups.
+inline void expect_groups(const char* op, int64_t experts, int64_t groups, int64_t chosen_groups,
+                          int64_t topk) {
+    expect(groups >= 1 && experts % groups == 0, op,
+           "groups: expected a divisor of " + std::to_string(experts) + ", got " +
+               std::to_string(groups));
+    expect(1 <= chosen_groups && chosen_groups <= groups, op,
+           "chosen_groups: expected 1 to " + std::to_string(groups) + ", got " +
+               std::to_string(chosen_groups));
+    const int64_t within = experts / groups * chosen_groups;
+    expect(
+        1 <= topk && topk <= within, op,
+        "ids: expected 1 to " + std::to_string(within) + " columns, got " + std::to_string(topk));
 }
 
 }  // namespace flashmoe

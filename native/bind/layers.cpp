@@ -58,7 +58,9 @@ HeadNormRope head_norm_rope_call(const In& x, const std::optional<In>& weight, f
            "cos: expected at most " + std::to_string(dim / 2) + " columns, got " +
                std::to_string(half));
     call.tokens = tokens, call.heads = heads, call.dim = dim, call.half = half;
-    call.out = output<float>(op, "out", out, {tokens, heads, dim});
+    const StridedOut to = strided_out(op, "out", out, {tokens, heads, dim});
+    call.out = to.data;
+    call.out_token_stride = to.token_stride, call.out_head_stride = to.head_stride;
     return call;
 }
 
@@ -76,7 +78,7 @@ void bind_rope(nb::module_& m) {
         "Per-head RMS norm (left out if weight is None), then half-split rope on the first R "
         "dims.\n"
         "x f32 [T, H, D], any strides on T and H; weight f32 [D]; cos, sin f32 [T, R / 2];\n"
-        "out f32 [T, H, D].");
+        "out f32 [T, H, D], any strides on T and H.");
 }
 
 void bind_elementwise(nb::module_& m) {
@@ -138,6 +140,26 @@ void bind_elementwise(nb::module_& m) {
         "2 <= W <= 8; state f32 [W - 1, C]: the inputs before u, oldest first, updated.");
 }
 
+SigmoidTopk sigmoid_topk_call(const In& logits, const In& correction, int64_t groups,
+                              int64_t chosen_groups, const Out& ids, const Out& weights,
+                              bool renormalize, float scale) {
+    const char* op = "sigmoid_topk";
+    const int64_t tokens = extent(logits, 0), experts = extent(logits, 1), topk = extent(ids, 1);
+    const SigmoidTopk call{input<float>(op, "logits", logits, {kAny, kAny}),
+                           input<float>(op, "correction", correction, {experts}),
+                           tokens,
+                           experts,
+                           topk,
+                           groups,
+                           chosen_groups,
+                           renormalize,
+                           scale,
+                           output<int32_t>(op, "ids", ids, {tokens, kAny}),
+                           output<float>(op, "weights", weights, {tokens, topk})};
+    expect_groups(op, experts, groups, chosen_groups, topk);
+    return call;
+}
+
 void bind_routing(nb::module_& m) {
     m.def(
         "softmax_topk",
@@ -164,6 +186,23 @@ void bind_routing(nb::module_& m) {
         "The K largest of softmax(logits), sorted; equal ones: the lower id first. logits f32 [T, "
         "E];\n"
         "ids i32 [T, K]; weights f32 [T, K], divided by their sum if renormalize, times scale.");
+    m.def(
+        "sigmoid_topk",
+        [](const In& logits, const In& correction, int64_t groups, int64_t chosen_groups,
+           const Out& ids, const Out& weights, bool renormalize, float scale) {
+            const SigmoidTopk call = sigmoid_topk_call(logits, correction, groups, chosen_groups,
+                                                       ids, weights, renormalize, scale);
+            const gil_scoped_release unlocked;
+            sigmoid_topk(call);
+        },
+        nb::arg("logits"), nb::arg("correction"), nb::arg("groups"), nb::arg("chosen_groups"),
+        nb::arg("ids"), nb::arg("weights"), nb::arg("renormalize"), nb::arg("scale"),
+        "The K experts of largest sigmoid(logits) + correction out of the chosen_groups groups of\n"
+        "experts whose two best have the largest sum; equal ones: the lower first. logits f32 [T, "
+        "E];\n"
+        "correction f32 [E]; ids i32 [T, K]; weights f32 [T, K]: the sigmoids, divided by their "
+        "sum\n"
+        "if renormalize, times scale.");
     m.def(
         "combine",
         [](Pool& pool, const In& rows, const In& weights, const Out& out) {

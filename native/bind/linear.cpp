@@ -10,10 +10,12 @@
 #include <utility>
 #include <vector>
 
+#include "bind/arrays.h"
 #include "bind/bind.h"
 #include "bind/matrix.h"
 #include "cpu/linear/activations.h"
 #include "cpu/linear/ffn.h"
+#include "cpu/linear/heads.h"
 #include "cpu/parts/moe_part.h"
 #include "flashmoe/pool.h"
 
@@ -64,6 +66,20 @@ void linear_call(Pool& pool, const Activations& acts, const std::vector<const Ma
     }
     const nb::gil_scoped_release unlocked;
     linear(pool, acts.rows(), acts.quantized.count(), views, pointers, accumulate);
+}
+
+void head_linear_call(Pool& pool, const Activations& acts, const Matrix& matrix, const Out& out) {
+    const char* op = "head_linear";
+    expect_input(op, acts, matrix.view);
+    const int64_t tokens = extent(out, 0), heads = extent(out, 1), n = extent(out, 2);
+    const StridedOut to = strided_out(op, "out", out, {kAny, kAny, kAny});
+    expect(n > 0 && n % kBlockRows == 0, op,
+           "out columns: expected a multiple of 8, got " + std::to_string(n));
+    expect_equal(op, "matrix rows", heads * n, matrix.view.rows);
+    expect_equal(op, "rows of x", tokens * heads, acts.quantized.count());
+    const nb::gil_scoped_release unlocked;
+    head_linear(
+        pool, {matrix.view, acts.rows(), tokens, heads, to.data, to.token_stride, to.head_stride});
 }
 
 void expect_ffn_shapes(const char* op, const MatrixView& gate_up, const MatrixView& down) {
@@ -192,6 +208,11 @@ void bind_linear(nb::module_& m) {
     m.def("linear", &linear_call, nb::arg("pool"), nb::arg("acts"), nb::arg("matrices"),
           nb::arg("outs").noconvert(), nb::arg("accumulate") = false,
           "outs[i] [T, rows_i] (+)= x @ matrices[i].T, all in one parallel region.");
+    m.def("head_linear", &head_linear_call, nb::arg("pool"), nb::arg("acts"), nb::arg("matrix"),
+          nb::arg("out"),
+          "A linear map per head: out[t, h] = matrix[h * N : (h + 1) * N] @ x[t * heads + h].\n"
+          "x f32 [T * heads, K] as assigned; matrix [heads * N, K], N a multiple of 8; out f32\n"
+          "[T, heads, N], any strides on T and heads.");
     m.def("ffn", &ffn_call, nb::arg("pool"), nb::arg("acts"), nb::arg("gate_up"), nb::arg("down"),
           nb::arg("out").noconvert(), nb::arg("scale").noconvert().none() = nb::none(),
           "out [T, H] += scale [T] * (silu(gate) * up) @ down.T; gate and up rows alternate by 8.");

@@ -20,12 +20,20 @@ bool is_half(const Array& array) {
            nb::dlpack::dtype{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
 }
 
+// The distance of a cache's rows: they may be a part of wider ones.
 template <typename Array>
-void expect_cache(const char* op, const char* name, const Array& array, bool half, Shape shape) {
+int64_t cache_row(const char* op, const char* name, const Array& array, bool half, Shape shape) {
     auto dtype = nb::dtype<float>();
     if (half) dtype.bits = 16;
     expect_array(op, name, array, dtype, shape);
-    expect_packed(op, name, array, 3);
+    expect_packed(op, name, array, 1);
+    const int64_t heads = extent(array, 0), context = extent(array, 1);
+    // Strides of dimensions with one element mean nothing.
+    const int64_t row = context > 1 ? array.stride(1) : extent(array, 2);
+    if (heads > 1 && context > 0 && array.stride(0) != context * row)
+        mismatch(op, name, "stride " + std::to_string(context * row) + " in dimension 0",
+                 std::to_string(array.stride(0)));
+    return row;
 }
 
 KvStore kv_store_call(const In& k, const In& v, const Out& keys, const Out& values, int64_t start,
@@ -35,11 +43,13 @@ KvStore kv_store_call(const In& k, const In& v, const Out& keys, const Out& valu
     const int64_t context = extent(keys, 1);
     const bool half = is_half(keys);
     const float* k_data = input<float>(op, "k", k, {kAny, kAny, kAny});
-    const float* v_data = input<float>(op, "v", v, {tokens, heads, dim});
-    expect_cache(op, "k_cache", keys, half, {heads, kAny, dim});
-    expect_cache(op, "v_cache", values, half, {heads, context, dim});
+    const float* v_data = input<float>(op, "v", v, {tokens, heads, kAny});
+    const int64_t value_dim = extent(v, 2);
+    const int64_t key_row = cache_row(op, "k_cache", keys, half, {heads, kAny, dim});
+    const int64_t value_row = cache_row(op, "v_cache", values, half, {heads, context, value_dim});
     expect_room(op, start, tokens, context, window);
-    return {k_data, v_data, keys.data(), values.data(), half, tokens, heads, context, dim, start};
+    return {k_data,  v_data, keys.data(), values.data(), half,    tokens,   heads,
+            context, dim,    start,       value_dim,     key_row, value_row};
 }
 
 Attention attention_call(const In& q, const In& keys, const In& values, int64_t start, float scale,
@@ -49,19 +59,25 @@ Attention attention_call(const In& q, const In& keys, const In& values, int64_t 
     const int64_t kv_heads = extent(keys, 0), context = extent(keys, 1);
     const bool half = is_half(keys);
     const float* queries = input<float>(op, "q", q, {kAny, kAny, kAny});
-    expect_cache(op, "k_cache", keys, half, {kAny, kAny, dim});
-    expect_cache(op, "v_cache", values, half, {kv_heads, context, dim});
+    const int64_t value_dim = extent(values, 2);
+    const int64_t key_row = cache_row(op, "k_cache", keys, half, {kAny, kAny, dim});
+    const int64_t value_row = cache_row(op, "v_cache", values, half, {kv_heads, context, kAny});
     expect(kv_heads > 0 && heads % kv_heads == 0, op,
            "q: expected a multiple of " + std::to_string(kv_heads) + " heads, got " +
                std::to_string(heads));
     expect_room(op, start, tokens, context, window);
     const float* sink = sinks ? input<float>(op, "sinks", *sinks, {heads}) : nullptr;
-    float* to = output<float>(op, "out", out, {tokens, heads, dim});
-    return {queries, {keys.data(), values.data(), half, kv_heads, context, dim},
-            tokens,  heads,
-            start,   window,
-            sink,    scale,
-            to};
+    float* to = output<float>(op, "out", out, {tokens, heads, value_dim});
+    return {
+        queries,
+        {keys.data(), values.data(), half, kv_heads, context, dim, value_dim, key_row, value_row},
+        tokens,
+        heads,
+        start,
+        window,
+        sink,
+        scale,
+        to};
 }
 
 void bind_attention(nb::module_& m) {
@@ -75,7 +91,9 @@ void bind_attention(nb::module_& m) {
         },
         nb::arg("pool"), nb::arg("k"), nb::arg("v"), nb::arg("k_cache"), nb::arg("v_cache"),
         nb::arg("start"), nb::arg("window") = 0,
-        "Copies k, v f32 [T, Hkv, D] to positions start.. of the caches f32 or f16 [Hkv, ctx, D].\n"
+        "Copies k f32 [T, Hkv, D] and v f32 [T, Hkv, Dv] to positions start.. of the caches f32 or "
+        "f16\n"
+        "[Hkv, ctx, D] and [Hkv, ctx, Dv], whose rows may lie apart.\n"
         "With a window: position p at p % ctx, ctx a multiple of 64 and at least T + window - 1.");
     m.def(
         "attention",
@@ -92,8 +110,9 @@ void bind_attention(nb::module_& m) {
         "Causal grouped-query attention: query t, at position start + t, sees keys 0..start + t,\n"
         "with a window the last `window` of them only, in caches as kv_store fills them then.\n"
         "sinks f32 [Hq]: scores of a further key per head, whose value is zero.\n"
-        "q, out f32 [T, Hq, D]; caches f32 or f16 [Hkv, ctx, D]; query head h uses kv head\n"
-        "h // (Hq / Hkv).");
+        "q f32 [T, Hq, D], out f32 [T, Hq, Dv]; caches f32 or f16 [Hkv, ctx, D] and [Hkv, ctx, "
+        "Dv],\n"
+        "whose rows may lie apart or share memory; query head h uses kv head h // (Hq / Hkv).");
 }
 
 GatedDelta gated_delta_call(const In& qkv, const In& a, const In& b, const In& a_log,

@@ -31,7 +31,8 @@ struct RoutedView {
 class RouterPart {
   public:
     RouterPart(const In& norm, float eps, const Matrix& gate, int64_t topk, bool renormalize,
-               const std::optional<In>& bias) {
+               const std::optional<In>& bias, const std::optional<In>& correction, int64_t groups,
+               int64_t chosen_groups, float scale) {
         w_.gate = {kept_.matrix(kOp, "gate", gate, kAny, kAny)};
         w_.norm = kept_.vector(kOp, "norm", norm, {gate.view.cols});
         w_.bias = bias ? kept_.vector(kOp, "bias", *bias, {gate.view.rows}) : nullptr;
@@ -39,6 +40,10 @@ class RouterPart {
         expect(1 <= topk && topk <= gate.view.rows, kOp,
                "topk: expected 1 to " + std::to_string(gate.view.rows) + ", got " +
                    std::to_string(topk));
+        if (correction)
+            w_.correction = kept_.vector(kOp, "correction", *correction, {gate.view.rows});
+        w_.groups = groups, w_.chosen_groups = chosen_groups, w_.scale = scale;
+        expect_groups(kOp, gate.view.rows, groups, chosen_groups, topk);
     }
 
     double route(Pool& pool, PartSpace& space, const FloatRows& h, const RoutedView& out) const {
@@ -66,13 +71,13 @@ class RouterPart {
 
 class SharedPart {
   public:
-    SharedPart(const Matrix& gate_up, const Matrix& down, const Matrix& gate) {
+    SharedPart(const Matrix& gate_up, const Matrix& down, const Matrix* gate) {
         const int64_t hidden = gate_up.view.cols, inner = gate_up.view.rows / 2;
         expect(gate_up.view.rows % (2 * kBlockRows) == 0, kOp,
                "gate_up rows: expected a multiple of 16, got " + std::to_string(gate_up.view.rows));
         w_.gate_up = kept_.matrix(kOp, "gate_up", gate_up, kAny, hidden);
         w_.down = kept_.matrix(kOp, "down", down, hidden, inner);
-        w_.gate = {kept_.matrix(kOp, "gate", gate, 1, hidden)};
+        if (gate) w_.gate = {kept_.matrix(kOp, "gate", *gate, 1, hidden)};
     }
 
     double add_to(Pool& pool, PartSpace& space, const FloatRows& x, const FloatRows& h) const {
@@ -140,19 +145,26 @@ void bind_moe_parts(nb::module_& m) {
                            "Where a router writes: x f32 [T, H], ids i32 and weights f32 [T, K].")
         .def(nb::init<const Out&, const Out&, const Out&>(), nb::arg("x"), nb::arg("ids"),
              nb::arg("weights"));
-    nb::class_<RouterPart>(m, "RouterPart", "Weights of one softmax router, kept alive.")
-        .def(nb::init<const In&, float, const Matrix&, int64_t, bool, const std::optional<In>&>(),
+    nb::class_<RouterPart>(m, "RouterPart",
+                           "Weights of one router, kept alive: a softmax, or\n"
+                           "with a correction f32 [E] a sigmoid (see sigmoid_topk).")
+        .def(nb::init<const In&, float, const Matrix&, int64_t, bool, const std::optional<In>&,
+                      const std::optional<In>&, int64_t, int64_t, float>(),
              nb::arg("norm"), nb::arg("eps"), nb::arg("gate"), nb::arg("topk"),
-             nb::arg("renormalize"), nb::arg("bias").none() = nb::none())
+             nb::arg("renormalize"), nb::arg("bias").none() = nb::none(),
+             nb::arg("correction").none() = nb::none(), nb::arg("groups") = 1,
+             nb::arg("chosen_groups") = 1, nb::arg("scale") = 1.0f)
         .def("route", &RouterPart::route, nb::arg("pool"), nb::arg("space"), nb::arg("h"),
              nb::arg("out"), "x = norm(h); its topk experts and their weights -> seconds.")
         .def("route_ahead", &RouterPart::route_ahead, nb::arg("pool"), nb::arg("space"),
              nb::arg("h"), nb::arg("out"), "Only the ids, of the experts that h would get here.");
     nb::class_<SharedPart>(m, "SharedPart", "Weights of one shared expert, kept alive.")
-        .def(nb::init<const Matrix&, const Matrix&, const Matrix&>(), nb::arg("gate_up"),
-             nb::arg("down"), nb::arg("gate"))
-        .def("add_to", &SharedPart::add_to, nb::arg("pool"), nb::arg("space"), nb::arg("x"),
-             nb::arg("h"), "h [T, H] += sigmoid(x . gate) * SwiGLU(x) -> seconds.");
+        .def(nb::init<const Matrix&, const Matrix&, const Matrix*>(), nb::arg("gate_up"),
+             nb::arg("down"), nb::arg("gate").none())
+        .def(
+            "add_to", &SharedPart::add_to, nb::arg("pool"), nb::arg("space"), nb::arg("x"),
+            nb::arg("h"),
+            "h [T, H] += sigmoid(x . gate) * SwiGLU(x), the factor if there is a gate -> seconds.");
     nb::class_<HeadPart>(m, "HeadPart", "Final norm and output matrix, kept alive.")
         .def(nb::init<const In&, float, const Matrix&>(), nb::arg("norm"), nb::arg("eps"),
              nb::arg("lm_head"))

@@ -89,6 +89,13 @@ def linear(pool: Pool, acts: Activations, matrices: Sequence[Matrix], outs: Sequ
     outs[i] [T, rows_i] (+)= x @ matrices[i].T, all in one parallel region.
     """
 
+def head_linear(pool: Pool, acts: Activations, matrix: Matrix, out: Annotated[NDArray, dict(device='cpu')]) -> None:
+    """
+    A linear map per head: out[t, h] = matrix[h * N : (h + 1) * N] @ x[t * heads + h].
+    x f32 [T * heads, K] as assigned; matrix [heads * N, K], N a multiple of 8; out f32
+    [T, heads, N], any strides on T and heads.
+    """
+
 def ffn(pool: Pool, acts: Activations, gate_up: Matrix, down: Matrix, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], scale: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> None:
     """
     out [T, H] += scale [T] * (silu(gate) * up) @ down.T; gate and up rows alternate by 8.
@@ -114,7 +121,7 @@ def head_norm_rope(pool: Pool, x: Annotated[NDArray, dict(device='cpu', writable
     """
     Per-head RMS norm (left out if weight is None), then half-split rope on the first R dims.
     x f32 [T, H, D], any strides on T and H; weight f32 [D]; cos, sin f32 [T, R / 2];
-    out f32 [T, H, D].
+    out f32 [T, H, D], any strides on T and H.
     """
 
 def sigmoid_gate(pool: Pool, x: Annotated[NDArray, dict(device='cpu')], gate: Annotated[NDArray, dict(device='cpu', writable=False)]) -> None:
@@ -140,6 +147,14 @@ def softmax_topk(logits: Annotated[NDArray, dict(device='cpu', writable=False)],
     ids i32 [T, K]; weights f32 [T, K], divided by their sum if renormalize, times scale.
     """
 
+def sigmoid_topk(logits: Annotated[NDArray, dict(device='cpu', writable=False)], correction: Annotated[NDArray, dict(device='cpu', writable=False)], groups: int, chosen_groups: int, ids: Annotated[NDArray, dict(device='cpu')], weights: Annotated[NDArray, dict(device='cpu')], renormalize: bool, scale: float) -> None:
+    """
+    The K experts of largest sigmoid(logits) + correction out of the chosen_groups groups of
+    experts whose two best have the largest sum; equal ones: the lower first. logits f32 [T, E];
+    correction f32 [E]; ids i32 [T, K]; weights f32 [T, K]: the sigmoids, divided by their sum
+    if renormalize, times scale.
+    """
+
 def combine(pool: Pool, rows: Annotated[NDArray, dict(device='cpu', writable=False)], weights: Annotated[NDArray, dict(device='cpu', writable=False)], out: Annotated[NDArray, dict(device='cpu')]) -> None:
     """
     out[t] += sum_k weights[t, k] * rows[t * K + k], k ascending. rows f32 [T * K, H];
@@ -148,7 +163,8 @@ def combine(pool: Pool, rows: Annotated[NDArray, dict(device='cpu', writable=Fal
 
 def kv_store(pool: Pool, k: Annotated[NDArray, dict(device='cpu', writable=False)], v: Annotated[NDArray, dict(device='cpu', writable=False)], k_cache: Annotated[NDArray, dict(device='cpu')], v_cache: Annotated[NDArray, dict(device='cpu')], start: int, window: int = 0) -> None:
     """
-    Copies k, v f32 [T, Hkv, D] to positions start.. of the caches f32 or f16 [Hkv, ctx, D].
+    Copies k f32 [T, Hkv, D] and v f32 [T, Hkv, Dv] to positions start.. of the caches f32 or f16
+    [Hkv, ctx, D] and [Hkv, ctx, Dv], whose rows may lie apart.
     With a window: position p at p % ctx, ctx a multiple of 64 and at least T + window - 1.
     """
 
@@ -157,8 +173,8 @@ def attention(pool: Pool, q: Annotated[NDArray, dict(device='cpu', writable=Fals
     Causal grouped-query attention: query t, at position start + t, sees keys 0..start + t,
     with a window the last `window` of them only, in caches as kv_store fills them then.
     sinks f32 [Hq]: scores of a further key per head, whose value is zero.
-    q, out f32 [T, Hq, D]; caches f32 or f16 [Hkv, ctx, D]; query head h uses kv head
-    h // (Hq / Hkv).
+    q f32 [T, Hq, D], out f32 [T, Hq, Dv]; caches f32 or f16 [Hkv, ctx, D] and [Hkv, ctx, Dv],
+    whose rows may lie apart or share memory; query head h uses kv head h // (Hq / Hkv).
     """
 
 def gated_delta(pool: Pool, qkv: Annotated[NDArray, dict(device='cpu', writable=False)], a: Annotated[NDArray, dict(device='cpu', writable=False)], b: Annotated[NDArray, dict(device='cpu', writable=False)], a_log: Annotated[NDArray, dict(device='cpu', writable=False)], dt_bias: Annotated[NDArray, dict(device='cpu', writable=False)], state: Annotated[NDArray, dict(device='cpu')], out: Annotated[NDArray, dict(device='cpu')], chunk: int) -> None:
@@ -223,9 +239,12 @@ class RoutedView:
     def __init__(self, x: Annotated[NDArray, dict(device='cpu')], ids: Annotated[NDArray, dict(device='cpu')], weights: Annotated[NDArray, dict(device='cpu')]) -> None: ...
 
 class RouterPart:
-    """Weights of one softmax router, kept alive."""
+    """
+    Weights of one router, kept alive: a softmax, or
+    with a correction f32 [E] a sigmoid (see sigmoid_topk).
+    """
 
-    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, gate: Matrix, topk: int, renormalize: bool, bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None) -> None: ...
+    def __init__(self, norm: Annotated[NDArray, dict(device='cpu', writable=False)], eps: float, gate: Matrix, topk: int, renormalize: bool, bias: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, correction: Annotated[NDArray, dict(device='cpu', writable=False)] | None = None, groups: int = 1, chosen_groups: int = 1, scale: float = 1.0) -> None: ...
 
     def route(self, pool: Pool, space: PartSpace, h: FloatRows, out: RoutedView) -> float:
         """x = norm(h); its topk experts and their weights -> seconds."""
@@ -236,10 +255,12 @@ class RouterPart:
 class SharedPart:
     """Weights of one shared expert, kept alive."""
 
-    def __init__(self, gate_up: Matrix, down: Matrix, gate: Matrix) -> None: ...
+    def __init__(self, gate_up: Matrix, down: Matrix, gate: Matrix | None) -> None: ...
 
     def add_to(self, pool: Pool, space: PartSpace, x: FloatRows, h: FloatRows) -> float:
-        """h [T, H] += sigmoid(x . gate) * SwiGLU(x) -> seconds."""
+        """
+        h [T, H] += sigmoid(x . gate) * SwiGLU(x), the factor if there is a gate -> seconds.
+        """
 
 class HeadPart:
     """Final norm and output matrix, kept alive."""

@@ -47,6 +47,21 @@ def test_cos_and_sin_are_scaled(given: float | None, scale: float) -> None:
     np.testing.assert_allclose(cos**2 + sin**2, scale**2, rtol=ROUNDED)
 
 
+@pytest.mark.parametrize(
+    ("mscale", "all_dim", "scale"),
+    [
+        (1.0, 1.0, 1.0),
+        (1.0, 0.0, 1.3465735902799727),
+        (0.707, 1.0, 1.2450275283279407 / 1.3465735902799727),
+    ],
+)
+def test_the_scale_may_be_moved_into_the_scores(
+    mscale: float, all_dim: float, scale: float
+) -> None:
+    yarn = Yarn(32.0, 4096, 32.0, 1.0, True, None, mscale, all_dim)
+    assert yarn_scale(yarn) == pytest.approx(scale, rel=EXACT)
+
+
 def test_a_factor_of_one_changes_nothing() -> None:
     yarn = Yarn(1.0, 4096, 32.0, 1.0, truncate=True, attention_factor=None)
     positions = np.arange(50, dtype=np.int32)

@@ -52,7 +52,7 @@ def test_weights_ask_for_every_tensor_of_a_checkpoint_in_its_shape(family: str, 
     specs = module.weights(module.read_config(raw))
     asked: dict[str, tuple[int, ...]] = {}
     for m in specs.matrices:
-        asked |= {source.name: (source.height, m.cols) for source in m.sources}
+        asked |= {source.name: source.shape(m.cols) for source in m.sources}
     for v in specs.vectors:
         asked[v.source] = v.shape
     for e in specs.experts:
@@ -251,7 +251,7 @@ _GPT_OSS = [
     ({"rope_scaling": {**_YARN, "rope_type": "llama3"}}, "rope_type"),
     ({"rope_scaling": {**_YARN, "factor": None}}, "factor: key is missing"),
     ({"rope_scaling": {**_YARN, "beta_fast": 1.0}}, "beta_fast: .*more than beta_slow"),
-    ({"rope_scaling": {**_YARN, "mscale": 1.0}}, "mscale: .*keys of YaRN"),
+    ({"rope_scaling": {**_YARN, "mscales": 1.0}}, "mscales: .*keys of YaRN"),
 ]
 _QWEN3_5_MOE = [
     ({"attn_output_gate": False}, "attn_output_gate"),

@@ -183,7 +183,7 @@ def test_wrong_arrays_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[attention\] q: expected a multiple of 2 heads, got 3"):
         _native.attention(pool, unwritten(2, 3, 8), cache, cache, 0, 1.0, unwritten(2, 3, 8))
     with pytest.raises(
-        ValueError, match=r"v_cache: expected float32 \[2, 6, 8\], got float16 \[2, 6, 8\]"
+        ValueError, match=r"v_cache: expected float32 \[2, 6, any\], got float16 \[2, 6, 8\]"
     ):
         _native.attention(pool, q, cache, cache.astype(np.float16), 0, 1.0, unwritten(2, 4, 8))
     with pytest.raises(ValueError, match=r"\[kv_store\] k_cache: expected float32 \[4, any, 8\]"):

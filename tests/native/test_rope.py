@@ -55,6 +55,15 @@ def test_reads_queries_that_lie_beside_their_gates(isa: str, normed: bool) -> No
     np.testing.assert_array_equal(got, expected)
 
 
+def test_writes_into_a_part_of_wider_rows(isa: str) -> None:
+    rng = np.random.default_rng(5)
+    x, (cos, sin) = normal(rng, 5, 3, 16), angles(rng, 5, 16)
+    wide = unwritten(5, 3, 40)
+    _native.head_norm_rope(_native.Pool(2), x, None, EPS, cos, sin, wide[..., 24:])
+    np.testing.assert_array_equal(wide[..., 24:], head_norm_rope(x, None, cos, sin))
+    assert np.isnan(wide[..., :24]).all()
+
+
 def test_a_token_does_not_depend_on_the_others_or_on_threads(isa: str) -> None:
     rng = np.random.default_rng(4)
     x, (cos, sin) = normal(rng, 65, 8, 128), angles(rng, 65, 64)

@@ -20,7 +20,7 @@ from flashmoe.errors import (
     UsageError,
 )
 from flashmoe.models.registry import load_family
-from flashmoe.models.specs import MatrixSpec
+from flashmoe.models.specs import MatrixSpec, Source
 from flashmoe.quant import Format
 from flashmoe.store import stream
 from flashmoe.store.pack import pack_checkpoint
@@ -63,13 +63,18 @@ def _check_matrix(found: Any, spec: MatrixSpec, tensors: Tensors, model: PackedM
     assert isinstance(found, LoadedMatrix)
     dense = model.manifest.dense_format
     assert found.format == (Format("bf16") if spec.role == "exact" else dense)
-    rows = [tensors[s.name][s.first : s.first + s.rows] for s in spec.sources]
-    expected = np.concatenate(rows)
+    expected = np.concatenate([_rows(tensors[s.name], s, spec.cols) for s in spec.sources])
     if spec.interleave:
         half = spec.rows // 2
         order = [p * half + i for b in range(0, half, 8) for p in (0, 1) for i in range(b, b + 8)]
         expected = expected[order]
     np.testing.assert_array_equal(found.data, found.format.encode(expected))
+
+
+def _rows(w: NDArray[np.float32], source: Source, cols: int) -> NDArray[np.float32]:
+    if source.transposed:
+        return w[source.first : source.first + cols].T
+    return w[source.first :: source.step][: source.rows]
 
 
 @pytest.mark.parametrize("formats", FORMATS)

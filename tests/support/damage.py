@@ -73,7 +73,8 @@ def poison_expert(pack: Path, layer: int, expert: int) -> None:
     crc = _crc_of(extent.path, extent.offset, extent.nbytes)
 
     def change(manifest: Any) -> None:
-        manifest["experts"]["layers"][layer]["crc32c"][expert] = crc
+        layers = {entry.layer: i for i, entry in enumerate(packed.manifest.layers)}
+        manifest["experts"]["layers"][layers[layer]]["crc32c"][expert] = crc
 
     change_manifest(pack, change)
 

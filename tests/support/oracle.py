@@ -32,6 +32,39 @@ _HYBRID = {
     "linear_value_head_dim": 64,
     "linear_conv_kernel_dim": 4,
 }
+_LATENT = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 3,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 64,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "kv_lora_rank": 64,
+    "q_lora_rank": 64,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+}
+_DEEPSEEK = {
+    **_LATENT,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "max_position_embeddings": 163840,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 40.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096,
+    },
+}
 _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3_moe": (
         "Qwen3MoeConfig",
@@ -80,6 +113,16 @@ _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
                 "truncate": False,
                 "original_max_position_embeddings": 4096,
             },
+        },
+    ),
+    "deepseek_v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM", _DEEPSEEK),
+    "glm4_moe_lite": (
+        "Glm4MoeLiteConfig",
+        "Glm4MoeLiteForCausalLM",
+        {
+            **_LATENT,
+            "v_head_dim": 64,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
     ),
     "qwen3_5_moe": (
@@ -134,7 +177,9 @@ def _random(model_class: Any, config: Any) -> Any:
     model = model_class(config).eval().float()
     noisy = ("norm", "bias", "A_log", "sinks")
     with t.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+            if "inv_freq" in name:
+                continue
             if any(part in name for part in noisy):
                 parameter.add_(t.randn_like(parameter) * 0.1)
             parameter.copy_(parameter.bfloat16().float())

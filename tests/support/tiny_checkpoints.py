@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.support.tiny_deepseek import DEEPSEEK_V3, deepseek_shapes, mlp_shapes
+
 Floats = NDArray[np.float32]
 Tensors = dict[str, Floats]
 DType = Literal["BF16", "F16", "F32"]
@@ -126,6 +128,7 @@ CONFIGS = {
     "qwen3_next": QWEN3_NEXT,
     "gpt_oss": GPT_OSS,
     "qwen3_5_moe": QWEN3_5_MOE,
+    "deepseek_v3": DEEPSEEK_V3,
 }
 
 
@@ -205,13 +208,15 @@ def fuse(tensors: Tensors, paired: bool = False) -> Tensors:
     return result
 
 
-def write_safetensors(path: Path, tensors: Tensors, dtype: DType = "BF16") -> None:
-    """A safetensors file of one element type, or U8 for bytes, tensors in the given order."""
+def write_safetensors(
+    path: Path, tensors: Tensors, dtype: DType = "BF16", bytes_are: str = "U8"
+) -> None:
+    """A safetensors file of one element type, another for bytes, tensors in the given order."""
     blobs = [_to_bytes(w, dtype) for w in tensors.values()]
     entries, position = {}, 0
     for (name, w), blob in zip(tensors.items(), blobs, strict=True):
         offsets = [position, position + len(blob)]
-        kind = "U8" if w.dtype == np.uint8 else dtype
+        kind = bytes_are if w.dtype == np.uint8 else dtype
         entries[name] = {"dtype": kind, "shape": list(w.shape), "data_offsets": offsets}
         position = offsets[1]
     header = json.dumps(entries).encode()
@@ -237,7 +242,11 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     for layer, layer_type in enumerate(layer_types(config)):
         shapes |= {
             f"model.layers.{layer}.{name}": shape
-            for name, shape in _layer_shapes(config, layer_type).items()
+            for name, shape in (
+                deepseek_shapes(config, layer)
+                if config["model_type"] == "deepseek_v3"
+                else _layer_shapes(config, layer_type)
+            ).items()
         }
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
@@ -268,10 +277,10 @@ def _layer_shapes(config: Mapping[str, Any], layer_type: str) -> dict[str, tuple
     shapes |= _linear_shapes(config) if "linear" in layer_type else _attention_shapes(config)
     if "shared_expert_intermediate_size" in config:
         shared = config["shared_expert_intermediate_size"]
-        shapes |= _mlp_shapes("mlp.shared_expert", hidden, shared)
+        shapes |= mlp_shapes("mlp.shared_expert", hidden, shared)
         shapes["mlp.shared_expert_gate.weight"] = (1, hidden)
     for expert in range(experts):
-        shapes |= _mlp_shapes(f"mlp.experts.{expert}", hidden, inner)
+        shapes |= mlp_shapes(f"mlp.experts.{expert}", hidden, inner)
     return shapes
 
 
@@ -291,14 +300,6 @@ def _gpt_oss_shapes(
         "mlp.router.bias": (experts,),
         "mlp.experts.gate_up_proj_bias": (experts, 2 * inner),
         "mlp.experts.down_proj_bias": (experts, hidden),
-    }
-
-
-def _mlp_shapes(stem: str, hidden: int, inner: int) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{stem}.gate_proj.weight": (inner, hidden),
-        f"{stem}.up_proj.weight": (inner, hidden),
-        f"{stem}.down_proj.weight": (hidden, inner),
     }
 
 

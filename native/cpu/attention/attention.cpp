@@ -35,10 +35,18 @@ struct Partial {
     }
 };
 
-// The queries of one kv head at consecutive tokens; row = token within the tile * group + head.
+// The queries of a group of heads at consecutive tokens; row = token within the tile * group +
+// head.
 struct Tile {
-    int64_t kv_head, first, tokens;
+    int64_t group, first, tokens;
 };
+
+// Heads that share a tile: all that share a kv head, or an equal part of them if those are many.
+int64_t tile_heads(int64_t sharing) {
+    int64_t parts = (sharing + kTileRows - 1) / kTileRows;
+    while (sharing % parts) ++parts;
+    return sharing / parts;
+}
 
 // Keys [from, to) of a block.
 struct Range {
@@ -52,7 +60,8 @@ class Attend {
         : call_(call),
           kernels_(kernels().attention),
           dim_(call.cache.dim),
-          group_(call.heads / call.cache.kv_heads),
+          value_dim_(call.cache.value_dim),
+          group_(tile_heads(call.heads / call.cache.kv_heads)),
           tile_tokens_(std::max<int64_t>(1, kTileRows / group_)),
           tiles_((call.tokens + tile_tokens_ - 1) / tile_tokens_),
           first_span_(first_seen(call.start) / kSpan),
@@ -62,7 +71,7 @@ class Attend {
         static thread_local Workspace scratch, partials;
         scratch_ = scratch.floats(pool.threads() * scratch_floats());
         // Too few tiles leave threads idle: then the spans of a tile are shared out as well.
-        const int64_t needed = items() * spans_ * tile_rows() * Partial::stride(dim_);
+        const int64_t needed = items() * spans_ * tile_rows() * Partial::stride(value_dim_);
         if (items() < 2 * pool.threads() && needed <= kMaxSpanFloats)
             by_span(pool, partials.floats(needed));
         else
@@ -81,7 +90,7 @@ class Attend {
     void by_span(Pool& pool, float* partials) {
         const auto partial = [&](int64_t item, int64_t span) {
             const int64_t row = (item * spans_ + span) * tile_rows();
-            return Partial{partials + row * Partial::stride(dim_), dim_};
+            return Partial{partials + row * Partial::stride(value_dim_), value_dim_};
         };
         pool.parallel_for(items() * spans_, 1, [&](int64_t begin, int64_t end, int worker) {
             for (int64_t i = begin; i < end; ++i) {
@@ -117,7 +126,7 @@ class Attend {
         for (int64_t row = 0; row < tile.tokens * group_; ++row)
             if (part.state(row).sum != 0.0f)
                 kernels_.merge(total.state(row), total.values(row), part.state(row),
-                               part.values(row), dim_);
+                               part.values(row), value_dim_);
     }
 
     void attend_span(Tile tile, int64_t span, Partial partial, int worker) {
@@ -130,8 +139,8 @@ class Attend {
 
     // Keys [key, key + count) against every row of the tile that may see them.
     void attend_block(Tile tile, int64_t key, int64_t count, Partial partial, int worker) {
-        load_keys(tile.kv_head, key, count, keys_of(worker));
-        const Operand values = load_values(tile.kv_head, key, count, values_of(worker));
+        load_keys(kv_head(tile), key, count, keys_of(worker));
+        const Operand values = load_values(kv_head(tile), key, count, values_of(worker));
         const Panel scores{scores_of(worker), kBlock};
         const int64_t columns = (count + 7) / 8 * 8;
         kernels_.tile.matmul({tile.tokens * group_, columns, dim_}, {queries_of(worker), dim_},
@@ -152,12 +161,12 @@ class Attend {
             float* from = scores.data + row * kBlock;
             // Kept in place, with no weight: the kernel may overwrite up to whole vectors.
             std::fill_n(from, keys.from, -std::numeric_limits<float>::infinity());
-            kernels_.absorb(from, keys.to, partial.state(row), partial.values(row), dim_);
+            kernels_.absorb(from, keys.to, partial.state(row), partial.values(row), value_dim_);
         }
-        kernels_.tile.matmul({end - begin, dim_, keys.to - keys.from},
+        kernels_.tile.matmul({end - begin, value_dim_, keys.to - keys.from},
                              {scores.data + begin * kBlock + keys.from, kBlock},
                              {values.data + keys.from * values.row, values.row},
-                             {partial.values(begin), Partial::stride(dim_)}, true);
+                             {partial.values(begin), Partial::stride(value_dim_)}, true);
     }
 
     int64_t position(Tile tile, int64_t token) const { return call_.start + tile.first + token; }
@@ -176,53 +185,65 @@ class Attend {
     void load_queries(Tile tile, int worker) {
         float* dst = queries_of(worker);
         for (int64_t t = 0; t < tile.tokens; ++t) {
-            const float* src = call_.q + row_offset(tile, t);
+            const float* src = call_.q + row_of(tile, t) * dim_;
             for (int64_t i = 0; i < group_ * dim_; ++i) *dst++ = src[i] * call_.scale;
         }
     }
 
+    // Rows of a cache from a key on.
+    template <typename T>
+    const T* cached(const void* rows, int64_t row, int64_t head, int64_t key) const {
+        const int64_t slot = head * call_.cache.context + key % call_.cache.context;
+        return static_cast<const T*>(rows) + slot * row;
+    }
+
     void load_keys(int64_t head, int64_t key, int64_t count, float* dst) {
-        const int64_t offset = (head * call_.cache.context + key % call_.cache.context) * dim_;
+        const void* keys = call_.cache.keys;
+        const int64_t row = call_.cache.key_row;
         if (call_.cache.half)
-            kernels_.tile.transpose_half(static_cast<const uint16_t*>(call_.cache.keys) + offset,
-                                         dim_, count, dim_, dst, kBlock);
+            kernels_.tile.transpose_half(cached<uint16_t>(keys, row, head, key), row, count, dim_,
+                                         dst, kBlock);
         else
-            kernels_.tile.transpose(static_cast<const float*>(call_.cache.keys) + offset, dim_,
-                                    count, dim_, dst, kBlock);
+            kernels_.tile.transpose(cached<float>(keys, row, head, key), row, count, dim_, dst,
+                                    kBlock);
     }
 
     Operand load_values(int64_t head, int64_t key, int64_t count, float* dst) {
-        const int64_t offset = (head * call_.cache.context + key % call_.cache.context) * dim_;
-        if (!call_.cache.half)
-            return {static_cast<const float*>(call_.cache.values) + offset, dim_};
-        kernels_.tile.from_half(static_cast<const uint16_t*>(call_.cache.values) + offset,
-                                count * dim_, dst);
-        return {dst, dim_};
+        const void* values = call_.cache.values;
+        const int64_t row = call_.cache.value_row;
+        if (!call_.cache.half) return {cached<float>(values, row, head, key), row};
+        const uint16_t* from = cached<uint16_t>(values, row, head, key);
+        for (int64_t i = 0; i < count; ++i)
+            kernels_.tile.from_half(from + i * row, value_dim_, dst + i * value_dim_);
+        return {dst, value_dim_};
     }
 
     void finish(Tile tile, Partial total) {
         for (int64_t row = 0; row < tile.tokens * group_; ++row) {
-            float* out = call_.out + row_offset(tile, row / group_) + row % group_ * dim_;
+            float* out = call_.out + (row_of(tile, row / group_) + row % group_) * value_dim_;
             const float* values = total.values(row);
             const float sum = total.state(row).sum + sink_weight(tile, row, total.state(row).max);
-            for (int64_t d = 0; d < dim_; ++d) out[d] = values[d] / sum;
+            for (int64_t d = 0; d < value_dim_; ++d) out[d] = values[d] / sum;
         }
     }
 
     // Infinite where the sink outweighs all keys by more than a float holds: the result is then 0.
     float sink_weight(Tile tile, int64_t row, float max) const {
         if (!call_.sinks) return 0.0f;
-        return std::exp(call_.sinks[tile.kv_head * group_ + row % group_] - max);
+        return std::exp(call_.sinks[tile.group * group_ + row % group_] - max);
     }
 
-    // Items are (tile, kv head), kv heads fastest.
-    int64_t items() const { return tiles_ * call_.cache.kv_heads; }
+    // Items are (tile, group of heads), groups fastest.
+    int64_t groups() const { return call_.heads / group_; }
+    int64_t items() const { return tiles_ * groups(); }
     Tile tile(int64_t item) const {
-        const int64_t first = item / call_.cache.kv_heads * tile_tokens_;
-        return {item % call_.cache.kv_heads, first, std::min(tile_tokens_, call_.tokens - first)};
+        const int64_t first = item / groups() * tile_tokens_;
+        return {item % groups(), first, std::min(tile_tokens_, call_.tokens - first)};
     }
-    int64_t row_offset(Tile tile, int64_t token) const {
-        return ((tile.first + token) * call_.heads + tile.kv_head * group_) * dim_;
+    int64_t kv_head(Tile tile) const { return tile.group * call_.cache.kv_heads / groups(); }
+    // The row of q and out that holds the first head of the tile at a token.
+    int64_t row_of(Tile tile, int64_t token) const {
+        return (tile.first + token) * call_.heads + tile.group * group_;
     }
 
     int64_t tile_rows() const { return std::min(tile_tokens_, call_.tokens) * group_; }
@@ -230,7 +251,7 @@ class Attend {
     // A worker's scratch: queries, scores, two partials, transposed keys, values.
     int64_t scratch_floats() const {
         return Workspace::aligned(tile_rows() * dim_) + tile_rows() * kBlock +
-               2 * tile_rows() * Partial::stride(dim_) + 2 * kBlock * dim_;
+               2 * tile_rows() * Partial::stride(value_dim_) + kBlock * (dim_ + value_dim_);
     }
     float* queries_of(int worker) const { return scratch_ + worker * scratch_floats(); }
     float* scores_of(int worker) const {
@@ -238,14 +259,14 @@ class Attend {
     }
     Partial worker_partial(int worker, int64_t which) const {
         float* first = scores_of(worker) + tile_rows() * kBlock;
-        return {first + which * tile_rows() * Partial::stride(dim_), dim_};
+        return {first + which * tile_rows() * Partial::stride(value_dim_), value_dim_};
     }
     float* keys_of(int worker) const { return worker_partial(worker, 2).data; }
     float* values_of(int worker) const { return keys_of(worker) + kBlock * dim_; }
 
     const Attention& call_;
     const AttentionKernels& kernels_;
-    const int64_t dim_, group_, tile_tokens_, tiles_, first_span_, spans_;
+    const int64_t dim_, value_dim_, group_, tile_tokens_, tiles_, first_span_, spans_;
     float* scratch_ = nullptr;
 };
 
@@ -268,9 +289,11 @@ void kv_store(Pool& pool, const KvStore& call) {
         for (int64_t item = begin; item < end; ++item) {
             const int64_t token = item / call.kv_heads, head = item % call.kv_heads;
             const int64_t slot = (call.start + token) % call.context;
-            const int64_t to = (head * call.context + slot) * call.dim;
-            store(tile, call.k + item * call.dim, call.dim, call.half, call.keys, to);
-            store(tile, call.v + item * call.dim, call.dim, call.half, call.values, to);
+            const int64_t to = head * call.context + slot;
+            store(tile, call.k + item * call.dim, call.dim, call.half, call.keys,
+                  to * call.key_row);
+            store(tile, call.v + item * call.value_dim, call.value_dim, call.half, call.values,
+                  to * call.value_row);
         }
     });
 }

@@ -42,6 +42,8 @@ struct KvCache {
     const void *keys, *values;
     bool half;
     int64_t kv_heads, context, dim;
+    // Rows may lie apart, and values may be narrower than keys or a part of their rows.
+    int64_t value_dim = dim, key_row = dim, value_row = dim;
 };
 
 struct Attention {
@@ -52,16 +54,17 @@ struct Attention {
     int64_t window;      // and of those the last `window` only, itself among them; 0: all
     const float* sinks;  // [heads], or null: the score of a further key, whose value is zero
     float scale;
-    float* out;  // [tokens, heads, dim]
+    float* out;  // [tokens, heads, cache.value_dim]
 };
 
 void attention(Pool& pool, const Attention& call);
 
 struct KvStore {
-    const float *k, *v;  // [tokens, kv_heads, dim]
+    const float *k, *v;  // [tokens, kv_heads, dim], [tokens, kv_heads, value_dim]
     void *keys, *values;
     bool half;
     int64_t tokens, kv_heads, context, dim, start;
+    int64_t value_dim = dim, key_row = dim, value_row = dim;
 };
 
 // Copies k and v into positions start..start + tokens of the caches, modulo context.

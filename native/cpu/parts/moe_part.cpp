@@ -12,7 +12,11 @@ void choose(Pool& pool, PartSpace& space, const RouterWeights& w, int64_t tokens
     const int64_t experts = w.gate[0].rows;
     space.multiply(pool, out.x, tokens, w.gate, {logits});
     if (w.bias) add_bias(pool, logits, w.bias, tokens, experts);
-    softmax_topk({logits, tokens, experts, w.topk, w.renormalize, 1.0f, out.ids, out.weights});
+    if (w.correction)
+        sigmoid_topk({logits, w.correction, tokens, experts, w.topk, w.groups, w.chosen_groups,
+                      w.renormalize, w.scale, out.ids, out.weights});
+    else
+        softmax_topk({logits, tokens, experts, w.topk, w.renormalize, 1.0f, out.ids, out.weights});
 }
 
 }  // namespace
@@ -38,9 +42,11 @@ void route_ahead(Pool& pool, PartSpace& space, const RouterWeights& w, const flo
 void add_shared_expert(Pool& pool, PartSpace& space, const SharedWeights& w, const float* x,
                        int64_t tokens, float* h) {
     space.reserve(reserved({tokens}));
-    float* scale = space.take(tokens);
-    space.multiply(pool, x, tokens, w.gate, {scale});
-    sigmoid(scale, tokens, scale);
+    float* scale = w.gate.empty() ? nullptr : space.take(tokens);
+    if (scale) {
+        space.multiply(pool, x, tokens, w.gate, {scale});
+        sigmoid(scale, tokens, scale);
+    }
     assign(pool, space.inputs, x, tokens, w.gate_up.cols, w.gate_up.group);
     const int32_t offsets[] = {0, static_cast<int32_t>(tokens)};
     space.experts.assign(1, {w.gate_up.data, w.down.data});

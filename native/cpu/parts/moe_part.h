@@ -17,6 +17,9 @@ struct RouterWeights {
     const float* bias;             // [experts], of the logits, or null
     int64_t topk;
     bool renormalize;
+    const float* correction;  // [experts]: group-limited sigmoid routing; null: a softmax
+    int64_t groups, chosen_groups;
+    float scale;
 };
 
 // What a router returns for its tokens.
@@ -36,10 +39,11 @@ void route_ahead(Pool& pool, PartSpace& space, const RouterWeights& w, const flo
 
 struct SharedWeights {
     MatrixView gate_up, down;  // [2 * intermediate, hidden] rows alternating by 8, [hidden, ...]
-    std::vector<MatrixView> gate;  // one matrix [1, hidden]
+    std::vector<MatrixView> gate;  // one matrix [1, hidden], or none
 };
 
-// h += sigmoid(x . gate) * SwiGLU(x); x, h [tokens, hidden].
+// h += sigmoid(x . gate) * SwiGLU(x), without the factor if there is no gate; x, h [tokens,
+// hidden].
 void add_shared_expert(Pool& pool, PartSpace& space, const SharedWeights& w, const float* x,
                        int64_t tokens, float* h);
 

@@ -11,7 +11,7 @@ namespace {
 
 void one_head(const HeadNormRope& call, int64_t token, int64_t head) {
     const float* x = call.x + token * call.token_stride + head * call.head_stride;
-    float* out = call.out + (token * call.heads + head) * call.dim;
+    float* out = call.out + token * call.out_token_stride + head * call.out_head_stride;
     if (call.weight != nullptr)
         kernels().norm.rms(x, call.weight, call.dim, call.eps, out);
     else if (x != out)

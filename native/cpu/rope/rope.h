@@ -24,6 +24,7 @@ struct HeadNormRope {
     const float *cos, *sin;  // [tokens, half]
     int64_t tokens, heads, dim, half;
     float* out;  // [tokens, heads, dim]; may be x if x is laid out like it
+    int64_t out_token_stride = heads * dim, out_head_stride = dim;
 };
 
 void head_norm_rope(Pool& pool, const HeadNormRope& call);

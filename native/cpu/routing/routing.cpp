@@ -4,8 +4,10 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <vector>
 
 #include "cpu/grain.h"
+#include "cpu/linear/activations.h"
 #include "flashmoe/kernels.h"
 #include "flashmoe/pool.h"
 
@@ -38,6 +40,56 @@ void weigh(const SoftmaxTopk& call, const float* logits, const int32_t* ids, flo
     for (int64_t k = 0; k < call.topk; ++k) weights[k] *= factor;
 }
 
+// The sum of the two best of a group (of the only one).
+float group_score(const float* scores, int64_t count) {
+    constexpr float kLowest = -std::numeric_limits<float>::infinity();
+    float best = kLowest, second = kLowest;
+    for (int64_t i = 0; i < count; ++i) {
+        const float score = rank(scores[i]);
+        second = std::max(second, std::min(best, score));
+        best = std::max(best, score);
+    }
+    return count > 1 ? best + second : best;
+}
+
+// What each token's choice needs, in buffers that are used again.
+struct Choice {
+    std::vector<float> weights, scores, group_scores;
+    std::vector<int32_t> groups;
+
+    // Sigmoids, and their corrected form, by which the choice is made -> NaN if one of them is.
+    float score(const SigmoidTopk& call, const float* logits) {
+        float sum = 0;
+        for (int64_t i = 0; i < call.experts; ++i) {
+            weights[i] = 1.0f / (1.0f + std::exp(-logits[i]));
+            scores[i] = weights[i] + call.correction[i];
+            sum += scores[i];
+        }
+        return sum;
+    }
+
+    // Experts outside of the chosen groups lose.
+    void keep_groups(const SigmoidTopk& call) {
+        if (call.chosen_groups == call.groups) return;
+        const int64_t size = call.experts / call.groups;
+        for (int64_t g = 0; g < call.groups; ++g)
+            group_scores[g] = group_score(scores.data() + g * size, size);
+        select(group_scores.data(), call.groups, call.chosen_groups, groups.data());
+        const auto chosen_end = groups.begin() + call.chosen_groups;
+        for (int64_t g = 0; g < call.groups; ++g)
+            if (std::find(groups.begin(), chosen_end, g) == chosen_end)
+                std::fill_n(scores.begin() + g * size, size,
+                            -std::numeric_limits<float>::infinity());
+    }
+
+    void weigh(const SigmoidTopk& call, const int32_t* ids, float* out) const {
+        float chosen = 1e-20f;
+        for (int64_t k = 0; k < call.topk; ++k) chosen += weights[ids[k]];
+        const float factor = call.renormalize ? call.scale / chosen : call.scale;
+        for (int64_t k = 0; k < call.topk; ++k) out[k] = weights[ids[k]] * factor;
+    }
+};
+
 constexpr int64_t kPiece = 1024;  // floats of one row: a decode step has work for several threads
 
 }  // namespace
@@ -48,6 +100,23 @@ void softmax_topk(const SoftmaxTopk& call) {
         int32_t* ids = call.ids + token * call.topk;
         select(logits, call.experts, call.topk, ids);
         weigh(call, logits, ids, call.weights + token * call.topk);
+    }
+}
+
+void sigmoid_topk(const SigmoidTopk& call) {
+    static thread_local Choice choice;
+    grow(choice.weights, call.experts);
+    grow(choice.scores, call.experts);
+    grow(choice.group_scores, call.groups);
+    grow(choice.groups, call.groups);
+    for (int64_t token = 0; token < call.tokens; ++token) {
+        int32_t* ids = call.ids + token * call.topk;
+        float* weights = call.weights + token * call.topk;
+        const float sum = choice.score(call, call.logits + token * call.experts);
+        choice.keep_groups(call);
+        select(choice.scores.data(), call.experts, call.topk, ids);
+        choice.weigh(call, ids, weights);
+        if (std::isnan(sum)) std::fill_n(weights, call.topk, sum);
     }
 }
 

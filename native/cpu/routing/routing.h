@@ -31,6 +31,22 @@ struct SoftmaxTopk {
 // A NaN logit ranks below all others, and makes every weight of its token NaN.
 void softmax_topk(const SoftmaxTopk& call);
 
+// Group-limited sigmoid routing (DeepSeek-V3, https://arxiv.org/abs/2412.19437, section 2.1.2): the
+// correction has a say in which experts are chosen, not in their weights.
+struct SigmoidTopk {
+    const float* logits;      // [tokens, experts]
+    const float* correction;  // [experts]
+    int64_t tokens, experts, topk;
+    int64_t groups, chosen_groups;  // of equal size; topk experts fit the chosen ones
+    bool renormalize;               // divide the chosen weights by their sum
+    float scale;                    // multiplies every weight
+    int32_t* ids;    // [tokens, topk], by falling corrected score; equal ones: the lower id first
+    float* weights;  // [tokens, topk]
+};
+
+// A NaN among logits or correction ranks below all others, and makes every weight NaN.
+void sigmoid_topk(const SigmoidTopk& call);
+
 struct Combine {
     const float* rows;     // [tokens * topk, dim]
     const float* weights;  // [tokens, topk]

@@ -125,10 +125,82 @@ _GPT_OSS = {
 SHAPES["gpt-oss-20b"] = {**_GPT_OSS, "num_hidden_layers": 24, "num_experts": 32}
 SHAPES["gpt-oss-120b"] = {**_GPT_OSS, "num_hidden_layers": 36, "num_experts": 128}
 
+_LATENT = {
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+_DEEPSEEK = {
+    **_LATENT,
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "num_experts_per_tok": 8,
+    "rms_norm_eps": 1e-6,
+}
+_DEEPSEEK_YARN = {
+    "rope_type": "yarn",
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4096,
+}
+SHAPES["deepseek-v3"] = {
+    **_DEEPSEEK,
+    "model_type": "deepseek_v3",
+    "vocab_size": 129280,
+    "num_attention_heads": 128,
+    "first_k_dense_replace": 3,
+    "num_experts": 256,
+    "n_group": 8,
+    "topk_group": 4,
+    "routed_scaling_factor": 2.5,
+    "rope_parameters": {**_DEEPSEEK_YARN, "rope_theta": 1e4, "factor": 40.0},
+    "max_position_embeddings": 163840,
+}
+SHAPES["kimi-k2"] = {
+    **_DEEPSEEK,
+    "model_type": "kimi_k2",
+    "vocab_size": 163840,
+    "num_attention_heads": 64,
+    "first_k_dense_replace": 1,
+    "num_experts": 384,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.827,
+    "rope_parameters": {**_DEEPSEEK_YARN, "rope_theta": 5e4, "factor": 32.0},
+    "max_position_embeddings": 131072,
+}
+SHAPES["glm-4.7-flash"] = {
+    **_LATENT,
+    "model_type": "glm4_moe_lite",
+    "vocab_size": 154880,
+    "hidden_size": 2048,
+    "num_hidden_layers": 47,
+    "first_k_dense_replace": 1,
+    "intermediate_size": 10240,
+    "moe_intermediate_size": 1536,
+    "num_attention_heads": 20,
+    "q_lora_rank": 768,
+    "qk_nope_head_dim": 192,
+    "v_head_dim": 256,
+    "num_experts": 64,
+    "num_experts_per_tok": 4,
+    "routed_scaling_factor": 1.8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "max_position_embeddings": 202752,
+}
+
 # Known, but of families that are not here yet: name -> model_type.
 AWAITED = {
-    "deepseek-v3": "deepseek_v3",
-    "kimi-k2": "deepseek_v3",
     "glm-4.5": "glm4_moe",
 }
 
@@ -141,8 +213,10 @@ def shape_config(name: str, layers: int | None = None) -> dict[str, Any]:
         raise UsageError(what, where="SHAPE", expected=" | ".join(SHAPES), got=got)
     config = dict(SHAPES[name])
     if layers is not None:
-        if not 1 <= layers <= config["num_hidden_layers"]:
-            limit = f"1 to {config['num_hidden_layers']}"
+        # Layers in front may have no experts: then one more is the least that is of use.
+        least = config.get("first_k_dense_replace", 0) + 1
+        if not least <= layers <= config["num_hidden_layers"]:
+            limit = f"{least} to {config['num_hidden_layers']}"
             raise UsageError("bad number of layers", where="--layers", expected=limit, got=layers)
         config["num_hidden_layers"] = layers
     return config

@@ -142,7 +142,7 @@ def _constant(vector: VectorSpec) -> float | None:
 def _declare(specs: WeightSpecs, path: Path) -> Iterator[Tensor]:
     for matrix in specs.matrices:
         for source in matrix.sources:
-            yield _tensor(source.name, path, (source.height, matrix.cols))
+            yield _tensor(source.name, path, source.shape(matrix.cols))
     for vector in specs.vectors:
         yield _tensor(vector.source, path, vector.shape)
     for experts in specs.experts:

@@ -20,9 +20,12 @@ HARMLESS = frozenset(
         "_name_or_path",
         "architectures",
         "attention_dropout",
+        "auto_map",
+        "aux_loss_alpha",
         "bos_token_id",
         "dtype",
         "eos_token_id",
+        "ep_size",
         "id2label",
         "image_token_id",
         "initializer_range",
@@ -34,8 +37,12 @@ HARMLESS = frozenset(
         "mtp_num_hidden_layers",
         "mtp_use_dedicated_embeddings",
         "output_router_logits",
+        "num_mtp_layers",
+        "num_nextn_predict_layers",
         "pad_token_id",
+        "pretraining_tp",
         "router_aux_loss_coef",
+        "seq_aux",
         "sliding_window",
         "tokenizer_class",
         "torch_dtype",
@@ -52,12 +59,18 @@ ROPE_KEYS = frozenset(
     ("rope_type", "rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
 )
 
+# How activations were quantised in training and which modules were not: no matter to the weights.
+QUANTISED_KEYS = frozenset(
+    ("activation_scheme", "ignored_layers", "modules_to_not_convert", "scale_fmt")
+)
+
 
 @dataclass(frozen=True)
 class Yarn:
     """How YaRN extends a context, by the names of config.json; see layers/rope.py.
 
-    attention_factor None: follows from the factor. truncate: the ramp ends at whole numbers.
+    attention_factor None: follows from the factor, and from mscale and mscale_all_dim (0: absent).
+    truncate: the ramp ends at whole numbers.
     """
 
     factor: float
@@ -66,6 +79,8 @@ class Yarn:
     beta_slow: float
     truncate: bool
     attention_factor: float | None
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,11 +104,13 @@ class ConfigReader:
         self._seen: set[str] = set()
         self._refused = ["quantization_config", "quantization"]
 
-    def integer(self, *names: str, default: int = _REQUIRED, high: int = 2**31 - 1) -> int:
-        """An integer in [1, high]."""
+    def integer(
+        self, *names: str, default: int = _REQUIRED, low: int = 1, high: int = 2**31 - 1
+    ) -> int:
+        """An integer in [low, high]."""
         value = self._get(names, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
-            self.fail(names[0], f"an integer in [1, {high}]", value)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            self.fail(names[0], f"an integer in [{low}, {high}]", value)
         return value
 
     def divisor(self, name: str, of: int) -> int:
@@ -101,6 +118,13 @@ class ConfigReader:
         value = self.integer(name)
         if of % value:
             self.fail(name, f"a divisor of {of}", value)
+        return value
+
+    def multiple(self, name: str, of: int) -> int:
+        """A multiple of `of`."""
+        value = self.integer(name)
+        if value % of:
+            self.fail(name, f"a multiple of {of}", value)
         return value
 
     def even(self, name: str, default: int = _REQUIRED) -> int:
@@ -188,7 +212,10 @@ class ConfigReader:
         self._refused.remove("quantization_config")
         if section is not None:
             section.require("quant_method", method)
-            section._seen.add("modules_to_not_convert")
+            if method == "fp8":
+                section.require("fmt", "e4m3", default="e4m3")
+                section.require("weight_block_size", [128, 128])
+            section._seen |= QUANTISED_KEYS
             section.finish()
 
     def has(self, name: str) -> bool:
@@ -253,7 +280,12 @@ class ConfigReader:
             beta_slow=slow,
             truncate=self.flag("truncate", default=True),
             attention_factor=self.number("attention_factor") if given else None,
+            mscale=self._absent_or_number("mscale"),
+            mscale_all_dim=self._absent_or_number("mscale_all_dim"),
         )
+
+    def _absent_or_number(self, name: str) -> float:
+        return self.number(name) if self.has(name) else 0.0
 
     def _refuse_quantised(self) -> None:
         for name in self._refused:

@@ -1,4 +1,4 @@
-"""The routed experts of a layer, with an optional shared expert computed while they are read."""
+"""Feed-forward parts: dense, or routed experts with a shared one computed while they are read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flashmoe.ops.base import Floats, Ints, Ops
-from flashmoe.ops.parts import RouterWeights, SharedExpertWeights
+from flashmoe.ops.parts import DenseMlpWeights, RouterWeights, SharedExpertWeights
 
 Ahead = tuple[int, Ints]
 """A guess: the index of the next layer, and the ids [T, K] that it is likely to want, those of a
@@ -28,8 +28,21 @@ class RoutedExperts(Protocol):
 
 
 @dataclass(frozen=True)
+class DenseMlp:
+    """A layer without experts. Step by step: ops/plain_parts.py, add_dense_mlp."""
+
+    weights: DenseMlpWeights
+
+    def add_to(
+        self, h: Floats, experts: RoutedExperts, ops: Ops, following: SparseMoe | None = None
+    ) -> None:
+        """h [T, H] += SwiGLU(norm(h)); the rest is for layers with experts."""
+        ops.add_dense_mlp(h, self.weights)
+
+
+@dataclass(frozen=True)
 class SparseMoe:
-    """Softmax router over the experts; the likeliest are computed and summed.
+    """Router over the experts; the likeliest are computed and summed.
 
     Step by step: ops/composed.py, norm_and_route and add_shared_expert.
     """

@@ -18,7 +18,14 @@ def yarn_scale(yarn: Yarn) -> float:
     """What cos and sin are multiplied by."""
     if yarn.attention_factor is not None:
         return yarn.attention_factor
-    return 0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0
+    if yarn.mscale and yarn.mscale_all_dim:
+        return yarn_mscale(yarn, yarn.mscale) / yarn_mscale(yarn, yarn.mscale_all_dim)
+    return yarn_mscale(yarn, 1.0)
+
+
+def yarn_mscale(yarn: Yarn, weight: float) -> float:
+    """What YaRN multiplies a factor of attention scores by: 0.1 weight ln(factor) + 1."""
+    return 0.1 * weight * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0
 
 
 def yarn_frequencies(yarn: Yarn, frequencies: Doubles, theta: float) -> Doubles:

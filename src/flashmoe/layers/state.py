@@ -43,6 +43,21 @@ class KvCache:
         """Nothing to do: positions past the sequence are never read."""
 
 
+class LatentCache:
+    """What multi-head latent attention keeps: rows [1, positions, latent_dim + rope_dim].
+
+    A row is a token's latent vector, then the rotated key that all heads share. Memory as KvCache.
+    """
+
+    def __init__(self, positions: int, latent_dim: int, rope_dim: int, dtype: DTypeLike) -> None:
+        self.rows: NDArray[Any] = np.empty((1, positions, latent_dim + rope_dim), dtype=dtype)
+        self.latent, self.rope = self.rows[..., :latent_dim], self.rows[..., latent_dim:]
+        self.handle: Any = None  # of the backend that uses the arrays
+
+    def reset(self) -> None:
+        """Nothing to do: positions past the sequence are never read."""
+
+
 class DeltaState:
     """State of one gated delta layer: conv [W-1, C] past inputs, s [Hv, Dk, Dv]; float32."""
 
@@ -57,7 +72,8 @@ class DeltaState:
         self.s.fill(0)
 
 
-Kind = TypeVar("Kind", KvCache, DeltaState)
+Kind = TypeVar("Kind", KvCache, LatentCache, DeltaState)
+LayerState = KvCache | LatentCache | DeltaState
 
 
 @dataclass
@@ -65,7 +81,7 @@ class SequenceState:
     """One sequence: its next position and one state per layer."""
 
     context_length: int
-    layers: list[KvCache | DeltaState]
+    layers: list[LayerState]
     position: int = 0
 
     def reset(self) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from flashmoe.layers.embedding import Embedding, ResidentEmbedding
-from flashmoe.layers.moe import RoutedExperts, SparseMoe
+from flashmoe.layers.moe import DenseMlp, RoutedExperts, SparseMoe
 from flashmoe.layers.rope import RotaryTable
-from flashmoe.layers.state import Batch, DeltaState, KvCache, SequenceState, Step
+from flashmoe.layers.state import Batch, LayerState, SequenceState, Step
 from flashmoe.ops.base import Floats, Matrix, Ops
 from flashmoe.ops.parts import AttentionWeights, HeadWeights
 
@@ -55,7 +55,7 @@ def attention_weights(
 class Mixer(Protocol):
     """What mixes tokens: attention or a recurrence."""
 
-    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> KvCache | DeltaState:
+    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> LayerState:
         """The state of one empty sequence."""
 
     def add_to(self, h: Floats, step: Step, ops: Ops) -> None:
@@ -64,10 +64,10 @@ class Mixer(Protocol):
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """h += mixer(norm(h)); h += moe(norm(h))."""
+    """h += mixer(norm(h)); h += mlp(norm(h))."""
 
     mixer: Mixer
-    moe: SparseMoe
+    mlp: SparseMoe | DenseMlp
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Decoder:
         step = Step.of(batch, self.rope)
         for number, (layer, following) in enumerate(self._with_following, 1):
             layer.mixer.add_to(h, step, ops)
-            layer.moe.add_to(h, experts, ops, following)
+            layer.mlp.add_to(h, experts, ops, following)
             if on_layer is not None:
                 on_layer(number, len(self.layers))
         batch.advance()
@@ -111,8 +111,9 @@ class Decoder:
 
     @functools.cached_property
     def _with_following(self) -> tuple[tuple[DecoderLayer, SparseMoe | None], ...]:
-        """Each layer with the experts of the one after it."""
-        following = [layer.moe for layer in self.layers[1:]]
+        """Each layer with the experts of the one after it, if that has any."""
+        mlps = [layer.mlp for layer in self.layers[1:]]
+        following = [mlp if isinstance(mlp, SparseMoe) else None for mlp in mlps]
         return tuple(zip(self.layers, [*following, None], strict=True))
 
 

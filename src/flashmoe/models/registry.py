@@ -15,6 +15,9 @@ FAMILIES = {
     "gpt_oss": "gpt_oss",
     "qwen3_5_moe": "qwen3_5_moe",
     "qwen3_5_moe_text": "qwen3_5_moe",
+    "deepseek_v3": "deepseek_v3",
+    "kimi_k2": "deepseek_v3",
+    "glm4_moe_lite": "deepseek_v3",
 }
 
 

@@ -10,20 +10,23 @@ from flashmoe.ops.base import Activation
 
 @dataclass(frozen=True)
 class Source:
-    """Rows [first, first + rows) of a checkpoint tensor of `of` rows (0: of `rows` rows).
+    """`rows` rows first, first + step, ... of a checkpoint tensor of `of` rows (0: of `rows`).
 
     name: canonical ("model.layers.0...").
+    transposed: rows first, first + 1, ... of the tensor, which has `rows` columns, are the columns.
     """
 
     name: str
     rows: int
     first: int = 0
     of: int = 0
+    step: int = 1
+    transposed: bool = False
 
-    @property
-    def height(self) -> int:
-        """Rows of the whole tensor."""
-        return self.of or self.rows
+    def shape(self, cols: int) -> tuple[int, int]:
+        """Of the whole tensor, if the source gives `cols` columns."""
+        height = self.of or (cols if self.transposed else self.rows)
+        return (height, self.rows if self.transposed else cols)
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,20 @@ from flashmoe.ops.clock import PhaseClock
 from flashmoe.ops.parts import (
     Array,
     AttentionWeights,
+    DenseMlpWeights,
     Floats,
     GatedDeltaWeights,
     HeadWeights,
     Ints,
     KvSpans,
+    LatentAttentionWeights,
+    LatentSpans,
     Matrix,
     RecurrentSpans,
     Routed,
     RouterWeights,
     SharedExpertWeights,
+    SigmoidRouting,
 )
 from flashmoe.quant import Format
 
@@ -91,6 +95,9 @@ class Primitives(Protocol):
     def matrix(self, fmt: Format, rows: int, cols: int, data: NDArray[np.uint8]) -> Matrix:
         """A handle of stored bytes (kept alive, not copied)."""
 
+    def empty(self, *shape: int) -> Floats:
+        """An array whose content is undefined."""
+
     def concat(self, parts: Sequence[Floats]) -> Floats:
         """The parts joined along the first axis; a single part is returned as it is."""
 
@@ -108,21 +115,34 @@ class Primitives(Protocol):
     def linear_add(self, x: Floats, matrix: Matrix, out: Floats) -> None:
         """out [T, rows] += x @ W.T."""
 
+    def head_linear(self, x: Floats, matrix: Matrix, out: Floats) -> None:
+        """A linear map per head: out [T, heads, N] = x [T, heads, cols] @ W[head].T.
+
+        matrix [heads * N, cols], N a multiple of 8; out strided in the first two axes."""
+
     def add_bias(self, x: Floats, bias: Floats) -> None:
         """x [T, rows] += bias [rows]."""
 
     def head_norm_rope(
-        self, x: Floats, weight: Floats | None, eps: float, cos: Floats, sin: Floats
+        self,
+        x: Floats,
+        weight: Floats | None,
+        eps: float,
+        cos: Floats,
+        sin: Floats,
+        out: Floats | None = None,
     ) -> Floats:
         """Per-head RMSNorm (if weight [D]), then half-split rotation of the first dims.
 
-        x [T, heads, D], strided in the first two axes; cos, sin [T, R/2] with R <= D.
+        x [T, heads, D], strided in the first two axes, as is out (None: a new array, which is
+        returned); cos, sin [T, R/2] with R <= D.
         """
 
     def kv_store(
         self, k: Floats, v: Floats, k_cache: Array, v_cache: Array, start: int, window: int = 0
     ) -> None:
-        """k, v [T, heads, D] -> caches [heads, context, D] (f32 or f16) at positions start...
+        """k [T, heads, D] and v [T, heads, Dv] -> caches [heads, context, D] and
+        [heads, context, Dv] (f32 or f16), whose rows may lie apart, at positions start...
 
         With a window: position p goes to p % context, a multiple of 64 >= T + window - 1."""
 
@@ -136,7 +156,8 @@ class Primitives(Protocol):
         window: int = 0,
         sinks: Floats | None = None,
     ) -> Floats:
-        """Causal grouped-query attention: q [T, Hq, D], query t sees keys 0..start+t.
+        """Causal grouped-query attention: q [T, Hq, D], query t sees keys 0..start+t
+        -> [T, Hq, Dv]. Rows of the caches may lie apart or share memory.
 
         window: of those, the last `window` only (0: all), in caches that kv_store has filled so.
         sinks [Hq]: the score of one more key per head, whose value is zero."""
@@ -171,11 +192,17 @@ class Primitives(Protocol):
         """x [N, D] = x / rms(x) * weight * silu(gate), in place."""
 
     def route(
-        self, x: Floats, gate: Matrix, k: int, renormalize: bool, bias: Floats | None = None
+        self,
+        x: Floats,
+        gate: Matrix,
+        k: int,
+        renormalize: bool,
+        bias: Floats | None = None,
+        sigmoid: SigmoidRouting | None = None,
     ) -> tuple[Ints, Floats]:
-        """Softmax router: the K likeliest experts per token -> ids, weights [T, K], descending.
+        """The K best experts per token -> ids, weights [T, K], the best first.
 
-        bias [E] is added to the logits."""
+        A softmax unless `sigmoid` says otherwise; bias [E] is added to the logits."""
 
     def ffn_add(
         self, x: Floats, gate_up: Matrix, down: Matrix, out: Floats, scale: Floats | None
@@ -201,6 +228,15 @@ class Ops(Primitives, Protocol):
     ) -> None:
         """h [T, H] += attention of norm(h); rope: cos, sin [T, R/2]; spans cover the rows."""
 
+    def add_latent_attention(
+        self,
+        h: Floats,
+        weights: LatentAttentionWeights,
+        rope: tuple[Floats, Floats],
+        spans: LatentSpans,
+    ) -> None:
+        """h [T, H] += latent attention of norm(h); rope and spans as above."""
+
     def add_gated_delta(self, h: Floats, weights: GatedDeltaWeights, spans: RecurrentSpans) -> None:
         """h [T, H] += gated delta rule of norm(h); spans cover the rows."""
 
@@ -211,7 +247,10 @@ class Ops(Primitives, Protocol):
         would choose on the same h [T, H]."""
 
     def add_shared_expert(self, h: Floats, x: Floats, weights: SharedExpertWeights) -> None:
-        """h [T, H] += sigmoid(x . gate) * SwiGLU(x)."""
+        """h [T, H] += sigmoid(x . gate) * SwiGLU(x), without the factor if there is no gate."""
+
+    def add_dense_mlp(self, h: Floats, weights: DenseMlpWeights) -> None:
+        """h [T, H] += SwiGLU(norm(h))."""
 
     def add_token_experts(
         self,

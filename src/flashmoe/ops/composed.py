@@ -19,13 +19,14 @@ from flashmoe.ops.parts import (
     RouterWeights,
     SharedExpertWeights,
 )
+from flashmoe.ops.plain_parts import PlainParts
 
 # Rows that go through the head at a time: the logits of a whole chunk would be by far the largest
 # temporary (512 tokens of 248320 float32 are 0.5 GB).
 HEAD_ROWS = 16
 
 
-class ComposedParts:
+class ComposedParts(PlainParts):
     """The layer parts of flashmoe.ops.base.Ops, for a class that has its primitives."""
 
     def add_attention(
@@ -90,19 +91,20 @@ class ComposedParts:
         self.clock.phase = "router"
         w, ids_ahead = weights, None
         x = self.rms_norm(h, w.norm, w.eps)
-        ids, chosen = self.route(x, w.gate, w.num_experts_per_tok, w.renormalize, w.bias)
+        ids, chosen = self.route(x, w.gate, w.num_experts_per_tok, w.renormalize, w.bias, w.sigmoid)
         if ahead is not None:
             seen = self.rms_norm(h, ahead.norm, ahead.eps)
-            k, renormalize = ahead.num_experts_per_tok, ahead.renormalize
-            ids_ahead = self.route(seen, ahead.gate, k, renormalize, ahead.bias)[0]
+            k, how = ahead.num_experts_per_tok, (ahead.renormalize, ahead.bias, ahead.sigmoid)
+            ids_ahead = self.route(seen, ahead.gate, k, *how)[0]
         return Routed(x, ids, chosen, ids_ahead)
 
     def add_shared_expert(
         self: Primitives, h: Floats, x: Floats, weights: SharedExpertWeights
     ) -> None:
         self.clock.phase = "shared"
-        (logit,) = self.linear(x, weights.gate)
-        scale = self.sigmoid(logit).reshape(-1)
+        scale = None
+        if weights.gate is not None:
+            scale = self.sigmoid(self.linear(x, weights.gate)[0]).reshape(-1)
         self.ffn_add(x, weights.gate_up, weights.down, h, scale)
 
     def add_token_experts(

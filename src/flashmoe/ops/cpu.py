@@ -16,6 +16,8 @@ from flashmoe import _native
 from flashmoe.ops.base import Array, ExpertShape, Floats, Ints
 from flashmoe.ops.clock import PhaseClock
 from flashmoe.ops.cpu_parts import CpuParts
+from flashmoe.ops.parts import SigmoidRouting
+from flashmoe.ops.plain_parts import PlainParts
 from flashmoe.ops.scratch import Scratch
 from flashmoe.quant import Format
 
@@ -38,7 +40,7 @@ def delta_spans(position: int, tokens: int) -> list[tuple[slice, int]]:
     return [(slice(begin, end), chunk) for begin, end, chunk in spans if end > begin]
 
 
-class CpuOps(CpuParts):
+class CpuOps(CpuParts, PlainParts):
     """flashmoe.ops.base.Ops on native kernels of one isa, with a thread pool of its own."""
 
     def __init__(self, threads: int, isa: str = "auto") -> None:
@@ -66,6 +68,9 @@ class CpuOps(CpuParts):
 
     def matrix(self, fmt: Format, rows: int, cols: int, data: NDArray[np.uint8]) -> _native.Matrix:
         return _native.Matrix(fmt.name, fmt.group, rows, cols, data)
+
+    def empty(self, *shape: int) -> Floats:
+        return self.scratch.take(*shape)
 
     def concat(self, parts: Sequence[Floats]) -> Floats:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -108,16 +113,29 @@ class CpuOps(CpuParts):
         self._acts.assign(self.pool, x, group)
         _native.linear(self.pool, self._acts, list(matrices), list(outs), accumulate)
 
+    def head_linear(self, x: Floats, matrix: _native.Matrix, out: Floats) -> None:
+        start = perf_counter()
+        self._acts.assign(self.pool, x.reshape(-1, matrix.cols), matrix.group)
+        _native.head_linear(self.pool, self._acts, matrix, out)
+        self.clock.add(perf_counter() - start)
+
     def add_bias(self, x: Floats, bias: Floats) -> None:
         start = perf_counter()
         x += bias
         self.clock.add(perf_counter() - start)
 
     def head_norm_rope(
-        self, x: Floats, weight: Floats | None, eps: float, cos: Floats, sin: Floats
+        self,
+        x: Floats,
+        weight: Floats | None,
+        eps: float,
+        cos: Floats,
+        sin: Floats,
+        out: Floats | None = None,
     ) -> Floats:
         start = perf_counter()
-        out = self.scratch.take(*x.shape)
+        if out is None:
+            out = self.scratch.take(*x.shape)
         _native.head_norm_rope(self.pool, x, weight, eps, cos, sin, out)
         self.clock.add(perf_counter() - start)
         return out
@@ -140,7 +158,7 @@ class CpuOps(CpuParts):
         sinks: Floats | None = None,
     ) -> Floats:
         begin = perf_counter()
-        out = self.scratch.take(*q.shape)
+        out = self.scratch.take(*q.shape[:2], v_cache.shape[2])
         _native.attention(self.pool, q, k_cache, v_cache, start, scale, out, window, sinks)
         self.clock.add(perf_counter() - begin)
         return out
@@ -193,6 +211,7 @@ class CpuOps(CpuParts):
         k: int,
         renormalize: bool,
         bias: Floats | None = None,
+        sigmoid: SigmoidRouting | None = None,
     ) -> tuple[Ints, Floats]:
         (logits,) = self.linear(x, gate)
         start = perf_counter()
@@ -200,7 +219,12 @@ class CpuOps(CpuParts):
             logits += bias
         ids = np.empty((len(x), k), dtype=np.int32)
         weights = np.empty((len(x), k), dtype=np.float32)
-        _native.softmax_topk(logits, ids, weights, renormalize, 1.0)
+        if sigmoid is None:
+            _native.softmax_topk(logits, ids, weights, renormalize, 1.0)
+        else:
+            s = sigmoid
+            groups = (s.correction, s.groups, s.chosen_groups)
+            _native.sigmoid_topk(logits, *groups, ids, weights, renormalize, s.scale)
         self.clock.add(perf_counter() - start)
         return ids, weights
 

@@ -206,8 +206,12 @@ def _delta_part(w: GatedDeltaWeights) -> _native.DeltaPart:
 
 
 def _router_part(w: RouterWeights) -> _native.RouterPart:
-    k, renormalize = w.num_experts_per_tok, w.renormalize
-    return _native.RouterPart(w.norm, w.eps, w.gate, k, renormalize, w.bias)
+    choice = w.num_experts_per_tok, w.renormalize, w.bias
+    if w.sigmoid is None:
+        return _native.RouterPart(w.norm, w.eps, w.gate, *choice)
+    s = w.sigmoid
+    grouped = *choice, s.correction, s.groups, s.chosen_groups, s.scale
+    return _native.RouterPart(w.norm, w.eps, w.gate, *grouped)
 
 
 def _shared_part(w: SharedExpertWeights) -> _native.SharedPart:

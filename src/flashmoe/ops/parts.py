@@ -42,6 +42,18 @@ class KvState(Protocol):
     handle: Any
 
 
+class LatentState(Protocol):
+    """rows [1, context, R + P]: latent vector and rotated key of a token; handle: as above.
+
+    latent and rope: views of both parts of each row.
+    """
+
+    rows: Array
+    latent: Array
+    rope: Array
+    handle: Any
+
+
 class RecurrentState(Protocol):
     """conv [W-1, C] past inputs, s [Hv, Dk, Dv]; handle: free for the backend."""
 
@@ -51,6 +63,7 @@ class RecurrentState(Protocol):
 
 
 KvSpans = Sequence[Span[KvState]]
+LatentSpans = Sequence[Span[LatentState]]
 RecurrentSpans = Sequence[Span[RecurrentState]]
 
 
@@ -109,6 +122,44 @@ class AttentionWeights:
         return [(at, min(at + size, end)) for at in range(begin, end, size)]
 
 
+# Of the norms inside latent attention, whatever rms_norm_eps says: so in published implementations.
+LATENT_EPS = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class LatentAttentionWeights:
+    """Hq heads, latent vectors of R; N dimensions of a query are not rotated, P are, a value has V.
+
+    The input of q_nope and q_rope, of width Q, is that of the layer if there is no q_a_proj.
+    Rotated rows are in half-split order. scale: what the scores are multiplied by.
+    """
+
+    norm: Floats  # [H], of the part's input
+    q_a_proj: Matrix | None  # [Q, H]
+    q_a_norm: Floats | None  # [Q]
+    q_nope: Matrix  # [Hq * N, Q]
+    q_rope: Matrix  # [Hq * P, Q]
+    kv_latent: Matrix  # [R, H]
+    kv_norm: Floats  # [R]
+    k_rope: Matrix  # [P, H]
+    k_up: Matrix  # [Hq * R, N]: per head the transpose of what makes keys
+    v_up: Matrix  # [Hq * V, R]
+    o_proj: Matrix  # [H, Hq * V]
+    num_heads: int
+    scale: float
+    eps: float
+
+    @property
+    def rank(self) -> int:
+        """R, the width of a latent vector."""
+        return int(self.kv_latent.rows)
+
+    @property
+    def rope_dim(self) -> int:
+        """P, the width of the rotated part of a key."""
+        return int(self.k_rope.rows)
+
+
 @dataclass(frozen=True, eq=False)
 class GatedDeltaWeights:
     """Kd = Hk * Dk, Vd = Hv * Dv; in_proj_qkv and conv1d are in the order q, k, v."""
@@ -128,8 +179,22 @@ class GatedDeltaWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class SigmoidRouting:
+    """Group-limited sigmoid routing (DeepSeek-V3, https://arxiv.org/abs/2412.19437, 2.1.2).
+
+    Experts are chosen by sigmoid(logit) + correction, out of the chosen_groups of `groups` equal
+    groups whose two best have the largest sum; weights are sigmoids times scale.
+    """
+
+    correction: Floats  # [E]
+    groups: int
+    chosen_groups: int
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
 class RouterWeights:
-    """A softmax router: the num_experts_per_tok likeliest of E experts.
+    """A router: the num_experts_per_tok best of E experts, by a softmax unless `sigmoid` is given.
 
     renormalize: their weights are divided by their sum. bias is added to the logits.
     """
@@ -140,15 +205,26 @@ class RouterWeights:
     renormalize: bool
     eps: float
     bias: Floats | None = None  # [E]
+    sigmoid: SigmoidRouting | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class SharedExpertWeights:
-    """A SwiGLU that every token uses, scaled by sigmoid(x . gate)."""
+    """A SwiGLU that every token uses, scaled by sigmoid(x . gate) if there is a gate."""
 
     gate_up: Matrix  # [2 I, H], rows of gate and up alternating in blocks of 8
     down: Matrix  # [H, I]
-    gate: Matrix  # [1, H]
+    gate: Matrix | None  # [1, H]
+
+
+@dataclass(frozen=True, eq=False)
+class DenseMlpWeights:
+    """A SwiGLU in place of experts."""
+
+    norm: Floats  # [H], of the part's input
+    gate_up: Matrix  # [2 I, H], rows of gate and up alternating in blocks of 8
+    down: Matrix  # [H, I]
+    eps: float
 
 
 @dataclass(frozen=True, eq=False)

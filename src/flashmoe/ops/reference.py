@@ -17,6 +17,7 @@ from flashmoe.ops import reference_layers, reference_linear
 from flashmoe.ops.base import Array, ExpertShape, Floats, Ints
 from flashmoe.ops.clock import PhaseClock
 from flashmoe.ops.composed import ComposedParts
+from flashmoe.ops.parts import SigmoidRouting
 from flashmoe.quant import Format
 
 
@@ -55,6 +56,9 @@ class ReferenceOps(ComposedParts):
     def release_scratch(self) -> None:
         """Nothing is kept here."""
 
+    def empty(self, *shape: int) -> Floats:
+        return np.full(shape, np.nan, np.float32)
+
     def concat(self, parts: Sequence[Floats]) -> Floats:
         return np.concatenate(parts)
 
@@ -73,13 +77,25 @@ class ReferenceOps(ComposedParts):
     def linear_add(self, x: Floats, matrix: DecodedMatrix, out: Floats) -> None:
         out += self.linear(x, matrix)[0]
 
+    def head_linear(self, x: Floats, matrix: DecodedMatrix, out: Floats) -> None:
+        out[...] = reference_linear.head_linear(x, matrix.w, matrix.format.group)
+
     def add_bias(self, x: Floats, bias: Floats) -> None:
         x += bias
 
     def head_norm_rope(
-        self, x: Floats, weight: Floats | None, eps: float, cos: Floats, sin: Floats
+        self,
+        x: Floats,
+        weight: Floats | None,
+        eps: float,
+        cos: Floats,
+        sin: Floats,
+        out: Floats | None = None,
     ) -> Floats:
-        return _floats(reference_layers.head_norm_rope(x, weight, eps, cos, sin))
+        result = _floats(reference_layers.head_norm_rope(x, weight, eps, cos, sin))
+        if out is not None:
+            out[...] = result
+        return result
 
     def kv_store(
         self, k: Floats, v: Floats, k_cache: Array, v_cache: Array, start: int, window: int = 0
@@ -138,11 +154,17 @@ class ReferenceOps(ComposedParts):
         k: int,
         renormalize: bool,
         bias: Floats | None = None,
+        sigmoid: SigmoidRouting | None = None,
     ) -> tuple[Ints, Floats]:
         (logits,) = self.linear(x, gate)
         if bias is not None:
             logits += bias
-        ids, weights = reference_layers.softmax_topk(logits, k, renormalize, 1.0)
+        if sigmoid is None:
+            ids, weights = reference_layers.softmax_topk(logits, k, renormalize, 1.0)
+        else:
+            s = sigmoid
+            groups = (s.correction, s.groups, s.chosen_groups)
+            ids, weights = reference_layers.sigmoid_topk(logits, *groups, k, renormalize, s.scale)
         return ids, _floats(weights)
 
     def ffn_add(

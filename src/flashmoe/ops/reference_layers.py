@@ -65,14 +65,15 @@ def attention(
     window: int = 0,
     sinks: Floats | None = None,
 ) -> Doubles:
-    """q [T, Hq, D], caches [Hkv, ctx, D] -> [T, Hq, D]; query t sees positions 0..start + t.
+    """q [T, Hq, D], caches [Hkv, ctx, D] and [Hkv, ctx, Dv] -> [T, Hq, Dv]; query t sees positions
+    0..start + t.
 
     window: the last of these only (0: all); position p lies at p modulo ctx. sinks [Hq]: per head
     the score of one more key, of value zero.
     """
     tokens, heads, _ = q.shape
     group = heads // keys.shape[0]
-    out = np.empty(q.shape)
+    out = np.empty((tokens, heads, values.shape[2]))
     for t in range(tokens):
         end = start + t + 1
         seen = np.arange(max(0, end - window) if window else 0, end) % keys.shape[1]
@@ -154,6 +155,32 @@ def softmax_topk(
     weights = np.take_along_axis(probabilities, ids, axis=1)
     if renormalize:
         weights = weights / weights.sum(axis=1, keepdims=True)
+    return ids.astype(np.int32), weights * scale
+
+
+def sigmoid_topk(
+    logits: Floats,
+    correction: Floats,
+    groups: int,
+    chosen_groups: int,
+    topk: int,
+    renormalize: bool,
+    scale: float,
+) -> tuple[NDArray[np.int32], Doubles]:
+    """logits [T, E], correction [E] -> ids [T, K] by falling corrected sigmoid (equal: lower id
+    first) within the groups whose two best have the largest sum, weights [T, K]."""
+    sigmoids = sigmoid(logits)
+    scores = sigmoids.astype(np.float32) + correction  # ties are decided in float32
+    grouped = scores.reshape(len(logits), groups, -1)
+    best = np.sort(grouped, axis=2)[:, :, -2:].sum(axis=2)
+    chosen = np.argsort(-best, axis=1, kind="stable")[:, :chosen_groups]
+    kept = np.zeros((len(logits), groups), dtype=bool)
+    np.put_along_axis(kept, chosen, True, axis=1)
+    allowed = np.where(kept[:, :, None], grouped, -np.inf).reshape(logits.shape)
+    ids = np.argsort(-allowed, axis=1, kind="stable")[:, :topk]
+    weights = np.take_along_axis(sigmoids, ids, axis=1)
+    if renormalize:
+        weights = weights / (weights.sum(axis=1, keepdims=True) + 1e-20)
     return ids.astype(np.int32), weights * scale
 
 

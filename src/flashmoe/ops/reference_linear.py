@@ -45,6 +45,13 @@ def linear(x: Floats, w: Floats, group: int) -> Doubles:
     return seen_by_kernel(x, group) @ w.astype(np.float64).T
 
 
+def head_linear(x: Floats, w: Floats, group: int) -> Doubles:
+    """x [T, heads, K], w [heads * N, K], N rows for each head in turn -> [T, heads, N]."""
+    heads = x.shape[1]
+    maps = w.reshape(heads, -1, w.shape[1])
+    return np.stack([linear(x[:, h], maps[h], group) for h in range(heads)], axis=1)
+
+
 def silu_mul(gate: Doubles, up: Doubles) -> Floats:
     """silu(gate) * up, computed in float64 -> float32 of the same shape."""
     decay = np.exp(np.minimum(-gate, 700.0))

@@ -7,7 +7,14 @@ from flashmoe.checkpoint.names import Names
 from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
 from flashmoe.errors import ConfigError
 from flashmoe.models.specs import ExpertsSpec
-from flashmoe.store.sources import Columns, Mxfp4Rows, Rows, RowSource, check_shape
+from flashmoe.store.sources import (
+    Columns,
+    Mxfp4Rows,
+    Rows,
+    RowSource,
+    check_shape,
+    take_rows,
+)
 
 Matrices = tuple[RowSource, RowSource, RowSource]  # gate [I, H], up [I, H], down [H, I]
 
@@ -37,12 +44,12 @@ def expert_biases(spec: ExpertsSpec, names: Names) -> list[tuple[Rows, Rows]] | 
 
 def _single(spec: ExpertsSpec, names: Names, expert: int) -> Matrices:
     hidden, inner = spec.hidden_size, spec.intermediate_size
-    gate, up, down = (
-        names.take(name.format(expert=expert)) for name in (spec.gate, spec.up, spec.down)
+    gate, up, down = (name.format(expert=expert) for name in (spec.gate, spec.up, spec.down))
+    return (
+        take_rows(names, gate, (inner, hidden), 0, inner),
+        take_rows(names, up, (inner, hidden), 0, inner),
+        take_rows(names, down, (hidden, inner), 0, hidden),
     )
-    for tensor, shape in ((gate, (inner, hidden)), (up, (inner, hidden)), (down, (hidden, inner))):
-        check_shape(tensor, shape)
-    return Rows(gate, 0, inner, hidden), Rows(up, 0, inner, hidden), Rows(down, 0, hidden, inner)
 
 
 def _halves(spec: ExpertsSpec, gate_up: SourceTensor, down: SourceTensor) -> list[Matrices]:

@@ -18,7 +18,7 @@ from flashmoe.quant import FORMATS, Format, groups
 from flashmoe.store import format as fmt
 from flashmoe.store.expert_sources import expert_biases, expert_matrices
 from flashmoe.store.manifest import to_json
-from flashmoe.store.sources import Rows, RowSource, check_shape
+from flashmoe.store.sources import Rows, RowSource, Transposed, check_shape, take_rows
 
 EXACT = Format("bf16")
 
@@ -191,13 +191,15 @@ def _option(option: str, name: str, group: int) -> Format:
 
 def _matrix(spec: MatrixSpec, names: Names, options: PackOptions) -> EncodeMatrix:
     format_ = options.dense if spec.role == "dense" else EXACT
-    sources = tuple(_slice(names.take(source.name), source, spec.cols) for source in spec.sources)
+    sources = tuple(_slice(source, spec.cols, names) for source in spec.sources)
     return _encode(sources, spec.interleave, format_, 0)
 
 
-def _slice(tensor: SourceTensor, source: Source, cols: int) -> Rows:
-    check_shape(tensor, (source.height, cols))
-    return Rows(tensor, source.first, source.rows, cols)
+def _slice(source: Source, cols: int, names: Names) -> RowSource:
+    shape = source.shape(cols)
+    if source.transposed:
+        return Transposed(take_rows(names, source.name, shape, source.first, cols))
+    return take_rows(names, source.name, shape, source.first, source.rows, source.step)
 
 
 def _encode(

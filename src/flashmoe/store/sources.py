@@ -1,4 +1,4 @@
-"""Rows of a matrix as a checkpoint holds them: in order, in turn with others, transposed, MXFP4."""
+"""Rows of a matrix as a checkpoint holds them: in order, in turn, transposed, MXFP4, FP8."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
-from flashmoe.checkpoint import mxfp4
+from flashmoe.checkpoint import fp8, mxfp4
 from flashmoe.checkpoint.directory import Source
-from flashmoe.checkpoint.safetensors import ITEM_BYTES, WEIGHT_TYPES
+from flashmoe.checkpoint.names import Names
+from flashmoe.checkpoint.safetensors import ITEM_BYTES, WEIGHT_TYPES, to_float32
 from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
 from flashmoe.errors import CheckpointError, ConfigError
-from flashmoe.quant.layout import Bytes
+from flashmoe.quant.layout import Bytes, Floats
 
 
 class RowSource(Protocol):
@@ -117,6 +118,84 @@ class Mxfp4Rows:
 
     def place(self, row: int, col: int) -> str:
         return f"row {self.first + self.step * row}, element {col}"
+
+
+@dataclass(frozen=True)
+class Fp8Rows:
+    """Rows first, first + step, ... of a tensor of FP8 codes with a scale per block, as float32."""
+
+    tensor: SourceTensor
+    scales: SourceTensor
+    first: int
+    rows: int
+    cols: int
+    step: int = 1
+    at_once = False
+    dtype = "F32"
+
+    def read(self, checkpoint: Source, start: int, stop: int) -> Bytes:
+        span = range(self.first + self.step * start, self.first + self.step * stop, self.step)
+        codes = _read_rows(checkpoint, self.tensor, self.cols, span)
+        weights = fp8.to_float32(codes, self._scales(checkpoint, span))
+        return weights.view(np.uint8).reshape(len(span), -1)
+
+    def _scales(self, checkpoint: Source, span: range) -> Floats:
+        """The scales of each row, [rows, cols / BLOCK] rounded up."""
+        first, last = span[0] // fp8.BLOCK, span[-1] // fp8.BLOCK
+        row_bytes = -(-self.cols // fp8.BLOCK) * ITEM_BYTES[self.scales.dtype]
+        raw = _read_rows(checkpoint, self.scales, row_bytes, range(first, last + 1))
+        scales = to_float32(raw, self.scales.dtype)
+        spread: Floats = scales[np.array(span) // fp8.BLOCK - first]
+        return spread
+
+    def place(self, row: int, col: int) -> str:
+        return f"row {self.first + self.step * row}, column {col}"
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """The columns of another source as rows."""
+
+    source: RowSource
+    at_once = True
+
+    @property
+    def tensor(self) -> SourceTensor:
+        return self.source.tensor
+
+    @property
+    def rows(self) -> int:
+        return self.source.cols
+
+    @property
+    def cols(self) -> int:
+        return self.source.rows
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
+
+    def read(self, checkpoint: Source, start: int, stop: int) -> Bytes:
+        rows = self.source.read(checkpoint, 0, self.source.rows)
+        columns = rows.view(f"u{ITEM_BYTES[self.dtype]}")[:, start:stop]
+        return np.ascontiguousarray(columns.T).view(np.uint8)
+
+    def place(self, row: int, col: int) -> str:
+        return self.source.place(col, row)
+
+
+def take_rows(
+    names: Names, name: str, shape: tuple[int, int], first: int, rows: int, step: int = 1
+) -> RowSource:
+    """Rows of a tensor of this shape, whether its numbers are stored plainly or as FP8."""
+    tensor = names.take(name)
+    if tensor.dtype != fp8.DTYPE:
+        check_shape(tensor, shape)
+        return Rows(tensor, first, rows, shape[1], step)
+    scales = names.take(f"{name}_scale_inv")
+    check_shape(tensor, shape, (fp8.DTYPE,))
+    check_shape(scales, (-(-shape[0] // fp8.BLOCK), -(-shape[1] // fp8.BLOCK)))
+    return Fp8Rows(tensor, scales, first, rows, shape[1], step)
 
 
 def _read_rows(checkpoint: Source, tensor: SourceTensor, row_bytes: int, rows: range) -> Bytes:

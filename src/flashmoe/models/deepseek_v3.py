@@ -1,0 +1,289 @@
+"""DeepSeek-V3, Kimi-K2, GLM-4.7-Flash: latent attention, sigmoid routing in groups, dense layers
+in front. What packing changes is said at `_attention_weights`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader, Yarn
+from flashmoe.layers.latent_attention import LatentAttention
+from flashmoe.layers.moe import DenseMlp, SparseMoe
+from flashmoe.layers.rope import RotaryTable, yarn_mscale
+from flashmoe.models.decoder import Decoder, DecoderLayer, Weights, assemble
+from flashmoe.models.spec_list import SpecList
+from flashmoe.models.specs import Source, WeightSpecs
+from flashmoe.ops.parts import (
+    DenseMlpWeights,
+    LatentAttentionWeights,
+    RouterWeights,
+    SharedExpertWeights,
+    SigmoidRouting,
+)
+
+# Per-head maps are stored in whole blocks of rows.
+HEAD_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of config.json that the forward pass needs; q_lora_rank 0: queries in one step."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    first_k_dense_replace: int
+    intermediate_size: int
+    num_attention_heads: int
+    q_lora_rank: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    num_experts: int
+    num_experts_per_tok: int
+    n_group: int
+    topk_group: int
+    n_shared_experts: int
+    moe_intermediate_size: int
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+    rms_norm_eps: float
+    rope_theta: float
+    rope_interleave: bool
+    yarn: Yarn | None
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+
+    @property
+    def attention_scale(self) -> float:
+        """What scores are multiplied by: YaRN makes them larger again."""
+        scale: float = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5
+        if self.yarn is None or not self.yarn.mscale_all_dim:
+            return scale
+        return scale * yarn_mscale(self.yarn, self.yarn.mscale_all_dim) ** 2
+
+
+def read_config(raw: dict[str, Any]) -> Config:
+    """config.json as parsed -> Config; a missing or unsupported value is a ConfigError."""
+    reader = ConfigReader(raw)
+    reader.require("hidden_act", "silu", default="silu")
+    reader.require("attention_bias", False, default=False)
+    reader.require("scoring_func", "sigmoid", default="sigmoid")
+    reader.require("topk_method", "noaux_tc", default="noaux_tc")
+    reader.require("moe_layer_freq", 1, default=1)
+    reader.allow_quantised("fp8")
+    config = _read_fields(reader)
+    _require_derived(reader, config)
+    reader.finish()
+    return config
+
+
+def _require_derived(reader: ConfigReader, config: Config) -> None:
+    """Keys that say again what follows from others."""
+    nope, rope = config.qk_nope_head_dim, config.qk_rope_head_dim
+    heads = config.num_attention_heads
+    reader.require("num_key_value_heads", heads, default=heads)
+    reader.require("qk_head_dim", nope + rope, default=nope + rope)
+    reader.require("head_dim", rope, nope + rope, default=rope)
+
+
+def _read_fields(reader: ConfigReader) -> Config:
+    layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
+    rope = reader.rope(default_partial=1.0, allow_yarn=True)
+    if rope.partial_rotary_factor != 1.0:
+        reader.fail("partial_rotary_factor", 1.0, rope.partial_rotary_factor)
+    num_experts = reader.integer("n_routed_experts", "num_local_experts", "num_experts")
+    groups = reader.integer("n_group", default=1)
+    if num_experts % groups:
+        reader.fail("n_group", f"a divisor of {num_experts}", groups)
+    chosen = reader.integer("topk_group", default=1, high=groups)
+    return Config(
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=reader.integer("hidden_size"),
+        num_hidden_layers=layers,
+        first_k_dense_replace=_dense_layers(reader, layers),
+        intermediate_size=reader.integer("intermediate_size"),
+        num_attention_heads=reader.integer("num_attention_heads"),
+        q_lora_rank=reader.integer("q_lora_rank") if reader.has("q_lora_rank") else 0,
+        kv_lora_rank=reader.multiple("kv_lora_rank", of=HEAD_ROWS),
+        qk_nope_head_dim=reader.integer("qk_nope_head_dim"),
+        qk_rope_head_dim=reader.even("qk_rope_head_dim"),
+        v_head_dim=reader.multiple("v_head_dim", of=HEAD_ROWS),
+        num_experts=num_experts,
+        num_experts_per_tok=reader.integer(
+            "num_experts_per_tok", high=num_experts // groups * chosen
+        ),
+        n_group=groups,
+        topk_group=chosen,
+        n_shared_experts=reader.integer("n_shared_experts"),
+        moe_intermediate_size=reader.integer("moe_intermediate_size"),
+        norm_topk_prob=reader.flag("norm_topk_prob", default=True),
+        routed_scaling_factor=reader.number("routed_scaling_factor"),
+        rms_norm_eps=reader.number("rms_norm_eps"),
+        rope_theta=rope.theta,
+        rope_interleave=reader.flag("rope_interleave", default=True),
+        yarn=rope.yarn,
+        max_position_embeddings=reader.integer("max_position_embeddings"),
+        tie_word_embeddings=reader.flag("tie_word_embeddings", default=False),
+    )
+
+
+def _dense_layers(reader: ConfigReader, layers: int) -> int:
+    """Layers without experts, all in front: a number, or (GLM) the kind of each layer."""
+    kinds = reader.choices("mlp_layer_types", ("dense", "sparse"), layers)
+    if kinds is None:
+        return reader.integer("first_k_dense_replace", low=0, high=layers - 1)
+    dense = kinds.count("dense")
+    if dense == layers or "dense" in kinds[dense:]:
+        reader.fail("mlp_layer_types", "dense layers, then sparse ones", list(kinds))
+    reader.require("first_k_dense_replace", dense, default=dense)
+    return dense
+
+
+def weights(config: Config) -> WeightSpecs:
+    """Every weight of the model: where it comes from and how it is stored."""
+    specs, hidden = SpecList(), config.hidden_size
+    specs.matrix("embed_tokens", config.vocab_size, hidden)
+    for layer in range(config.num_hidden_layers):
+        stem = f"layers.{layer}"
+        specs.vector(f"{stem}.input_layernorm", hidden)
+        _attention_weights(specs, f"{stem}.self_attn", config)
+        specs.vector(f"{stem}.post_attention_layernorm", hidden)
+        if layer < config.first_k_dense_replace:
+            _mlp_weights(specs, f"{stem}.mlp", config.intermediate_size, hidden)
+        else:
+            _moe_weights(specs, layer, config)
+    specs.vector("norm", hidden)
+    return specs.finish(config.tie_word_embeddings, tuple(_ignored(config)))
+
+
+def _ignored(config: Config) -> Iterator[str]:
+    """Multi-token prediction, stored as one more layer, and rotation tables of old checkpoints."""
+    yield f"model.layers.{config.num_hidden_layers}."
+    for layer in range(config.num_hidden_layers):
+        yield f"model.layers.{layer}.self_attn.rotary_emb."
+
+
+def _mlp_weights(specs: SpecList, stem: str, inner: int, hidden: int) -> None:
+    specs.gate_up(stem, inner, hidden)
+    specs.matrix(f"{stem}.down_proj", hidden, inner)
+
+
+def _moe_weights(specs: SpecList, layer: int, config: Config) -> None:
+    stem, hidden, inner = f"layers.{layer}.mlp", config.hidden_size, config.moe_intermediate_size
+    specs.matrix(f"{stem}.gate", config.num_experts, hidden, role="exact")
+    specs.vector(f"{stem}.gate.e_score_correction_bias", config.num_experts, suffix="")
+    _mlp_weights(specs, f"{stem}.shared_experts", inner * config.n_shared_experts, hidden)
+    specs.experts(layer, config.num_experts, hidden, inner)
+
+
+def _attention_weights(specs: SpecList, stem: str, config: Config) -> None:
+    """Rows that are rotated stand apart from those that are not, in half-split order; kv_b_proj
+    falls into what makes keys, transposed head by head (see layers/latent_attention.py), and what
+    makes values."""
+    hidden, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
+    nope, rope, value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+    queries, width = f"model.{stem}.q_proj.weight", hidden
+    if config.q_lora_rank:
+        queries, width = f"model.{stem}.q_b_proj.weight", config.q_lora_rank
+        specs.matrix(f"{stem}.q_a_proj", width, hidden)
+        specs.vector(f"{stem}.q_a_layernorm", width)
+    starts, height = range(0, heads * (nope + rope), nope + rope), heads * (nope + rope)
+    specs.stack(f"{stem}.q_nope", (Source(queries, nope, at, height) for at in starts), width)
+    turned = (s for at in starts for s in _rotated(queries, at + nope, height, config))
+    specs.stack(f"{stem}.q_rope", turned, width)
+    shared = f"model.{stem}.kv_a_proj_with_mqa.weight"
+    specs.stack(f"{stem}.kv_latent", (Source(shared, rank, 0, rank + rope),), hidden)
+    specs.stack(f"{stem}.k_rope", _rotated(shared, rank, rank + rope, config), hidden)
+    specs.vector(f"{stem}.kv_a_layernorm", rank)
+    both, height = f"model.{stem}.kv_b_proj.weight", heads * (nope + value)
+    starts = range(0, height, nope + value)
+    keys = (Source(both, rank, at, height, transposed=True) for at in starts)
+    specs.stack(f"{stem}.k_up", keys, nope)
+    values = (Source(both, value, at + nope, height) for at in starts)
+    specs.stack(f"{stem}.v_up", values, rank)
+    specs.matrix(f"{stem}.o_proj", hidden, heads * value)
+
+
+def _rotated(name: str, first: int, height: int, config: Config) -> tuple[Source, ...]:
+    """Rows that RoPE turns: interleaved pairs (2 i, 2 i + 1) become (i, i + half), which turns
+    queries and keys alike and leaves their products as they were."""
+    rope = config.qk_rope_head_dim
+    if not config.rope_interleave:
+        return (Source(name, rope, first, height),)
+    return tuple(Source(name, rope // 2, first + i, height, step=2) for i in range(2))
+
+
+def build(config: Config, weights: Weights) -> Decoder:
+    """Assemble the model from its resident weights."""
+    layers = tuple(_layer(n, config, weights) for n in range(config.num_hidden_layers))
+    rope = RotaryTable(config.qk_rope_head_dim, config.rope_theta, config.yarn)
+    return assemble(config, weights, layers, rope)
+
+
+def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
+    mixer = LatentAttention(_attention(n, config, weights), n)
+    if n < config.first_k_dense_replace:
+        return DecoderLayer(mixer, DenseMlp(_dense_mlp(n, config, weights)))
+    return DecoderLayer(mixer, _sparse_moe(n, config, weights))
+
+
+def _dense_mlp(n: int, config: Config, weights: Weights) -> DenseMlpWeights:
+    m, v, p = weights.matrices, weights.vectors, f"layers.{n}."
+    return DenseMlpWeights(
+        norm=v[p + "post_attention_layernorm"],
+        gate_up=m[p + "mlp.gate_up"],
+        down=m[p + "mlp.down_proj"],
+        eps=config.rms_norm_eps,
+    )
+
+
+def _sparse_moe(n: int, config: Config, weights: Weights) -> SparseMoe:
+    m, v, p = weights.matrices, weights.vectors, f"layers.{n}."
+    router = RouterWeights(
+        norm=v[p + "post_attention_layernorm"],
+        gate=m[p + "mlp.gate"],
+        num_experts_per_tok=config.num_experts_per_tok,
+        renormalize=config.norm_topk_prob,
+        eps=config.rms_norm_eps,
+        sigmoid=SigmoidRouting(
+            correction=v[p + "mlp.gate.e_score_correction_bias"],
+            groups=config.n_group,
+            chosen_groups=config.topk_group,
+            scale=config.routed_scaling_factor,
+        ),
+    )
+    shared = SharedExpertWeights(
+        gate_up=m[p + "mlp.shared_experts.gate_up"],
+        down=m[p + "mlp.shared_experts.down_proj"],
+        gate=None,
+    )
+    return SparseMoe(n, router, shared)
+
+
+def _attention(n: int, config: Config, weights: Weights) -> LatentAttentionWeights:
+    m, v, p = weights.matrices, weights.vectors, f"layers.{n}.self_attn."
+    return LatentAttentionWeights(
+        norm=v[f"layers.{n}.input_layernorm"],
+        q_a_proj=m.get(p + "q_a_proj"),
+        q_a_norm=v.get(p + "q_a_layernorm"),
+        q_nope=m[p + "q_nope"],
+        q_rope=m[p + "q_rope"],
+        kv_latent=m[p + "kv_latent"],
+        kv_norm=v[p + "kv_a_layernorm"],
+        k_rope=m[p + "k_rope"],
+        k_up=m[p + "k_up"],
+        v_up=m[p + "v_up"],
+        o_proj=m[p + "o_proj"],
+        num_heads=config.num_attention_heads,
+        scale=config.attention_scale,
+        eps=config.rms_norm_eps,
+    )
+
+
+def state_bytes(config: Config, context_length: int, kv_itemsize: int) -> int:
+    """Bytes of one sequence's state at the full context: a latent row per token and layer."""
+    row = (config.kv_lora_rank + config.qk_rope_head_dim) * kv_itemsize
+    return config.num_hidden_layers * context_length * row
