@@ -281,6 +281,29 @@ def test_locked_weights(synthetic: Path) -> None:
         assert int(locked[1]) * 1024 >= model.stats.resident_bytes
 
 
+_LOCKED = """
+import os, resource, sys, flashmoe
+from flashmoe.errors import MemoryBudgetError
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 << 10, 64 << 10))
+if os.geteuid() == 0:  # root may lock whatever the limit says
+    os.setuid(65534)
+try:
+    flashmoe.load(sys.argv[1], context_length=64, lock=True)
+except MemoryBudgetError as error:
+    print(error)
+"""
+
+
+def test_a_real_limit_on_locked_memory_is_named(tiny: Path) -> None:
+    for folder in tiny.parents:
+        if folder.stat().st_uid == os.geteuid() and not folder.stat().st_mode & 0o001:
+            folder.chmod(0o711)
+    command = [sys.executable, "-c", _LOCKED, str(tiny)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "refuses to lock the resident weights" in done.stdout
+    assert "64.0 KiB" in done.stdout
+
+
 def test_a_lock_that_is_refused_says_what_to_do(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
