@@ -64,7 +64,7 @@ class CacheStates(RuleBasedStateMachine):
     def guess(self, layer: int, guessed: list[int]) -> None:
         self.cache.guess(layer, guessed)
 
-    @rule(layer=layers, wanted=experts)
+    @rule(layer=layers, wanted=experts.filter(bool))
     def find(self, layer: int, wanted: list[int]) -> None:
         ids = np.array(wanted, dtype=np.int32)
         found, plain = self.cache.find(layer, ids), self.plain.find(layer, ids)
