@@ -285,8 +285,9 @@ _LOCKED = """
 import os, resource, sys, flashmoe
 from flashmoe.errors import MemoryBudgetError
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 << 10, 64 << 10))
+flashmoe.load(sys.argv[1], context_length=64).close()  # imports what only root may read
 if os.geteuid() == 0:  # root may lock whatever the limit says
-    os.setuid(65534)
+    os.seteuid(65534)
 try:
     flashmoe.load(sys.argv[1], context_length=64, lock=True)
 except MemoryBudgetError as error:
