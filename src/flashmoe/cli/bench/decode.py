@@ -11,6 +11,7 @@ from flashmoe.cli.bench.options import (
     Cache,
     Experts,
     Json,
+    Lock,
     NoRecord,
     Prefetch,
     Ram,
@@ -30,6 +31,7 @@ def decode(
     threads: Threads = None,
     experts: Experts = None,
     prefetch: Prefetch = None,
+    lock: Lock = False,
     cold: Annotated[
         bool,
         typer.Option(
@@ -56,7 +58,12 @@ def decode(
         start="cold" if cold else "warm",
         seed=seed,
         engine=engine_settings(
-            ram=ram, cache=cache, threads=threads, experts_per_token=experts, prefetch=prefetch
+            ram=ram,
+            cache=cache,
+            threads=threads,
+            experts_per_token=experts,
+            prefetch=prefetch,
+            lock=lock or None,
         ),
     )
     with status() as show:

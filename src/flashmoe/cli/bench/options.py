@@ -42,6 +42,7 @@ Prefetch = Annotated[
         help="Read the next layer's likely experts while the disk is idle: auto, on, off.",
     ),
 ]
+Lock = Annotated[bool, typer.Option("--lock", help="Lock the resident weights in memory.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the token ids.")]
 
 

@@ -11,6 +11,7 @@ from flashmoe.cli.bench.options import (
     Cache,
     Experts,
     Json,
+    Lock,
     NoRecord,
     Prefetch,
     Ram,
@@ -33,6 +34,7 @@ def prefill(
     threads: Threads = None,
     experts: Experts = None,
     prefetch: Prefetch = None,
+    lock: Lock = False,
     cold: Annotated[
         bool,
         typer.Option(
@@ -60,7 +62,12 @@ def prefill(
         start="cold" if cold else "warm",
         seed=seed,
         engine=engine_settings(
-            ram=ram, cache=cache, threads=threads, experts_per_token=experts, prefetch=prefetch
+            ram=ram,
+            cache=cache,
+            threads=threads,
+            experts_per_token=experts,
+            prefetch=prefetch,
+            lock=lock or None,
         ),
     )
     facts = model_facts(PackedModel.open(model))
