@@ -43,6 +43,7 @@ class Stats:
     often the automatic cache changed its size since the model was opened, by reason.
     embedding_on_disk: rows of the input embedding are read as they are needed.
     direct_io: False when O_DIRECT was refused and reads go through the page cache.
+    open_seconds: what opening the model took, by part.
     native_experts_per_token: the model's own K; a smaller experts_per_token is lossy.
     """
 
@@ -73,6 +74,7 @@ class Stats:
     direct_io: bool = True
     experts_per_token: int = 0
     native_experts_per_token: int = 0
+    open_seconds: Mapping[str, float] = field(default_factory=dict)
     isa: str = ""
     threads: int = 0
 
