@@ -66,11 +66,11 @@ class CacheStates(RuleBasedStateMachine):
 
     @rule(layer=layers, wanted=experts.filter(bool))
     def find(self, layer: int, wanted: list[int]) -> None:
-        ids = np.array(wanted, dtype=np.int32)
+        ids = np.array([wanted], dtype=np.int32)
         found, plain = self.cache.find(layer, ids), self.plain.find(layer, ids)
         assert (found is None) == (plain is None)
         if found is not None:
-            records = [ctypes.string_at(address, RECORD) for address in found]
+            records = [ctypes.string_at(address, RECORD) for address in found.tolist()]
             assert records == [self.source.record(layer, expert) for expert in wanted]
 
     @rule(slots=st.integers(1, CAPACITY))
@@ -95,10 +95,11 @@ class CacheStates(RuleBasedStateMachine):
     @invariant()
     def every_resident_record_is_whole(self) -> None:
         """Looked at behind the cache's back: `find` would count as a use."""
-        for layer, expert in self.cache.resident():
-            found = self.cache._book.find(layer, np.array([expert], dtype=np.int32))
-            assert found is not None
-            assert ctypes.string_at(found[0], RECORD) == self.source.record(layer, expert)
+        for key in self.cache.resident():
+            slot = self.cache._residency.slot_of(key)
+            assert slot is not None
+            address = self.cache._book.of(slot)
+            assert ctypes.string_at(address, RECORD) == self.source.record(*key)
 
     def teardown(self) -> None:
         self.cache.close()

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _EMBEDDING = "embed_tokens"
 _HEAD = "lm_head"
+# Prompts that fill a cache before a warm start, and their seeds: apart from those of windows.
+_FILLING_PROMPTS = 12
+_FILLING_SEED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,24 @@ def _windows_of_one_model(
     with options.load(path) as model:
         if options.start == "warm":
             progress("warming up")
-            run_window(model, options, options.seed)
+            _warm_up(model, options)
         for number in numbers:
             progress(f"window {number + 1} of {options.repeat}")
             window = run_window(model, options, options.seed + number + 1)
             measured.append((window, model.stats))
     return measured
+
+
+def _warm_up(model: Model, options: DecodeOptions) -> None:
+    """A window, after prompts that fill the cache: until one misses nothing, or a few."""
+    vocab_size, seed = model.session().engine.vocab_size, options.seed + _FILLING_SEED
+    for number in range(_FILLING_PROMPTS):
+        misses = model.stats.cache_misses
+        ids = random_ids(vocab_size, options.prompt_tokens + options.tokens, seed + number)
+        model.session().feed(ids)
+        if model.stats.cache_misses == misses:
+            break
+    run_window(model, options, options.seed)
 
 
 def run_window(model: Model, options: DecodeOptions, seed: int) -> Stretch:
