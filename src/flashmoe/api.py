@@ -20,6 +20,7 @@ from flashmoe.generate.loop import generate as run_loop
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
 from flashmoe.loading import TOKENIZER, LoadedModel, TextParts, load_model
+from flashmoe.ops.devices import pick_device
 from flashmoe.settings import EngineSettings, environment
 from flashmoe.stats import Stats
 from flashmoe.text.chat_template import ChatTemplate
@@ -36,7 +37,7 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     Args:
         path: directory that `flashmoe pack` wrote.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
-            context_length, experts_per_token, isa, verify. What is not given comes from the
+            context_length, experts_per_token, isa, verify, device, vram. What is not given comes from the
             environment (FLASHMOE_RAM, ...), else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
@@ -53,7 +54,17 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     given = {name: value for name, value in settings.items() if value is not None}
     defaults = environment() if path is not None else {"cache": DEMO_CACHE, **environment()}
     chosen = EngineSettings(**{**defaults, **given})
-    return Model(load_model(Path(path) if path is not None else demo_model_path(), chosen))
+    return Model(_open(Path(path) if path is not None else demo_model_path(), chosen))
+
+
+def _open(path: Path, settings: EngineSettings) -> LoadedModel:
+    device, _ = pick_device(settings.device)
+    if device == "cpu":
+        return load_model(path, settings)
+    # torch comes in here, and only here.
+    from flashmoe.cuda import load_on_card
+
+    return load_on_card(path, settings)
 
 
 class Model:

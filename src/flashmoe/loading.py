@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from flashmoe import _native
 from flashmoe.errors import MemoryBudgetError, PackError, UsageError
@@ -15,10 +15,12 @@ from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_lim
 from flashmoe.experts.cache import ExpertCache, open_cache
 from flashmoe.experts.memory import read_system_memory
 from flashmoe.experts.source import Reader
+from flashmoe.experts.stats import CacheStats
 from flashmoe.experts.streamed import StreamedExperts
 from flashmoe.generate.engine import Engine
 from flashmoe.models.decoder import Decoder, Weights
 from flashmoe.models.registry import family_name, load_family
+from flashmoe.models.specs import WeightSpecs
 from flashmoe.ops.base import Ops
 from flashmoe.ops.cpu import CpuOps
 from flashmoe.ops.threads import default_threads
@@ -66,6 +68,22 @@ class TextParts:
         return TextParts(tokenizer, template, stop_ids(path, tokenizer, template))
 
 
+def text_parts(pack: PackedModel) -> TextParts | None:
+    """The text parts of a pack, None if it has no tokenizer."""
+    return TextParts.load(pack.path) if TOKENIZER in pack.manifest.files else None
+
+
+class ExpertStore(Protocol):
+    """What holds the experts of an open model."""
+
+    @property
+    def stats(self) -> CacheStats:
+        """Counts since it was opened."""
+
+    def close(self) -> None:
+        """Stop the reads, close the files and let the memory go."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """Everything that one open model owns."""
@@ -74,7 +92,7 @@ class LoadedModel:
     family: str
     config: Any
     engine: Engine
-    cache: ExpertCache
+    cache: ExpertStore
     text: TextParts | None
     fixed_figures: dict[str, Any]
 
@@ -102,10 +120,10 @@ def load_model(
     """
     pack = PackedModel.open(path)
     family = load_family(pack.manifest.family)
-    text = TextParts.load(path) if TOKENIZER in pack.manifest.files else None
+    text = text_parts(pack)
     plan = make_plan(pack, family, settings)
     ops = make_ops(plan.threads, _known_isa(settings.isa))
-    weights = _load_weights(pack, ops, plan.threads)
+    weights = load_weights(pack, ops, plan.threads)
     cache = open_cache(
         pack,
         slots=plan.budget.slots,
@@ -141,11 +159,23 @@ def _known_isa(name: str) -> str:
     return available[-1] if name == "auto" else name
 
 
-def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> Plan:
-    """Decide sizes; raises MemoryBudgetError with the sum if the floor is above the limit.
+@dataclass(frozen=True)
+class ModelFacts:
+    """What pack and settings say together, before any sum is made.
 
-    Raises PackError if the pack does not hold what its config describes.
+    state_bytes: of one sequence at full context. native_experts_per_token: the model's own K.
     """
+
+    config: Any
+    specs: WeightSpecs
+    native_experts_per_token: int
+    context_length: int
+    kv_itemsize: int
+    state_bytes: int
+
+
+def read_facts(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> ModelFacts:
+    """Raises PackError if the pack does not hold what its config describes; UsageError."""
     config = _read_config(pack, family)
     specs = family.weights(config)
     check_against(pack.manifest, specs)
@@ -155,24 +185,33 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
     # A bf16 pack is there to be exact: rounding keys and values would be its largest error.
     kv_itemsize = 4 if pack.manifest.dense_format.name == "bf16" else 2
     state = family.state_bytes(config, context, kv_itemsize)
+    return ModelFacts(config, specs, native_k, context, kv_itemsize, state)
+
+
+def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> Plan:
+    """Decide sizes; raises MemoryBudgetError with the sum if the floor is above the limit.
+
+    Raises PackError if the pack does not hold what its config describes.
+    """
+    facts = read_facts(pack, family, settings)
 
     def budget(chunk: int) -> Budget:
         parts = {
             "resident weights": pack.resident_bytes,
-            f"state of {context} tokens": state,
-            f"scratch of {chunk}-token chunks": scratch_bytes(config, specs, chunk),
+            f"state of {facts.context_length} tokens": facts.state_bytes,
+            f"scratch of {chunk}-token chunks": scratch_bytes(facts.config, facts.specs, chunk),
         }
-        return _budget(pack, native_k, parts, settings)
+        return _budget(pack, facts.native_experts_per_token, parts, settings)
 
-    chunk, fitting = _largest_chunk(budget)
+    chunk, fitting = largest_chunk(PREFILL_CHUNKS, budget)
     return Plan(
-        config=config,
-        native_experts_per_token=native_k,
-        context_length=context,
-        kv_itemsize=kv_itemsize,
+        config=facts.config,
+        native_experts_per_token=facts.native_experts_per_token,
+        context_length=facts.context_length,
+        kv_itemsize=facts.kv_itemsize,
         prefill_chunk=chunk,
         threads=settings.threads or default_threads(),
-        state_bytes=state,
+        state_bytes=facts.state_bytes,
         budget=fitting,
     )
 
@@ -190,13 +229,16 @@ def _read_config(pack: PackedModel, family: ModuleType) -> Any:
     return family.read_config(raw)
 
 
-def _largest_chunk(budget: Callable[[int], Budget]) -> tuple[int, Budget]:
-    for chunk in PREFILL_CHUNKS[:-1]:
+def largest_chunk(
+    chunks: Sequence[int], budget: Callable[[int], Budget]
+) -> tuple[int, Budget]:
+    """The first of the chunks, falling, whose sum fits; what the last one raises if none does."""
+    for chunk in chunks[:-1]:
         try:
             return chunk, budget(chunk)
         except MemoryBudgetError:
             continue  # a smaller chunk needs less scratch
-    return PREFILL_CHUNKS[-1], budget(PREFILL_CHUNKS[-1])
+    return chunks[-1], budget(chunks[-1])
 
 
 def _budget(
@@ -244,7 +286,7 @@ def _context_length(config: Any, wanted: int | None) -> int:
     return wanted or min(longest, DEFAULT_CONTEXT)
 
 
-def _load_weights(pack: PackedModel, ops: Ops, threads: int) -> Weights:
+def load_weights(pack: PackedModel, ops: Ops, threads: int) -> Weights:
     """Read the resident part into huge pages -> handles into it, which keep it alive."""
     try:
         arena = _native.Arena(pack.resident_bytes, huge_pages=True, threads=threads)
@@ -259,7 +301,7 @@ def _load_weights(pack: PackedModel, ops: Ops, threads: int) -> Weights:
         if isinstance(tensor, LoadedMatrix):
             matrices[name] = ops.matrix(tensor.format, tensor.rows, tensor.cols, tensor.data)
         else:
-            vectors[name] = tensor
+            vectors[name] = ops.vector(tensor)
     return Weights(matrices, vectors)
 
 

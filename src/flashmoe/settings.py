@@ -28,7 +28,8 @@ class EngineSettings:
     ram: hard limit in bytes or as text ("3G", "25%"). cache: experts kept in memory: "auto",
     "all", 0, bytes, or text. threads: kernel threads. context_length: tokens per sequence.
     experts_per_token: fewer than the model's own (lossy). isa: kernels to use. verify: when the
-    checksum of an expert is compared with what was read.
+    checksum of an expert is compared with what was read. device: "auto", "cpu" or "cuda". vram:
+    hard limit of everything this process has on the card, in bytes or as text.
     """
 
     ram: int | str | None = None
@@ -39,6 +40,8 @@ class EngineSettings:
     isa: str = "auto"
     verify: Verify = "first"
     readers: int = DEFAULT_READERS
+    device: str = "auto"
+    vram: int | str | None = None
 
     def __post_init__(self) -> None:
         for name in ("threads", "context_length", "experts_per_token", "readers"):
@@ -60,9 +63,9 @@ def plain_environment() -> dict[str, str]:
 
 
 def environment() -> dict[str, object]:
-    """Defaults from FLASHMOE_ISA, FLASHMOE_RAM, FLASHMOE_CACHE, FLASHMOE_THREADS."""
+    """Defaults from FLASHMOE_ISA, _RAM, _CACHE, _DEVICE, _VRAM and _THREADS."""
     found: dict[str, object] = {}
-    for name in ("isa", "ram", "cache"):
+    for name in ("isa", "ram", "cache", "device", "vram"):
         if value := os.environ.get(f"FLASHMOE_{name.upper()}"):
             found[name] = value
     if threads := os.environ.get("FLASHMOE_THREADS"):

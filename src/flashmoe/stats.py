@@ -16,6 +16,7 @@ PHASES = (
     "disk_wait",
     "experts",
     "shared",
+    "graph",
     "head",
     "sampling",
     "python",
@@ -33,6 +34,7 @@ class Stats:
     prefill_seconds.
     cache_hits, cache_misses: routed experts found in memory, or read. bytes_read: from the disk.
     direct_io: False when O_DIRECT was refused and reads go through the page cache.
+    device_slots: experts on the card; device_bytes: all that was planned there.
     native_experts_per_token: the model's own K; a smaller experts_per_token is lossy.
     """
 
@@ -57,6 +59,9 @@ class Stats:
     native_experts_per_token: int = 0
     isa: str = ""
     threads: int = 0
+    device: str = "cpu"
+    device_slots: int = 0
+    device_bytes: int = 0
 
     @property
     def hit_rate(self) -> float:

@@ -73,7 +73,7 @@ class Engine:
 
     def new_state(self) -> SequenceState:
         """An empty sequence."""
-        return self.decoder.new_state(self.context_length, self.kv_dtype)
+        return self.decoder.new_state(self.context_length, self.kv_dtype, self.ops.state)
 
     def last_logits(self, batch: Batch, times: PhaseTimes) -> Floats:
         """Run a batch -> logits [vocab_size] after its last token.
@@ -100,12 +100,13 @@ class Engine:
         finally:
             self.experts.end_step()
         logits = self.decoder.logits(h[rows], self.ops)
-        _check_finite(logits)
+        check_finite(logits)
         times.book(len(batch.ids), perf_counter() - start, self.ops.clock.take())
         return logits
 
 
-def _check_finite(logits: Floats) -> None:
+def check_finite(logits: Floats) -> None:
+    """Raises NumericError if a logit is NaN or infinite."""
     # The sum is finite only if every term is: one pass without a temporary.
     if not np.isfinite(np.sum(logits, dtype=np.float64)):
         raise NumericError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from numpy.typing import DTypeLike
 
-from flashmoe.layers.state import KvCache, Step
+from flashmoe.layers.state import KvCache, StateMemory, Step
 from flashmoe.ops.base import Floats, Matrix, Ops
 
 
@@ -38,9 +38,11 @@ class Attention:
     eps: float
     gated: bool = False
 
-    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> KvCache:
+    def new_state(
+        self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
+    ) -> KvCache:
         """An empty cache for one sequence."""
-        return KvCache(self.num_key_value_heads, context_length, self.head_dim, kv_dtype)
+        return KvCache(self.num_key_value_heads, context_length, self.head_dim, kv_dtype, memory)
 
     def add_to(self, h: Floats, x: Floats, step: Step, ops: Ops) -> None:
         """h [T, H] += attention of the normed input x [T, H]."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from numpy.typing import DTypeLike
 
-from flashmoe.layers.state import DeltaState, Segment, Step
+from flashmoe.layers.state import DeltaState, Segment, StateMemory, Step
 from flashmoe.ops.base import Floats, Matrix, Ops
 
 
@@ -39,12 +39,15 @@ class GatedDelta:
     num_key_heads: int
     num_value_heads: int
 
-    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> DeltaState:
+    def new_state(
+        self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
+    ) -> DeltaState:
         """The state of the empty sequence; its size does not depend on the context."""
         channels, width = self.weights.conv1d.shape
         value_dim = len(self.weights.norm)
         key_dim = (channels - self.num_value_heads * value_dim) // (2 * self.num_key_heads)
-        return DeltaState((width - 1, channels), (self.num_value_heads, key_dim, value_dim))
+        s = (self.num_value_heads, key_dim, value_dim)
+        return DeltaState((width - 1, channels), s, memory)
 
     def add_to(self, h: Floats, x: Floats, step: Step, ops: Ops) -> None:
         """h [T, H] += gated delta rule of the normed input x [T, H]."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flashmoe.ops.base import Floats
+from flashmoe.ops.base import Floats, Ints, Ops
 
 
 class RotaryTable:
@@ -18,7 +17,6 @@ class RotaryTable:
         exponent = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
         self._inv_freq = theta**-exponent
 
-    def at(self, positions: NDArray[np.int32]) -> tuple[Floats, Floats]:
+    def at(self, positions: Ints, ops: Ops) -> tuple[Floats, Floats]:
         """positions [T] -> cos, sin [T, rotary_dim / 2]."""
-        angle = positions[:, None] * self._inv_freq
-        return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+        return ops.rotary(self._inv_freq, positions)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from flashmoe.ops.base import Floats, Ints
+from flashmoe.ops.base import Array, Floats, Ints
+
+StateMemory = Callable[[tuple[int, ...], DTypeLike], Array]
+"""Zeros of a shape and type (Ops.state)."""
 
 
 class KvCache:
@@ -17,9 +20,11 @@ class KvCache:
     Memory is reserved for the whole context and becomes resident as positions are written.
     """
 
-    def __init__(self, heads: int, context: int, head_dim: int, dtype: DTypeLike) -> None:
-        self.k: NDArray[Any] = np.empty((heads, context, head_dim), dtype=dtype)
-        self.v: NDArray[Any] = np.empty((heads, context, head_dim), dtype=dtype)
+    def __init__(
+        self, heads: int, context: int, head_dim: int, dtype: DTypeLike, memory: StateMemory
+    ) -> None:
+        self.k = memory((heads, context, head_dim), dtype)
+        self.v = memory((heads, context, head_dim), dtype)
 
     @staticmethod
     def nbytes(heads: int, context: int, head_dim: int, dtype: DTypeLike) -> int:
@@ -33,14 +38,16 @@ class KvCache:
 class DeltaState:
     """State of one gated delta layer: conv [W-1, C] past inputs, s [Hv, Dk, Dv]; float32."""
 
-    def __init__(self, conv: tuple[int, int], s: tuple[int, int, int]) -> None:
-        self.conv: Floats = np.zeros(conv, dtype=np.float32)
-        self.s: Floats = np.zeros(s, dtype=np.float32)
+    def __init__(
+        self, conv: tuple[int, int], s: tuple[int, int, int], memory: StateMemory
+    ) -> None:
+        self.conv: Floats = memory(conv, np.float32)
+        self.s: Floats = memory(s, np.float32)
 
     def reset(self) -> None:
         """Back to the empty sequence."""
-        self.conv.fill(0)
-        self.s.fill(0)
+        self.conv[...] = 0
+        self.s[...] = 0
 
 
 @dataclass

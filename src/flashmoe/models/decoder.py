@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 from flashmoe.layers.attention import AttentionWeights
 from flashmoe.layers.moe import RoutedExperts, SparseMoe
 from flashmoe.layers.rope import RotaryTable
-from flashmoe.layers.state import Batch, DeltaState, KvCache, SequenceState, Step
+from flashmoe.layers.state import Batch, DeltaState, KvCache, SequenceState, StateMemory, Step
 from flashmoe.ops.base import Floats, Matrix, Ops
 
 # Rows that go through the head at a time: the logits of a whole chunk would be by far the largest
@@ -44,7 +44,9 @@ def attention_weights(weights: Weights, prefix: str) -> AttentionWeights:
 class Mixer(Protocol):
     """What mixes tokens: attention or a recurrence."""
 
-    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> KvCache | DeltaState:
+    def new_state(
+        self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
+    ) -> KvCache | DeltaState:
         """The state of one empty sequence."""
 
     def add_to(self, h: Floats, x: Floats, step: Step, ops: Ops) -> None:
@@ -72,16 +74,18 @@ class Decoder:
     rope: RotaryTable
     eps: float
 
-    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> SequenceState:
-        """An empty sequence of up to context_length tokens."""
-        states = [layer.mixer.new_state(context_length, kv_dtype) for layer in self.layers]
+    def new_state(
+        self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
+    ) -> SequenceState:
+        """An empty sequence of up to context_length tokens. memory: Ops.state of the backend."""
+        states = [layer.mixer.new_state(context_length, kv_dtype, memory) for layer in self.layers]
         return SequenceState(context_length, states)
 
     def forward(self, batch: Batch, experts: RoutedExperts, ops: Ops) -> Floats:
         """Run the tokens of the batch through all layers -> [T, H], before the final norm."""
         ops.clock.phase = "other"
         h = ops.embed(self.embed_tokens, batch.ids)
-        step = Step(batch.segments, self.rope.at(batch.positions()))
+        step = Step(batch.segments, self.rope.at(batch.positions(), ops))
         for layer in self.layers:
             ops.begin_layer()
             ops.clock.phase = "other"
@@ -100,7 +104,12 @@ class Decoder:
         for begin in range(0, len(h), HEAD_ROWS):
             ops.begin_layer()
             rows = slice(begin, begin + HEAD_ROWS)
-            (logits[rows],) = ops.linear(ops.rms_norm(h[rows], self.norm, self.eps), self.lm_head)
+            logits[rows] = ops.to_host(self.device_logits(h[rows], ops))
+        return logits
+
+    def device_logits(self, h: Floats, ops: Ops) -> Floats:
+        """h [T, H], a few rows, from `forward` -> scratch [T, vocab_size] of the backend."""
+        (logits,) = ops.linear(ops.rms_norm(h, self.norm, self.eps), self.lm_head)
         return logits
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from flashmoe.ops.clock import PhaseClock
 from flashmoe.quant import Format
@@ -55,7 +55,19 @@ class Ops(Protocol):
         """Give all scratch arrays back."""
 
     def matrix(self, fmt: Format, rows: int, cols: int, data: NDArray[np.uint8]) -> Matrix:
-        """A handle of stored bytes (kept alive, not copied)."""
+        """A handle of stored bytes, which are kept alive or copied to the device."""
+
+    def vector(self, values: Floats) -> Floats:
+        """The values as an array of this backend."""
+
+    def state(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Zeros that outlive a forward pass: keys and values, recurrent states."""
+
+    def rotary(self, inv_freq: NDArray[np.float64], positions: Ints) -> tuple[Floats, Floats]:
+        """cos and sin of positions [T] * inv_freq [R/2] -> float32 [T, R/2]; not scratch."""
+
+    def to_host(self, x: Floats) -> Floats:
+        """The values as a NumPy array; scratch, like any result."""
 
     def concat(self, parts: Sequence[Floats]) -> Floats:
         """The parts joined along the first axis; a single part is returned as it is."""

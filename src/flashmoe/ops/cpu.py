@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from flashmoe import _native
 from flashmoe.ops.base import Array, ExpertShape, Floats, Ints
 from flashmoe.ops.clock import PhaseClock
+from flashmoe.ops.host import HostArrays
 from flashmoe.ops.scratch import Scratch
 from flashmoe.quant import Format
 
@@ -34,7 +35,7 @@ def delta_spans(position: int, tokens: int) -> list[tuple[slice, int]]:
     return [(slice(begin, end), chunk) for begin, end, chunk in spans if end > begin]
 
 
-class CpuOps:
+class CpuOps(HostArrays):
     """flashmoe.ops.base.Ops on native kernels of one isa, with a thread pool of its own."""
 
     def __init__(self, threads: int, isa: str = "auto") -> None:

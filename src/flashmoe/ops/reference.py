@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from flashmoe.ops import reference_layers, reference_linear
 from flashmoe.ops.base import Array, ExpertShape, Floats, Ints
 from flashmoe.ops.clock import PhaseClock
+from flashmoe.ops.host import HostArrays
 from flashmoe.quant import Format
 
 
@@ -39,7 +40,7 @@ class DecodedMatrix:
         return int(self.w.shape[1])
 
 
-class ReferenceOps:
+class ReferenceOps(HostArrays):
     """flashmoe.ops.base.Ops in NumPy."""
 
     def __init__(self) -> None:

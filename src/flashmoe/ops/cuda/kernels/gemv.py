@@ -1,0 +1,134 @@
+"""Products of one or a few rows with stored matrices: every weight is read once per row.
+
+A program makes a few blocks of 8 results. The RMS norm of the input may be part of the product:
+the sum of squares runs along with it and scales the result, so that nothing waits for a norm.
+"""
+
+import triton
+import triton.language as tl
+
+from flashmoe.ops.cuda.kernels.weights import (
+    block_words,
+    lift,
+    load_bias,
+    load_scale,
+    load_words,
+    scaled_code,
+    unit_cols,
+    unit_column,
+)
+
+
+@triton.jit
+def load_input(x_ptr, norm_ptr, k, n: tl.constexpr, valid, FORMAT: tl.constexpr, NORM: tl.constexpr):
+    """The inputs that value n of units k [U] meets, and the same times the norm's weight."""
+    at = k * unit_cols(FORMAT) + unit_column(n, FORMAT)
+    x = tl.load(x_ptr + at, mask=valid, other=0.0)
+    y = x
+    if NORM:
+        y = x * tl.load(norm_ptr + at, mask=valid, other=0.0)
+    return x, y
+
+
+@triton.jit
+def block_products(
+    w_ptr, off, x_ptr, norm_ptr, k, valid, stored,
+    FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """Weights times inputs, summed within each of the units k [U] of a block -> [U, 8].
+
+    valid, stored [U]: which units have inputs, and which have weights.
+    """
+    words = load_words(w_ptr, off, k, stored, FORMAT, GROUP)
+    scale = load_scale(w_ptr, off, k, stored, FORMAT, GROUP)
+    bias = load_bias(w_ptr, off, k, stored, FORMAT, GROUP)
+    total = tl.zeros([k.shape[0], 8], tl.float32)
+    inputs = tl.zeros([k.shape[0]], tl.float32)
+    for n in tl.static_range(unit_cols(FORMAT)):
+        _, y = load_input(x_ptr, norm_ptr, k, n, valid, FORMAT, NORM)
+        total += scaled_code(words, n, FORMAT) * (y * (1.0 / lift(n, FORMAT)))[:, None]
+        inputs += y
+    return total * scale + inputs[:, None] * bias
+
+
+@triton.jit
+def input_squares(x_ptr, k, valid, FORMAT: tl.constexpr):
+    """Squares of the inputs, summed within each of the units k [U]."""
+    squares = tl.zeros([k.shape[0]], tl.float32)
+    for n in tl.static_range(unit_cols(FORMAT)):
+        x, _ = load_input(x_ptr, x_ptr, k, n, valid, FORMAT, False)
+        squares += x * x
+    return squares
+
+
+@triton.jit
+def locate(block, n0, n1, n2, n3, o1, o2, o3, words, units):
+    """Where a block lies among up to four matrices of n blocks -> its word, its units (or none)."""
+    off = block.to(tl.int64) * words
+    off = tl.where(block < n0, off, o1 + (block - n0).to(tl.int64) * words)
+    off = tl.where(block < n0 + n1, off, o2 + (block - n0 - n1).to(tl.int64) * words)
+    off = tl.where(block < n0 + n1 + n2, off, o3 + (block - n0 - n1 - n2).to(tl.int64) * words)
+    return tl.multiple_of(off, 8), tl.where(block < n0 + n1 + n2 + n3, units, 0)
+
+
+@triton.jit
+def gemv(
+    x_ptr, norm_ptr, w_ptr, out_ptr, normed_ptr, row_scale_ptr, eps,
+    n0, n1, n2, n3, o1, o2, o3, rows,
+    COLS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
+    KEEP: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    """out [T, rows] (+)= norm(x [T, COLS]) @ W.T for up to four matrices of one format.
+
+    Grid (pairs of row blocks, T). n0..n3: blocks of each matrix; o1..o3: words from the first to
+    each. KEEP: program 0 writes norm(x) to `normed`. SCALED: row t is multiplied by row_scale[t].
+    """
+    first, t = tl.program_id(0) * 2, tl.program_id(1).to(tl.int64)
+    words: tl.constexpr = block_words(COLS, FORMAT, GROUP)
+    units: tl.constexpr = COLS // unit_cols(FORMAT)
+    x_ptr += t * COLS
+    off0, units0 = locate(first, n0, n1, n2, n3, o1, o2, o3, words, units)
+    off1, units1 = locate(first + 1, n0, n1, n2, n3, o1, o2, o3, words, units)
+    squares = tl.zeros([UNITS], tl.float32)
+    sums0 = tl.zeros([UNITS, 8], tl.float32)
+    sums1 = tl.zeros([UNITS, 8], tl.float32)
+    for begin in range(0, units, UNITS):
+        k = begin + tl.arange(0, UNITS)
+        valid = k < units
+        if NORM:
+            squares += input_squares(x_ptr, k, valid, FORMAT)
+        sums0 += block_products(
+            w_ptr, off0, x_ptr, norm_ptr, k, valid, k < units0, FORMAT, GROUP, NORM
+        )
+        sums1 += block_products(
+            w_ptr, off1, x_ptr, norm_ptr, k, valid, k < units1, FORMAT, GROUP, NORM
+        )
+    scale = 1.0
+    if NORM:
+        scale = tl.rsqrt(tl.sum(squares, 0) / COLS + eps)
+    if KEEP:
+        if first == 0:
+            store_normed(x_ptr, norm_ptr, normed_ptr + t * COLS, scale, COLS)
+    if SCALED:
+        scale *= tl.load(row_scale_ptr + t)
+    row = first * 8 + tl.arange(0, 8)
+    store_block(out_ptr + t * rows, row, rows, tl.sum(sums0, 0) * scale, ADD)
+    store_block(out_ptr + t * rows, row + 8, rows, tl.sum(sums1, 0) * scale, ADD)
+
+
+@triton.jit
+def store_block(out_ptr, row, rows, values, ADD: tl.constexpr):
+    """Write, or add, 8 results."""
+    if ADD:
+        values += tl.load(out_ptr + row, mask=row < rows, other=0.0)
+    tl.store(out_ptr + row, values, mask=row < rows)
+
+
+@triton.jit
+def store_normed(x_ptr, norm_ptr, out_ptr, scale, COLS: tl.constexpr):
+    """out [COLS] = x * scale * norm."""
+    for begin in range(0, COLS, 1024):
+        at = begin + tl.arange(0, 1024)
+        x = tl.load(x_ptr + at, mask=at < COLS, other=0.0)
+        w = tl.load(norm_ptr + at, mask=at < COLS, other=0.0)
+        tl.store(out_ptr + at, x * scale * w, mask=at < COLS)
