@@ -144,7 +144,9 @@ class Session:
         return self._run(ids, self.engine.prefill)
 
     def step(self, id: int) -> Floats:
-        """feed([id]), counted as a decode step and not as a prompt."""
+        """feed([id]), counted as a decode step and not as a prompt.
+
+        On a card, the result is written over by the session's next step."""
         return self._run([id], self.engine.decode)
 
     def _run(self, ids: Sequence[int], times: PhaseTimes) -> Floats:

@@ -119,6 +119,7 @@ class DecodeGraphs:
     ) -> None:
         self._experts = experts
         self._given = torch.zeros(2, dtype=torch.int32, pin_memory=True)  # id, position
+        self._given_values = self._given.numpy()
         self._inputs = torch.zeros(2, dtype=torch.int32, device=ops.device)
         rows = len(experts.layers)
         self._ids = torch.zeros((rows, k), dtype=torch.int32, pin_memory=True)
@@ -128,8 +129,11 @@ class DecodeGraphs:
         with recorder:
             routed: Any = experts if experts.resident else Cuts(experts, recorder, self._ids)
             self._logits = self._forward(decoder, routed, ops, states)
+            # Finite only if every term is.
+            self._sum = self._logits.sum()
         self._graphs = recorder.graphs
         self._answer = torch.empty(self._logits.shape, dtype=torch.float32, pin_memory=True)
+        self._answer_sum = torch.empty((), dtype=torch.float32, pin_memory=True)
 
     def _forward(
         self, decoder: Decoder, experts: Any, ops: CudaOps, states: LayerStates
@@ -141,16 +145,21 @@ class DecodeGraphs:
         return decoder.device_logits(h, ops)  # type: ignore[arg-type, return-value]
 
     def run(self, id: int, position: int) -> Floats:
-        """Feed a token at a position -> logits [1, vocab_size]."""
-        self._given[0], self._given[1] = id, position
+        """Feed a token at a position -> logits [1, vocab_size], until the next call.
+
+        Raises NumericError if a logit is NaN or infinite.
+        """
+        self._given_values[:] = id, position
         self._inputs.copy_(self._given, non_blocking=True)
         if self._experts.resident:
             self._graphs[0].replay()
         else:
             self._run_in_pieces()
         self._answer.copy_(self._logits, non_blocking=True)
+        self._answer_sum.copy_(self._sum, non_blocking=True)
         torch.cuda.current_stream().synchronize()
-        logits: Floats = self._answer.numpy().copy()
+        check_finite(self._answer_sum.numpy())
+        logits: Floats = self._answer.numpy()
         return logits
 
     def _run_in_pieces(self) -> None:
@@ -233,8 +242,8 @@ class GraphedEngine(Engine):
         logits = graphs.run(int(batch.ids[0]), state.position)
         batch.advance()
         self.experts.end_step()
-        check_finite(logits)
-        times.book(1, perf_counter() - start, {"graph": perf_counter() - start})
+        seconds = perf_counter() - start
+        times.book(1, seconds, {"graph": seconds})
         return logits
 
 

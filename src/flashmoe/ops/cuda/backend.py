@@ -19,12 +19,13 @@ from flashmoe.ops.cuda import products
 from flashmoe.ops.cuda.clock import DeviceClock
 from flashmoe.ops.cuda.handles import DeviceMatrix, Normed, Rotated
 from flashmoe.ops.cuda.kernels import attention as attending
-from flashmoe.ops.cuda.kernels import delta, dequantize, rows
+from flashmoe.ops.cuda.kernels import delta, dequantize, routing, rows
 from flashmoe.ops.cuda.products import FEW_TOKENS, next_power
 from flashmoe.ops.cuda.routed import RoutedProducts
 from flashmoe.quant import Format
 
 _SPLITS = 32
+_COUNTERS = FEW_TOKENS * 256
 Input = torch.Tensor | Normed
 Position = int | torch.Tensor
 
@@ -37,6 +38,7 @@ class CudaOps:
         self.device = device
         self.clock = DeviceClock(device)
         self.routed = RoutedProducts(device)
+        self._counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
         self._rotary: dict[bytes, torch.Tensor] = {}
 
     def begin_pass(self) -> None:
@@ -129,7 +131,7 @@ class CudaOps:
         return tuple(outs)
 
     def _few_rows(
-        self, x: Input, matrices: Sequence[DeviceMatrix], keep: torch.Tensor | None = None
+        self, x: Input, matrices: Sequence[DeviceMatrix]
     ) -> tuple[torch.Tensor, ...]:
         """One launch per format; the results are views of one buffer."""
         outs: dict[int, torch.Tensor] = {}
@@ -137,7 +139,7 @@ class CudaOps:
             chosen = [i for i, matrix in enumerate(matrices) if matrix.format == fmt]
             group = [matrices[i] for i in chosen]
             joined = self._empty(len(x), 8 * sum(matrix.blocks for matrix in group))
-            products.few_rows(x, group, joined, keep=keep)
+            products.few_rows(x, group, joined)
             begin = 0
             for i in chosen:
                 outs[i] = joined[:, begin : begin + matrices[i].rows]
@@ -202,7 +204,7 @@ class CudaOps:
         rows.kv_store[(len(k.x),)](
             k.x, v, *_turn(k), k_cache, v_cache, self._position(start), k.eps,
             k.x.stride(0), v.stride(0), context, heads,
-            **_head_constants(k), ROWS=next_power(heads),
+            **_head_constants(k), ROWS=next_power(heads), **products.chained(self.device),
         )  # fmt: skip
 
     def attention(
@@ -224,16 +226,12 @@ class CudaOps:
         group = heads // key_heads
         parts = self._empty(tokens, heads, _SPLITS, dim)
         peaks, sums = self._empty(tokens, heads, _SPLITS), self._empty(tokens, heads, _SPLITS)
-        attending.attend_split[(key_heads, _SPLITS, tokens)](
-            q.x, *_turn(q), k, v, start, parts, peaks, sums, q.eps, scale,
-            q.x.stride(0), q.x.stride(1), context, HEADS=heads, GROUP=group,
-            ROWS=max(16, next_power(group)), SPLITS=_SPLITS, BN=32, **_head_constants(q),
-            num_warps=4,
-        )  # fmt: skip
         out = self._empty(tokens, heads, dim)
-        attending.attend_join[(heads, tokens)](
-            parts, peaks, sums, out, HEADS=heads, D=dim, SPLITS=_SPLITS, BLOCK=next_power(dim),
-            num_warps=4,
+        attending.attend_split[(key_heads, _SPLITS, tokens)](
+            q.x, *_turn(q), k, v, start, parts, peaks, sums, self._count(tokens * key_heads), out,
+            q.eps, scale, q.x.stride(0), q.x.stride(1), context, HEADS=heads, GROUP=group,
+            ROWS=max(16, next_power(group)), SPLITS=_SPLITS, BN=32, **_head_constants(q),
+            num_warps=4, **products.chained(self.device),
         )  # fmt: skip
         return out
 
@@ -319,20 +317,47 @@ class CudaOps:
     def route(
         self, x: Input, gate: DeviceMatrix, k: int, renormalize: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if isinstance(x, Normed) and x.value is None:
-            # What follows reads x after the residual has changed: the norm is kept in passing.
-            kept = torch.empty_like(x.x)
-            (logits,) = self._few_rows(x, [gate], keep=kept)
-            x.value = kept
+        ids = torch.empty((len(x), k), dtype=torch.int32, device=self.device)
+        weights = self._empty(len(x), k)
+        logits = self._empty(len(x), gate.rows)
+        choice = {
+            "TOPK": k,
+            "RENORMALIZE": renormalize,
+            "BLOCK": next_power(gate.rows),
+            "SLOTS": next_power(k),
+        }
+        tile = products.unit_tile(gate.format, gate.cols)
+        if len(x) <= FEW_TOKENS and tile["UNITS"] * products.UNIT_COLS[gate.format.name] >= gate.cols:
+            self._route_few(x, gate, logits, ids, weights, {**choice, **tile})
         else:
-            (logits,) = self.linear(x, gate)
-        ids = torch.empty((len(logits), k), dtype=torch.int32, device=self.device)
-        weights = self._empty(len(logits), k)
-        rows.softmax_topk[(len(logits),)](
-            logits, ids, weights, logits.stride(0), gate.rows, TOPK=k, RENORMALIZE=renormalize,
-            BLOCK=next_power(gate.rows), SLOTS=next_power(k), num_warps=1,
-        )  # fmt: skip
+            logits = self.linear(x, gate)[0].contiguous()
+            routing.softmax_topk[(len(x),)](logits, ids, weights, gate.rows, **choice, num_warps=1)
         return ids, weights
+
+    def _route_few(
+        self,
+        x: Input,
+        gate: DeviceMatrix,
+        logits: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        constants: dict[str, Any],
+    ) -> None:
+        values, norm, eps, normed = products.input_of(x)
+        kept = torch.empty_like(values) if normed else values
+        routing.route[(gate.blocks, len(values))](
+            values, norm, gate.data, logits, kept, self._count(len(values)), ids, weights, eps,
+            COLS=gate.cols, EXPERTS=gate.rows, FORMAT=gate.format.name, GROUP=gate.format.group,
+            NORM=normed, **constants, **products.chained(self.device),
+        )  # fmt: skip
+        if isinstance(x, Normed):
+            # What follows reads x after the residual has changed.
+            x.value = kept
+
+    def _count(self, needed: int) -> torch.Tensor:
+        """Counters, all zero between kernels."""
+        assert needed <= len(self._counters)
+        return self._counters
 
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)

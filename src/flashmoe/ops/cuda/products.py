@@ -20,6 +20,7 @@ from flashmoe.quant import Format
 FEW_TOKENS = 16
 UNIT_COLS = {"q4": 8, "q8": 4, "bf16": 2}
 _MATRICES_PER_LAUNCH = 4
+_PAIRS_FROM = 512
 _SHARED_TILE = {"BN": 128, "BK": 64}
 
 
@@ -28,9 +29,17 @@ def next_power(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def units_per_step(fmt: Format, cols: int) -> int:
-    """Units of a row that a program of the row-wise products takes at a time."""
-    return min(256, next_power(cols // UNIT_COLS[fmt.name]))
+def unit_tile(fmt: Format, cols: int) -> dict[str, int]:
+    """How many units of a row a program takes at a time, and with how many warps."""
+    units = min(1024, next_power(cols // UNIT_COLS[fmt.name]))
+    return {"UNITS": units, "num_warps": min(8, max(1, units // 64))}
+
+
+def chained(device: torch.device) -> dict[str, Any]:
+    """Launch options of kernels that may begin while the one before still runs (Hopper on)."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+        return {"PDL": False}
+    return {"PDL": True, "launch_pdl": True}
 
 
 def input_of(x: torch.Tensor | Normed) -> tuple[torch.Tensor, torch.Tensor, float, bool]:
@@ -49,11 +58,10 @@ def few_rows(
     *,
     add: bool = False,
     row_scale: torch.Tensor | None = None,
-    keep: torch.Tensor | None = None,
 ) -> None:
     """out [T, all rows] (+)= x @ W.T of up to four matrices of one format, side by side.
 
-    Each matrix begins at a multiple of 8 rows of out. keep: where to leave the normed x.
+    Each matrix begins at a multiple of 8 rows of out.
     """
     values, norm, eps, normed = input_of(x)
     first, others = matrices[0], list(matrices[1:])
@@ -61,13 +69,15 @@ def few_rows(
     blocks = [m.blocks for m in matrices] + [0] * (_MATRICES_PER_LAUNCH - len(matrices))
     offsets = [(m.data.data_ptr() - first.data.data_ptr()) // 4 for m in others]
     offsets += [0] * (_MATRICES_PER_LAUNCH - 1 - len(offsets))
-    grid = (triton.cdiv(sum(blocks), 2), len(values))
+    # Two blocks per program share the reads of x, where there are enough to keep a card busy.
+    pair = sum(blocks) * len(values) >= _PAIRS_FROM
+    grid = (triton.cdiv(sum(blocks), 2 if pair else 1), len(values))
     gemvs.gemv[grid](
-        values, norm, first.data, out, out if keep is None else keep,
-        values if row_scale is None else row_scale, eps, *blocks, *offsets, out.shape[1],
+        values, norm, first.data, out, values if row_scale is None else row_scale, eps,
+        *blocks, *offsets, out.shape[1],
         COLS=first.cols, FORMAT=first.format.name, GROUP=first.format.group,
-        NORM=normed, KEEP=keep is not None, ADD=add, SCALED=row_scale is not None,
-        UNITS=units_per_step(first.format, first.cols), num_warps=4,
+        NORM=normed, ADD=add, SCALED=row_scale is not None, PAIR=pair,
+        **unit_tile(first.format, first.cols), **chained(values.device),
     )  # fmt: skip
 
 

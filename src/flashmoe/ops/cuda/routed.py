@@ -94,7 +94,8 @@ class RoutedProducts:
             hidden, weights, arena.words, ids, slots, out,
             TOPK=ids.shape[1], HIDDEN=shape.hidden_size, INTERMEDIATE=shape.intermediate_size,
             RECORD_WORDS=arena.record_bytes // 4, DOWN_WORDS=shape.down_offset // 4,
-            FORMAT=shape.down.name, GROUP=shape.down.group, UNITS=256, num_warps=4,
+            FORMAT=shape.down.name, GROUP=shape.down.group, UNITS=1024, num_warps=8,
+            **products.chained(out.device),
         )  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def _hidden(
         values, norm, eps, words, ids, slots, hidden,
         TOPK=ids.shape[1], COLS=cols, INTERMEDIATE=hidden.shape[1], RECORD_WORDS=record_words,
         FORMAT=fmt.name, GROUP=fmt.group, NORM=normed,
-        UNITS=products.units_per_step(fmt, cols), num_warps=4,
+        **products.unit_tile(fmt, cols), **products.chained(hidden.device),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ any position. Dots run in the cache's type (float16, or float32 in full precisio
 import triton
 import triton.language as tl
 
+from flashmoe.ops.cuda.kernels.launch import wait_for_earlier
 from flashmoe.ops.cuda.kernels.rows import rotated_row
 
 
@@ -18,16 +19,18 @@ def _dot(a, b, dtype: tl.constexpr):
 @triton.jit
 def attend_split(
     q_ptr, w_ptr, cos_ptr, sin_ptr, k_cache, v_cache, start_ptr, part_ptr, peak_ptr, sum_ptr,
-    eps, scale, stride_t, stride_h, context,
+    counter_ptr, out_ptr, eps, scale, stride_t, stride_h, context,
     HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
     HALF: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr, BN: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One stretch of the keys for the GROUP query heads of a key head; grid (Hkv, SPLITS, T).
 
     Queries are normed and rotated here. part [T, Hq, SPLITS, D]: sums of values weighted by
-    exp(score - peak); peak, sum [T, Hq, SPLITS].
+    exp(score - peak); peak, sum [T, Hq, SPLITS]. The program of a key head that ends last joins
+    its stretches: counter [T, Hkv], zero before and after, tells which.
     """
+    wait_for_earlier(PDL)
     head, split, t = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     length = tl.load(start_ptr) + t.to(tl.int32) + 1
     stretch = tl.cdiv(tl.cdiv(length, SPLITS), BN) * BN
@@ -64,23 +67,31 @@ def attend_split(
     slot = (t * HEADS + query) * SPLITS + split
     tl.store(peak_ptr + slot, peak, mask=mine)
     tl.store(sum_ptr + slot, total, mask=mine)
-    tl.store(part_ptr + slot[:, None] * D + at[None, :], acc,
-             mask=mine[:, None] & (at < D)[None, :])  # fmt: skip
+    if begin < end:
+        tl.store(part_ptr + slot[:, None] * D + at[None, :], acc,
+                 mask=mine[:, None] & (at < D)[None, :])  # fmt: skip
+    tl.debug_barrier()  # every thread's results come before the count
+    counter = counter_ptr + t * tl.num_programs(0) + head
+    if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
+        tl.store(counter, 0)
+        for query_head in range(head * GROUP, head * GROUP + GROUP):
+            join_stretches(part_ptr, peak_ptr, sum_ptr, out_ptr, t * HEADS + query_head,
+                           D, SPLITS, BLOCK)  # fmt: skip
 
 
 @triton.jit
-def attend_join(
-    part_ptr, peak_ptr, sum_ptr, out_ptr,
-    HEADS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+def join_stretches(
+    part_ptr, peak_ptr, sum_ptr, out_ptr, row,
+    D: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out [T, Hq, D] from the stretches; grid (Hq, T). Stretches without keys weigh nothing."""
-    row = tl.program_id(1).to(tl.int64) * HEADS + tl.program_id(0)
+    """out [row] from its stretches; those without keys weigh nothing and are not read."""
     s, at = tl.arange(0, SPLITS), tl.arange(0, BLOCK)
-    peak = tl.load(peak_ptr + row * SPLITS + s)
+    peak = tl.load(peak_ptr + row * SPLITS + s, cache_modifier=".cg")
     share = tl.exp(peak - tl.max(peak, 0))
-    total = tl.sum(tl.load(sum_ptr + row * SPLITS + s) * share, 0)
-    inside = (share > 0)[:, None] & (at < D)[None, :]
-    part = tl.load(part_ptr + (row * SPLITS + s)[:, None] * D + at[None, :], mask=inside, other=0.0)
+    total = tl.sum(tl.load(sum_ptr + row * SPLITS + s, cache_modifier=".cg") * share, 0)
+    known = (peak > -float("inf"))[:, None] & (at < D)[None, :]
+    where = (row * SPLITS + s)[:, None] * D + at[None, :]
+    part = tl.load(part_ptr + where, mask=known, other=0.0, cache_modifier=".cg")
     tl.store(out_ptr + row * D + at, tl.sum(part * share[:, None], 0) / total, mask=at < D)
 
 

@@ -7,14 +7,13 @@ p % K-th expert; `slots` says where each expert of the layer is.
 import triton
 import triton.language as tl
 
-from flashmoe.ops.cuda.kernels.gemv import block_products, input_squares, load_input
+from flashmoe.ops.cuda.kernels.gemv import block_products, input_squares, unit_products
+from flashmoe.ops.cuda.kernels.launch import wait_for_earlier
 from flashmoe.ops.cuda.kernels.weights import (
     block_words,
-    lift,
     load_bias,
     load_scale,
     load_words,
-    scaled_code,
     unit_cols,
 )
 
@@ -24,13 +23,14 @@ def experts_hidden(
     x_ptr, norm_ptr, eps, arena_ptr, ids_ptr, slots_ptr, hidden_ptr,
     TOPK: tl.constexpr, COLS: tl.constexpr, INTERMEDIATE: tl.constexpr,
     RECORD_WORDS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
-    UNITS: tl.constexpr,
+    UNITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """hidden [T * K, I] = silu(gate(x)) * up(x) of each pair's expert; grid (I / 8, T * K).
 
     Blocks of gate and up rows alternate: a program makes one of each and multiplies them. Pairs
     whose expert has no slot (-1) are left out.
     """
+    wait_for_earlier(PDL)
     i, pair = tl.program_id(0), tl.program_id(1)
     slot = tl.load(slots_ptr + tl.load(ids_ptr + pair)).to(tl.int64)
     if slot >= 0:
@@ -65,13 +65,14 @@ def experts_down(
     hidden_ptr, weights_ptr, arena_ptr, ids_ptr, slots_ptr, out_ptr,
     TOPK: tl.constexpr, HIDDEN: tl.constexpr, INTERMEDIATE: tl.constexpr,
     RECORD_WORDS: tl.constexpr, DOWN_WORDS: tl.constexpr, FORMAT: tl.constexpr,
-    GROUP: tl.constexpr, UNITS: tl.constexpr,
+    GROUP: tl.constexpr, UNITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out [T, H] += sum over k of weights[t, k] * down(hidden[t, k]); grid (H / 8, T).
 
     The units of all K experts form one row, summed in one order: it does not matter where the
     experts came from, or when. DOWN_WORDS: where the down blob begins in a record.
     """
+    wait_for_earlier(PDL)
     block, t = tl.program_id(0), tl.program_id(1)
     words: tl.constexpr = block_words(INTERMEDIATE, FORMAT, GROUP)
     units: tl.constexpr = INTERMEDIATE // unit_cols(FORMAT)
@@ -84,24 +85,12 @@ def experts_down(
         slot = tl.load(slots_ptr + expert, mask=valid, other=0).to(tl.int64)
         weight = tl.load(weights_ptr + pair, mask=valid, other=0.0)
         off = slot * RECORD_WORDS + DOWN_WORDS + block * words
-        sums += pair_products(
-            arena_ptr, off, hidden_ptr + pair * INTERMEDIATE, k, valid, FORMAT, GROUP
-        ) * weight[:, None]
+        words_k = load_words(arena_ptr, off[:, None], k, valid, FORMAT, GROUP)
+        scale = load_scale(arena_ptr, off, k, valid, FORMAT, GROUP)
+        bias = load_bias(arena_ptr, off, k, valid, FORMAT, GROUP)
+        x = hidden_ptr + pair * INTERMEDIATE
+        part = unit_products(words_k, scale, bias, x, x, k, valid, FORMAT, False)
+        sums += part * weight[:, None]
     row = block * 8 + tl.arange(0, 8)
     out = out_ptr + t.to(tl.int64) * HIDDEN + row
     tl.store(out, tl.load(out, mask=row < HIDDEN, other=0.0) + tl.sum(sums, 0), mask=row < HIDDEN)
-
-
-@triton.jit
-def pair_products(w_ptr, off, x_ptrs, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr):
-    """As block_products, with a block and an input row of its own for each unit k [U]."""
-    words = load_words(w_ptr, off[:, None], k, valid, FORMAT, GROUP)
-    scale = load_scale(w_ptr, off, k, valid, FORMAT, GROUP)
-    bias = load_bias(w_ptr, off, k, valid, FORMAT, GROUP)
-    total = tl.zeros([k.shape[0], 8], tl.float32)
-    inputs = tl.zeros([k.shape[0]], tl.float32)
-    for n in tl.static_range(unit_cols(FORMAT)):
-        _, y = load_input(x_ptrs, x_ptrs, k, n, valid, FORMAT, False)
-        total += scaled_code(words, n, FORMAT) * (y * (1.0 / lift(n, FORMAT)))[:, None]
-        inputs += y
-    return total * scale + inputs[:, None] * bias

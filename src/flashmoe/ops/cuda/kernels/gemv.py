@@ -7,6 +7,7 @@ the sum of squares runs along with it and scales the result, so that nothing wai
 import triton
 import triton.language as tl
 
+from flashmoe.ops.cuda.kernels.launch import wait_for_earlier
 from flashmoe.ops.cuda.kernels.weights import (
     block_words,
     lift,
@@ -31,17 +32,19 @@ def load_input(x_ptr, norm_ptr, k, n: tl.constexpr, valid, FORMAT: tl.constexpr,
 
 
 @triton.jit
-def block_products(
-    w_ptr, off, x_ptr, norm_ptr, k, valid, stored,
-    FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
-):  # fmt: skip
-    """Weights times inputs, summed within each of the units k [U] of a block -> [U, 8].
-
-    valid, stored [U]: which units have inputs, and which have weights.
-    """
+def stored_units(w_ptr, off, k, stored, FORMAT: tl.constexpr, GROUP: tl.constexpr):
+    """Words, scales and biases [U, 8] of units k [U] of a block; zeros where not stored."""
     words = load_words(w_ptr, off, k, stored, FORMAT, GROUP)
     scale = load_scale(w_ptr, off, k, stored, FORMAT, GROUP)
     bias = load_bias(w_ptr, off, k, stored, FORMAT, GROUP)
+    return words, scale, bias
+
+
+@triton.jit
+def unit_products(
+    words, scale, bias, x_ptr, norm_ptr, k, valid, FORMAT: tl.constexpr, NORM: tl.constexpr
+):  # fmt: skip
+    """Weights times inputs, summed within each unit -> [U, 8]. x_ptr: one row, or one per unit."""
     total = tl.zeros([k.shape[0], 8], tl.float32)
     inputs = tl.zeros([k.shape[0]], tl.float32)
     for n in tl.static_range(unit_cols(FORMAT)):
@@ -49,6 +52,16 @@ def block_products(
         total += scaled_code(words, n, FORMAT) * (y * (1.0 / lift(n, FORMAT)))[:, None]
         inputs += y
     return total * scale + inputs[:, None] * bias
+
+
+@triton.jit
+def block_products(
+    w_ptr, off, x_ptr, norm_ptr, k, valid, stored,
+    FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """stored_units and their unit_products; valid, stored [U]: which units have inputs, weights."""
+    words, scale, bias = stored_units(w_ptr, off, k, stored, FORMAT, GROUP)
+    return unit_products(words, scale, bias, x_ptr, norm_ptr, k, valid, FORMAT, NORM)
 
 
 @triton.jit
@@ -73,47 +86,55 @@ def locate(block, n0, n1, n2, n3, o1, o2, o3, words, units):
 
 @triton.jit
 def gemv(
-    x_ptr, norm_ptr, w_ptr, out_ptr, normed_ptr, row_scale_ptr, eps,
+    x_ptr, norm_ptr, w_ptr, out_ptr, row_scale_ptr, eps,
     n0, n1, n2, n3, o1, o2, o3, rows,
     COLS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
-    KEEP: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr, UNITS: tl.constexpr,
+    ADD: tl.constexpr, SCALED: tl.constexpr, PAIR: tl.constexpr, UNITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """out [T, rows] (+)= norm(x [T, COLS]) @ W.T for up to four matrices of one format.
 
-    Grid (pairs of row blocks, T). n0..n3: blocks of each matrix; o1..o3: words from the first to
-    each. KEEP: program 0 writes norm(x) to `normed`. SCALED: row t is multiplied by row_scale[t].
+    Grid (row blocks, or PAIRs of them, T). n0..n3: blocks of each matrix; o1..o3: words from the
+    first to each. SCALED: row t is multiplied by row_scale[t].
     """
-    first, t = tl.program_id(0) * 2, tl.program_id(1).to(tl.int64)
+    first, t = tl.program_id(0) * (2 if PAIR else 1), tl.program_id(1).to(tl.int64)
     words: tl.constexpr = block_words(COLS, FORMAT, GROUP)
     units: tl.constexpr = COLS // unit_cols(FORMAT)
     x_ptr += t * COLS
+    k = tl.arange(0, UNITS)
     off0, units0 = locate(first, n0, n1, n2, n3, o1, o2, o3, words, units)
-    off1, units1 = locate(first + 1, n0, n1, n2, n3, o1, o2, o3, words, units)
-    squares = tl.zeros([UNITS], tl.float32)
-    sums0 = tl.zeros([UNITS, 8], tl.float32)
-    sums1 = tl.zeros([UNITS, 8], tl.float32)
-    for begin in range(0, units, UNITS):
+    words0, scale0, bias0 = stored_units(w_ptr, off0, k, k < units0, FORMAT, GROUP)
+    if PAIR:
+        off1, units1 = locate(first + 1, n0, n1, n2, n3, o1, o2, o3, words, units)
+        words1, scale1, bias1 = stored_units(w_ptr, off1, k, k < units1, FORMAT, GROUP)
+    wait_for_earlier(PDL)
+    valid = k < units
+    sums0 = unit_products(words0, scale0, bias0, x_ptr, norm_ptr, k, valid, FORMAT, NORM)
+    if PAIR:
+        sums1 = unit_products(words1, scale1, bias1, x_ptr, norm_ptr, k, valid, FORMAT, NORM)
+    if NORM:
+        squares = input_squares(x_ptr, k, valid, FORMAT)
+    for begin in range(UNITS, units, UNITS):
         k = begin + tl.arange(0, UNITS)
         valid = k < units
-        if NORM:
-            squares += input_squares(x_ptr, k, valid, FORMAT)
         sums0 += block_products(
             w_ptr, off0, x_ptr, norm_ptr, k, valid, k < units0, FORMAT, GROUP, NORM
         )
-        sums1 += block_products(
-            w_ptr, off1, x_ptr, norm_ptr, k, valid, k < units1, FORMAT, GROUP, NORM
-        )
+        if PAIR:
+            sums1 += block_products(
+                w_ptr, off1, x_ptr, norm_ptr, k, valid, k < units1, FORMAT, GROUP, NORM
+            )
+        if NORM:
+            squares += input_squares(x_ptr, k, valid, FORMAT)
     scale = 1.0
     if NORM:
         scale = tl.rsqrt(tl.sum(squares, 0) / COLS + eps)
-    if KEEP:
-        if first == 0:
-            store_normed(x_ptr, norm_ptr, normed_ptr + t * COLS, scale, COLS)
     if SCALED:
         scale *= tl.load(row_scale_ptr + t)
     row = first * 8 + tl.arange(0, 8)
     store_block(out_ptr + t * rows, row, rows, tl.sum(sums0, 0) * scale, ADD)
-    store_block(out_ptr + t * rows, row + 8, rows, tl.sum(sums1, 0) * scale, ADD)
+    if PAIR:
+        store_block(out_ptr + t * rows, row + 8, rows, tl.sum(sums1, 0) * scale, ADD)
 
 
 @triton.jit

@@ -1,7 +1,9 @@
-"""Row operations: norms, rotation, storing keys and values, gates, convolution, routing."""
+"""Row operations: norms, rotation, storing keys and values, gates, convolution."""
 
 import triton
 import triton.language as tl
+
+from flashmoe.ops.cuda.kernels.launch import wait_for_earlier
 
 
 @triton.jit
@@ -84,9 +86,10 @@ def kv_store(
     k_ptr, v_ptr, w_ptr, cos_ptr, sin_ptr, k_cache, v_cache, start_ptr, eps,
     k_stride, v_stride, context, heads,
     D: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
+    ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Rotated, normed keys and the values of token t -> caches [heads, context, D]; grid (T)."""
+    wait_for_earlier(PDL)
     t = tl.program_id(0).to(tl.int64)
     position = tl.load(start_ptr) + t
     head = tl.arange(0, ROWS)
@@ -151,31 +154,6 @@ def conv_state(
         old = tl.load(past + c, mask=c < channels - new_end, other=0.0)
         new = tl.load(u_ptr + source * u_stride + c, mask=c < new_end, other=0.0)
         tl.store(state_ptr + row * channels + c, old + new, mask=mine)
-
-
-@triton.jit
-def softmax_topk(
-    logits_ptr, ids_ptr, weights_ptr, stride, experts,
-    TOPK: tl.constexpr, RENORMALIZE: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
-    """The TOPK largest logits of each token, the lower id first where equal, and their softmax."""
-    t = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
-    logits = tl.load(logits_ptr + t * stride + at, mask=at < experts, other=-float("inf"))
-    powers = tl.exp(logits - tl.max(logits, 0))
-    left = logits
-    k = tl.arange(0, SLOTS)
-    ids = tl.zeros([SLOTS], tl.int32)
-    weights = tl.zeros([SLOTS], tl.float32)
-    for rank in tl.static_range(TOPK):
-        best = tl.argmax(left, 0, tie_break_left=True)
-        chosen = at == best
-        ids = tl.where(k == rank, best, ids)
-        weights = tl.where(k == rank, tl.sum(tl.where(chosen, powers, 0.0), 0), weights)
-        left = tl.where(chosen, -float("inf"), left)
-    total = tl.sum(weights, 0) if RENORMALIZE else tl.sum(powers, 0)
-    tl.store(ids_ptr + t * TOPK + k, ids, mask=k < TOPK)
-    tl.store(weights_ptr + t * TOPK + k, weights / total, mask=k < TOPK)
 
 
 @triton.jit
