@@ -15,6 +15,7 @@ from flashmoe import _native
 from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_limit
 from flashmoe.experts.cache import ExpertCache
 from flashmoe.experts.device import CopyQueue, DeviceExperts
+from flashmoe.experts.mapped import MappedExperts, floor_device_slots, preload
 from flashmoe.experts.memory import Limit, read_system_memory
 from flashmoe.experts.stats import CacheStats
 from flashmoe.experts.tiers import DeviceSlots, device_budget
@@ -59,7 +60,7 @@ class CardPlan:
 class CardExperts:
     """flashmoe.loading.ExpertStore of all tiers."""
 
-    experts: DeviceExperts
+    experts: DeviceExperts | MappedExperts
     ram: ExpertCache
 
     @property
@@ -75,8 +76,10 @@ class CardExperts:
 
     def close(self) -> None:
         """Wait for copies, stop the reads, let the memory go."""
-        if self.experts.copies is not None:
+        if isinstance(self.experts, DeviceExperts) and self.experts.copies is not None:
             self.experts.copies.settle()
+        if self.experts.arena.words.device.type == "cuda":
+            torch.cuda.synchronize()
         self.ram.close()
 
 
@@ -182,6 +185,13 @@ def _open_tiers(
         slot_bytes=layout.record_bytes,
         verify=settings.verify,
     )
+    least = floor_device_slots(layout.num_experts, plan.facts.config.num_experts_per_tok)
+    if slots >= total and plan.budget.slots >= least and not everything:
+        preload(ram, pinned.address, layers, layout.num_experts, layout.record_bytes)
+        mapped = MappedExperts(
+            arena, layers, layout.num_experts, pinned, ops.routed, plan.budget.slots
+        )
+        return CardExperts(mapped, ram)
     experts = DeviceExperts(
         arena=arena,
         layers=layers,
@@ -216,7 +226,8 @@ def _ram_slots(pack: PackedModel, plan: CardPlan, settings: EngineSettings) -> i
 def _fixed_figures(
     pack: PackedModel, plan: CardPlan, store: CardExperts, settings: EngineSettings
 ) -> dict[str, Any]:
-    ram_slots = 0 if store.experts.resident else store.ram.slots
+    resident = isinstance(store.experts, DeviceExperts) and store.experts.resident
+    ram_slots = 0 if resident else store.ram.slots
     return {
         "cache_slots": ram_slots,
         "cache_bytes": ram_slots * pack.manifest.experts.record_bytes,

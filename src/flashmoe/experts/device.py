@@ -141,6 +141,11 @@ class DeviceExperts:
         """Whether every expert is on the card."""
         return self.ram is None
 
+    @property
+    def static(self) -> bool:
+        """Whether a step needs nothing from the host."""
+        return self.resident
+
     def table(self, layer: int) -> torch.Tensor:
         """int32 [3, E] on the card: slots of the layer's wanted experts; of those that were there;
         of those that are being copied. -1: not among them."""

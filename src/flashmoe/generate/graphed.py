@@ -17,6 +17,7 @@ import torch
 
 from flashmoe.errors import MemoryBudgetError
 from flashmoe.experts.device import DeviceExperts, DeviceTicket
+from flashmoe.experts.mapped import MappedExperts
 from flashmoe.generate.engine import Engine, PhaseTimes, check_finite
 from flashmoe.layers.state import Batch, DeltaState, KvCache, Segment, SequenceState
 from flashmoe.models.decoder import Decoder
@@ -25,6 +26,7 @@ from flashmoe.ops.cuda.backend import CudaOps
 from flashmoe.ops.cuda.handles import Normed
 
 LayerStates = list[KvCache | DeltaState]
+CardRouted = DeviceExperts | MappedExperts
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class DecodeGraphs:
     """The decode step of one set of layer states."""
 
     def __init__(
-        self, decoder: Decoder, experts: DeviceExperts, ops: CudaOps, states: LayerStates, k: int
+        self, decoder: Decoder, experts: CardRouted, ops: CudaOps, states: LayerStates, k: int
     ) -> None:
         self._experts = experts
         self._given = torch.zeros(2, dtype=torch.int32, pin_memory=True)  # id, position
@@ -127,7 +129,9 @@ class DecodeGraphs:
         self._host_ids = self._ids.numpy()
         recorder = Recorder()
         with recorder:
-            routed: Any = experts if experts.resident else Cuts(experts, recorder, self._ids)
+            routed: Any = experts
+            if isinstance(experts, DeviceExperts) and not experts.static:
+                routed = Cuts(experts, recorder, self._ids)
             self._logits = self._forward(decoder, routed, ops, states)
             # Finite only if every term is.
             self._sum = self._logits.sum()
@@ -151,10 +155,10 @@ class DecodeGraphs:
         """
         self._given_values[:] = id, position
         self._inputs.copy_(self._given, non_blocking=True)
-        if self._experts.resident:
-            self._graphs[0].replay()
+        if isinstance(self._experts, DeviceExperts) and not self._experts.static:
+            self._run_in_pieces(self._experts)
         else:
-            self._run_in_pieces()
+            self._graphs[0].replay()
         self._answer.copy_(self._logits, non_blocking=True)
         self._answer_sum.copy_(self._sum, non_blocking=True)
         torch.cuda.current_stream().synchronize()
@@ -162,8 +166,8 @@ class DecodeGraphs:
         logits: Floats = self._answer.numpy()
         return logits
 
-    def _run_in_pieces(self) -> None:
-        stream, experts = torch.cuda.current_stream(), self._experts
+    def _run_in_pieces(self, experts: DeviceExperts) -> None:
+        stream = torch.cuda.current_stream()
         for row, layer in enumerate(experts.layers):
             self._graphs[2 * row].replay()
             stream.synchronize()

@@ -25,7 +25,6 @@ from flashmoe.ops.cuda.routed import RoutedProducts
 from flashmoe.quant import Format
 
 _SPLITS = 32
-_COUNTERS = FEW_TOKENS * 256
 Input = torch.Tensor | Normed
 Position = int | torch.Tensor
 
@@ -38,7 +37,7 @@ class CudaOps:
         self.device = device
         self.clock = DeviceClock(device)
         self.routed = RoutedProducts(device)
-        self._counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+        self._counters = torch.zeros(FEW_TOKENS, dtype=torch.int32, device=device)
         self._rotary: dict[bytes, torch.Tensor] = {}
 
     def begin_pass(self) -> None:
@@ -226,11 +225,15 @@ class CudaOps:
         group = heads // key_heads
         parts = self._empty(tokens, heads, _SPLITS, dim)
         peaks, sums = self._empty(tokens, heads, _SPLITS), self._empty(tokens, heads, _SPLITS)
-        out = self._empty(tokens, heads, dim)
         attending.attend_split[(key_heads, _SPLITS, tokens)](
-            q.x, *_turn(q), k, v, start, parts, peaks, sums, self._count(tokens * key_heads), out,
-            q.eps, scale, q.x.stride(0), q.x.stride(1), context, HEADS=heads, GROUP=group,
+            q.x, *_turn(q), k, v, start, parts, peaks, sums, q.eps, scale,
+            q.x.stride(0), q.x.stride(1), context, HEADS=heads, GROUP=group,
             ROWS=max(16, next_power(group)), SPLITS=_SPLITS, BN=32, **_head_constants(q),
+            num_warps=4, **products.chained(self.device),
+        )  # fmt: skip
+        out = self._empty(tokens, heads, dim)
+        attending.attend_join[(heads, tokens)](
+            parts, peaks, sums, out, HEADS=heads, D=dim, SPLITS=_SPLITS, BLOCK=next_power(dim),
             num_warps=4, **products.chained(self.device),
         )  # fmt: skip
         return out
@@ -348,7 +351,8 @@ class CudaOps:
         routing.route[(gate.blocks, len(values))](
             values, norm, gate.data, logits, kept, self._count(len(values)), ids, weights, eps,
             COLS=gate.cols, EXPERTS=gate.rows, FORMAT=gate.format.name, GROUP=gate.format.group,
-            NORM=normed, **constants, **products.chained(self.device),
+            NORM=normed, EMULATED=self.device.type == "cpu",
+            **constants, **products.chained(self.device),
         )  # fmt: skip
         if isinstance(x, Normed):
             # What follows reads x after the residual has changed.

@@ -38,8 +38,8 @@ def unit_tile(fmt: Format, cols: int) -> dict[str, int]:
 def chained(device: torch.device) -> dict[str, Any]:
     """Launch options of kernels that may begin while the one before still runs (Hopper on)."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
-        return {"PDL": False}
-    return {"PDL": True, "launch_pdl": True}
+        return {"PDL": 0}
+    return {"PDL": 3, "launch_pdl": True}
 
 
 def input_of(x: torch.Tensor | Normed) -> tuple[torch.Tensor, torch.Tensor, float, bool]:
@@ -77,6 +77,7 @@ def few_rows(
         *blocks, *offsets, out.shape[1],
         COLS=first.cols, FORMAT=first.format.name, GROUP=first.format.group,
         NORM=normed, ADD=add, SCALED=row_scale is not None, PAIR=pair,
+        EMULATED=values.device.type == "cpu",
         **unit_tile(first.format, first.cols), **chained(values.device),
     )  # fmt: skip
 

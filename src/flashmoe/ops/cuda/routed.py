@@ -15,6 +15,8 @@ from flashmoe.ops.cuda.kernels import rows as row_kernels
 
 # Dequantised weights that are alive at a time, in bytes: experts are taken in pieces of this size.
 WORKSPACE_BYTES = 512 << 20
+# Units of all the experts of a token that a program of the down projection takes at a time.
+DOWN_TILE = {"UNITS": 1024, "num_warps": 8}
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ class RoutedProducts:
             hidden, weights, arena.words, ids, slots, out,
             TOPK=ids.shape[1], HIDDEN=shape.hidden_size, INTERMEDIATE=shape.intermediate_size,
             RECORD_WORDS=arena.record_bytes // 4, DOWN_WORDS=shape.down_offset // 4,
-            FORMAT=shape.down.name, GROUP=shape.down.group, UNITS=1024, num_warps=8,
-            **products.chained(out.device),
+            FORMAT=shape.down.name, GROUP=shape.down.group, **DOWN_TILE,
+            EMULATED=out.device.type == "cpu", **products.chained(out.device),
         )  # fmt: skip
 
 
@@ -150,6 +152,7 @@ def _hidden(
         values, norm, eps, words, ids, slots, hidden,
         TOPK=ids.shape[1], COLS=cols, INTERMEDIATE=hidden.shape[1], RECORD_WORDS=record_words,
         FORMAT=fmt.name, GROUP=fmt.group, NORM=normed,
+        EMULATED=hidden.device.type == "cpu",
         **products.unit_tile(fmt, cols), **products.chained(hidden.device),
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ any position. Dots run in the cache's type (float16, or float32 in full precisio
 import triton
 import triton.language as tl
 
-from flashmoe.ops.cuda.kernels.launch import wait_for_earlier
+from flashmoe.ops.cuda.kernels.launch import let_next_begin, wait_for_earlier
 from flashmoe.ops.cuda.kernels.rows import rotated_row
 
 
@@ -19,7 +19,7 @@ def _dot(a, b, dtype: tl.constexpr):
 @triton.jit
 def attend_split(
     q_ptr, w_ptr, cos_ptr, sin_ptr, k_cache, v_cache, start_ptr, part_ptr, peak_ptr, sum_ptr,
-    counter_ptr, out_ptr, eps, scale, stride_t, stride_h, context,
+    eps, scale, stride_t, stride_h, context,
     HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
     HALF: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr, BN: tl.constexpr,
     BLOCK: tl.constexpr, PDL: tl.constexpr,
@@ -27,8 +27,7 @@ def attend_split(
     """One stretch of the keys for the GROUP query heads of a key head; grid (Hkv, SPLITS, T).
 
     Queries are normed and rotated here. part [T, Hq, SPLITS, D]: sums of values weighted by
-    exp(score - peak); peak, sum [T, Hq, SPLITS]. The program of a key head that ends last joins
-    its stretches: counter [T, Hkv], zero before and after, tells which.
+    exp(score - peak); peak, sum [T, Hq, SPLITS].
     """
     wait_for_earlier(PDL)
     head, split, t = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -64,34 +63,32 @@ def attend_split(
         acc = acc * shrink[:, None] + _dot(powers, v, kind)
         total = total * shrink + tl.sum(powers, 1)
         peak = new_peak
+    let_next_begin(PDL)
     slot = (t * HEADS + query) * SPLITS + split
     tl.store(peak_ptr + slot, peak, mask=mine)
     tl.store(sum_ptr + slot, total, mask=mine)
     if begin < end:
         tl.store(part_ptr + slot[:, None] * D + at[None, :], acc,
                  mask=mine[:, None] & (at < D)[None, :])  # fmt: skip
-    tl.debug_barrier()  # every thread's results come before the count
-    counter = counter_ptr + t * tl.num_programs(0) + head
-    if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
-        tl.store(counter, 0)
-        for query_head in range(head * GROUP, head * GROUP + GROUP):
-            join_stretches(part_ptr, peak_ptr, sum_ptr, out_ptr, t * HEADS + query_head,
-                           D, SPLITS, BLOCK)  # fmt: skip
 
 
 @triton.jit
-def join_stretches(
-    part_ptr, peak_ptr, sum_ptr, out_ptr, row,
-    D: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+def attend_join(
+    part_ptr, peak_ptr, sum_ptr, out_ptr,
+    HEADS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """out [row] from its stretches; those without keys weigh nothing and are not read."""
+    """out [T, Hq, D] from the stretches; grid (Hq, T). Those without keys are not read."""
+    wait_for_earlier(PDL)
+    row = tl.program_id(1).to(tl.int64) * HEADS + tl.program_id(0)
     s, at = tl.arange(0, SPLITS), tl.arange(0, BLOCK)
-    peak = tl.load(peak_ptr + row * SPLITS + s, cache_modifier=".cg")
+    peak = tl.load(peak_ptr + row * SPLITS + s)
     share = tl.exp(peak - tl.max(peak, 0))
-    total = tl.sum(tl.load(sum_ptr + row * SPLITS + s, cache_modifier=".cg") * share, 0)
+    total = tl.sum(tl.load(sum_ptr + row * SPLITS + s) * share, 0)
     known = (peak > -float("inf"))[:, None] & (at < D)[None, :]
     where = (row * SPLITS + s)[:, None] * D + at[None, :]
-    part = tl.load(part_ptr + where, mask=known, other=0.0, cache_modifier=".cg")
+    part = tl.load(part_ptr + where, mask=known, other=0.0)
+    let_next_begin(PDL)
     tl.store(out_ptr + row * D + at, tl.sum(part * share[:, None], 0) / total, mask=at < D)
 
 

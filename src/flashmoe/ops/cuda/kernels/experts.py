@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from flashmoe.ops.cuda.kernels.gemv import block_products, input_squares, unit_products
-from flashmoe.ops.cuda.kernels.launch import wait_for_earlier
+from flashmoe.ops.cuda.kernels.launch import let_next_begin, wait_for_earlier
 from flashmoe.ops.cuda.kernels.weights import (
     block_words,
     load_bias,
@@ -23,7 +23,7 @@ def experts_hidden(
     x_ptr, norm_ptr, eps, arena_ptr, ids_ptr, slots_ptr, hidden_ptr,
     TOPK: tl.constexpr, COLS: tl.constexpr, INTERMEDIATE: tl.constexpr,
     RECORD_WORDS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
-    UNITS: tl.constexpr, PDL: tl.constexpr,
+    UNITS: tl.constexpr, PDL: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
     """hidden [T * K, I] = silu(gate(x)) * up(x) of each pair's expert; grid (I / 8, T * K).
 
@@ -47,11 +47,12 @@ def experts_hidden(
             if NORM:
                 squares += input_squares(x, k, valid, FORMAT)
             gates += block_products(
-                arena_ptr, off, x, norm_ptr, k, valid, valid, FORMAT, GROUP, NORM
+                arena_ptr, off, x, norm_ptr, k, valid, valid, FORMAT, GROUP, NORM, EMULATED
             )
             ups += block_products(
-                arena_ptr, off + words, x, norm_ptr, k, valid, valid, FORMAT, GROUP, NORM
+                arena_ptr, off + words, x, norm_ptr, k, valid, valid, FORMAT, GROUP, NORM, EMULATED
             )
+        let_next_begin(PDL)
         scale = 1.0
         if NORM:
             scale = tl.rsqrt(tl.sum(squares, 0) / COLS + eps)
@@ -65,7 +66,7 @@ def experts_down(
     hidden_ptr, weights_ptr, arena_ptr, ids_ptr, slots_ptr, out_ptr,
     TOPK: tl.constexpr, HIDDEN: tl.constexpr, INTERMEDIATE: tl.constexpr,
     RECORD_WORDS: tl.constexpr, DOWN_WORDS: tl.constexpr, FORMAT: tl.constexpr,
-    GROUP: tl.constexpr, UNITS: tl.constexpr, PDL: tl.constexpr,
+    GROUP: tl.constexpr, UNITS: tl.constexpr, PDL: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
     """out [T, H] += sum over k of weights[t, k] * down(hidden[t, k]); grid (H / 8, T).
 
@@ -89,8 +90,9 @@ def experts_down(
         scale = load_scale(arena_ptr, off, k, valid, FORMAT, GROUP)
         bias = load_bias(arena_ptr, off, k, valid, FORMAT, GROUP)
         x = hidden_ptr + pair * INTERMEDIATE
-        part = unit_products(words_k, scale, bias, x, x, k, valid, FORMAT, False)
+        part = unit_products(words_k, scale, bias, x, x, k, valid, FORMAT, False, EMULATED)
         sums += part * weight[:, None]
+    let_next_begin(PDL)
     row = block * 8 + tl.arange(0, 8)
     out = out_ptr + t.to(tl.int64) * HIDDEN + row
     tl.store(out, tl.load(out, mask=row < HIDDEN, other=0.0) + tl.sum(sums, 0), mask=row < HIDDEN)

@@ -7,14 +7,13 @@ the sum of squares runs along with it and scales the result, so that nothing wai
 import triton
 import triton.language as tl
 
-from flashmoe.ops.cuda.kernels.launch import wait_for_earlier
+from flashmoe.ops.cuda.kernels.launch import let_next_begin, wait_for_earlier
 from flashmoe.ops.cuda.kernels.weights import (
     block_words,
-    lift,
+    code,
     load_bias,
     load_scale,
     load_words,
-    scaled_code,
     unit_cols,
     unit_column,
 )
@@ -42,26 +41,96 @@ def stored_units(w_ptr, off, k, stored, FORMAT: tl.constexpr, GROUP: tl.constexp
 
 @triton.jit
 def unit_products(
-    words, scale, bias, x_ptr, norm_ptr, k, valid, FORMAT: tl.constexpr, NORM: tl.constexpr
+    words, scale, bias, x_ptr, norm_ptr, k, valid, FORMAT: tl.constexpr, NORM: tl.constexpr,
+    EMULATED: tl.constexpr,
 ):  # fmt: skip
     """Weights times inputs, summed within each unit -> [U, 8]. x_ptr: one row, or one per unit."""
-    total = tl.zeros([k.shape[0], 8], tl.float32)
-    inputs = tl.zeros([k.shape[0]], tl.float32)
-    for n in tl.static_range(unit_cols(FORMAT)):
-        _, y = load_input(x_ptr, norm_ptr, k, n, valid, FORMAT, NORM)
-        total += scaled_code(words, n, FORMAT) * (y * (1.0 / lift(n, FORMAT)))[:, None]
-        inputs += y
-    return total * scale + inputs[:, None] * bias
+    if FORMAT == "q4":
+        low, high, step, inputs = fixed_point(x_ptr, norm_ptr, k, 0, valid, NORM)
+        low4, high4, step4, inputs4 = fixed_point(x_ptr, norm_ptr, k, 4, valid, NORM)
+        first, second = (words & 0x0F0F0F0F).to(tl.int32), (words >> 4 & 0x0F0F0F0F).to(tl.int32)
+        total = fixed_dot(first, low, high, EMULATED) * step[:, None]
+        total += fixed_dot(second, low4, high4, EMULATED) * step4[:, None]
+        result = total * scale + (inputs + inputs4)[:, None] * bias
+    else:
+        total = tl.zeros([k.shape[0], 8], tl.float32)
+        for n in tl.static_range(unit_cols(FORMAT)):
+            _, y = load_input(x_ptr, norm_ptr, k, n, valid, FORMAT, NORM)
+            total += code(words, n, FORMAT) * y[:, None]
+        result = total * scale
+    return result
+
+
+@triton.jit
+def fixed_point(x_ptr, norm_ptr, k, first: tl.constexpr, valid, NORM: tl.constexpr):
+    """Columns first..first + 3 of q4 units k [U] of x (times norm) as 16-bit numbers of one step.
+
+    -> low and high bytes, four to a word; the step [U]; the sum of the four as they are [U]. The
+    step is a part in 32512 of the largest: as good as exact, at the price of integer products.
+    """
+    at = x_ptr + k * 8 + first
+    a, b = tl.load(at, mask=valid, other=0.0), tl.load(at + 1, mask=valid, other=0.0)
+    c, d = tl.load(at + 2, mask=valid, other=0.0), tl.load(at + 3, mask=valid, other=0.0)
+    if NORM:
+        at = norm_ptr + k * 8 + first
+        a *= tl.load(at, mask=valid, other=0.0)
+        b *= tl.load(at + 1, mask=valid, other=0.0)
+        c *= tl.load(at + 2, mask=valid, other=0.0)
+        d *= tl.load(at + 3, mask=valid, other=0.0)
+    inputs = (a + b) + (c + d)
+    largest = tl.maximum(
+        tl.maximum(tl.abs(a), tl.abs(b)), tl.maximum(tl.abs(c), tl.maximum(tl.abs(d), 1e-30))
+    )
+    inverse = 32512.0 / largest
+    a_low, a_high = two_bytes(a * inverse)
+    b_low, b_high = two_bytes(b * inverse)
+    c_low, c_high = two_bytes(c * inverse)
+    d_low, d_high = two_bytes(d * inverse)
+    low = a_low | (b_low << 8) | (c_low << 16) | (d_low << 24)
+    high = a_high | (b_high << 8) | (c_high << 16) | (d_high << 24)
+    # A NaN or infinity among the inputs must not become a number.
+    return low, high, largest * (1.0 / 32512.0) + inputs * 0.0, inputs
+
+
+@triton.jit
+def two_bytes(y):
+    """|y| <= 32512, rounded to an integer low + 256 high -> both as bits of a signed byte."""
+    # 1.5 * 2^23 leaves the integer, rounded half to even, in the lowest bits.
+    integer = (y + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+    return integer & 255, (integer + 128 >> 8) & 255
+
+
+@triton.jit
+def fixed_dot(codes, low, high, EMULATED: tl.constexpr):
+    """codes [U, 8] (four bytes from 0 to 15) times four 16-bit inputs [U] -> float32, exactly."""
+    small = dot4(codes, low, EMULATED)
+    large = dot4(codes, high, EMULATED)
+    return (large * 256 + small).to(tl.float32)
+
+
+@triton.jit
+def dot4(codes, inputs, EMULATED: tl.constexpr):
+    """Sum of the products of four signed bytes: codes [U, 8], inputs [U] -> int32 [U, 8]."""
+    if EMULATED:
+        total = tl.zeros(codes.shape, tl.int32)
+        for j in tl.static_range(4):
+            total += (codes >> (8 * j) & 255) * (inputs << (24 - 8 * j) >> 24)[:, None]
+    else:
+        total = tl.inline_asm_elementwise(
+            "dp4a.s32.s32 $0, $1, $2, 0;", "=r,r,r", [codes, inputs[:, None]],
+            dtype=tl.int32, is_pure=True, pack=1,
+        )  # fmt: skip
+    return total
 
 
 @triton.jit
 def block_products(
     w_ptr, off, x_ptr, norm_ptr, k, valid, stored,
-    FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
+    FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
     """stored_units and their unit_products; valid, stored [U]: which units have inputs, weights."""
     words, scale, bias = stored_units(w_ptr, off, k, stored, FORMAT, GROUP)
-    return unit_products(words, scale, bias, x_ptr, norm_ptr, k, valid, FORMAT, NORM)
+    return unit_products(words, scale, bias, x_ptr, norm_ptr, k, valid, FORMAT, NORM, EMULATED)
 
 
 @triton.jit
@@ -90,7 +159,7 @@ def gemv(
     n0, n1, n2, n3, o1, o2, o3, rows,
     COLS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
     ADD: tl.constexpr, SCALED: tl.constexpr, PAIR: tl.constexpr, UNITS: tl.constexpr,
-    PDL: tl.constexpr,
+    PDL: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
     """out [T, rows] (+)= norm(x [T, COLS]) @ W.T for up to four matrices of one format.
 
@@ -109,23 +178,24 @@ def gemv(
         words1, scale1, bias1 = stored_units(w_ptr, off1, k, k < units1, FORMAT, GROUP)
     wait_for_earlier(PDL)
     valid = k < units
-    sums0 = unit_products(words0, scale0, bias0, x_ptr, norm_ptr, k, valid, FORMAT, NORM)
+    sums0 = unit_products(words0, scale0, bias0, x_ptr, norm_ptr, k, valid, FORMAT, NORM, EMULATED)
     if PAIR:
-        sums1 = unit_products(words1, scale1, bias1, x_ptr, norm_ptr, k, valid, FORMAT, NORM)
+        sums1 = unit_products(words1, scale1, bias1, x_ptr, norm_ptr, k, valid, FORMAT, NORM, EMULATED)
     if NORM:
         squares = input_squares(x_ptr, k, valid, FORMAT)
     for begin in range(UNITS, units, UNITS):
         k = begin + tl.arange(0, UNITS)
         valid = k < units
         sums0 += block_products(
-            w_ptr, off0, x_ptr, norm_ptr, k, valid, k < units0, FORMAT, GROUP, NORM
+            w_ptr, off0, x_ptr, norm_ptr, k, valid, k < units0, FORMAT, GROUP, NORM, EMULATED
         )
         if PAIR:
             sums1 += block_products(
-                w_ptr, off1, x_ptr, norm_ptr, k, valid, k < units1, FORMAT, GROUP, NORM
+                w_ptr, off1, x_ptr, norm_ptr, k, valid, k < units1, FORMAT, GROUP, NORM, EMULATED
             )
         if NORM:
             squares += input_squares(x_ptr, k, valid, FORMAT)
+    let_next_begin(PDL)
     scale = 1.0
     if NORM:
         scale = tl.rsqrt(tl.sum(squares, 0) / COLS + eps)

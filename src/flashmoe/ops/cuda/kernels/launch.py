@@ -11,7 +11,17 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def wait_for_earlier(PDL: tl.constexpr):
-    """Let the next kernel begin, then wait until the ones before have ended."""
-    if PDL:
+    """Wait until the kernels before have ended; PDL 0: they have."""
+    if PDL == 1:
         gdc_launch_dependents()
+    if PDL > 0:
         gdc_wait()
+    if PDL == 2:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def let_next_begin(PDL: tl.constexpr):
+    """The next kernel may begin to load what does not depend on this one."""
+    if PDL == 3:
+        gdc_launch_dependents()

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from flashmoe.ops.cuda.kernels.launch import wait_for_earlier
+from flashmoe.ops.cuda.kernels.launch import let_next_begin, wait_for_earlier
 
 
 @triton.jit
@@ -102,6 +102,7 @@ def kv_store(
     at = tl.arange(0, BLOCK)
     inside = mine[:, None] & (at < D)[None, :]
     v = tl.load(v_ptr + t * v_stride + head[:, None] * D + at[None, :], mask=inside, other=0.0)
+    let_next_begin(PDL)
     where = (head.to(tl.int64)[:, None] * context + position) * D + at[None, :]
     tl.store(k_cache + where, k.to(k_cache.dtype.element_ty), mask=inside)
     tl.store(v_cache + where, v.to(v_cache.dtype.element_ty), mask=inside)

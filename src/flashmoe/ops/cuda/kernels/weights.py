@@ -29,12 +29,6 @@ def unit_column(n, fmt):
     return n % 2 * 4 + n // 2 if fmt == "q4" else n
 
 
-@triton.constexpr_function
-def lift(n, fmt):
-    """The power of two by which scaled_code(n) is larger than code(n)."""
-    return 16.0 ** (n if n < 5 else n - 5) if fmt == "q4" else 1.0
-
-
 @triton.jit
 def load_words(w_ptr, off, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr):
     """Units k [U] of the block at word `off` -> uint32 [U, 8]; zeros where not valid."""
@@ -92,18 +86,6 @@ def code(words, n: tl.constexpr, FORMAT: tl.constexpr):
         value = (words << 16).to(tl.float32, bitcast=True)
     else:
         value = (words & 0xFFFF0000).to(tl.float32, bitcast=True)
-    return value
-
-
-@triton.jit
-def scaled_code(words, n: tl.constexpr, FORMAT: tl.constexpr):
-    """code(n) times lift(n): without the shift where the value fits the mantissa in its place."""
-    if FORMAT == "q4":
-        at: tl.constexpr = n if n < 5 else n - 5
-        source = words if n < 5 else words >> 20
-        value = ((source & (15 << (4 * at))) | _MAGIC).to(tl.float32, bitcast=True) - _MAGIC_FLOAT
-    else:
-        value = code(words, n, FORMAT)
     return value
 
 
