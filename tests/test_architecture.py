@@ -25,6 +25,7 @@ ORDER = """
     cli
     bench evals
     api packing
+    cuda
     loading
     sizing
     generate

@@ -37,8 +37,8 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     Args:
         path: directory that `flashmoe pack` wrote.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
-            context_length, experts_per_token, isa, verify, device, vram. What is not given comes from the
-            environment (FLASHMOE_RAM, ...), else is chosen for the machine.
+            context_length, experts_per_token, isa, verify, device, vram. What is not given comes
+            from the environment (FLASHMOE_RAM, ...), else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
     (the limit is below the floor; the message shows the sum), StorageError (the system).
@@ -58,13 +58,16 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
 
 
 def _open(path: Path, settings: EngineSettings) -> LoadedModel:
-    device, _ = pick_device(settings.device)
+    device, reason = pick_device(settings.device)
     if device == "cpu":
-        return load_model(path, settings)
-    # torch comes in here, and only here.
-    from flashmoe.cuda import load_on_card
+        loaded = load_model(path, settings)
+    else:
+        # torch comes in here, and only here.
+        from flashmoe.cuda import load_on_card
 
-    return load_on_card(path, settings)
+        loaded = load_on_card(path, settings)
+    loaded.fixed_figures["device_reason"] = reason
+    return loaded
 
 
 class Model:

@@ -45,6 +45,7 @@ CHUNKS = (4096, 2048, 1024, 512, 256, 128, 64)
 _STAGING_SLOTS = 64
 # What the process takes beyond what is resident when the slots in RAM are counted.
 _HOST_RESERVE = 256 << 20
+_INTERPRETED_VRAM = 16 << 30
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def load_on_card(
 def make_card_plan(
     pack: PackedModel, facts: ModelFacts, settings: EngineSettings, device: torch.device
 ) -> CardPlan:
-    """Decide what goes on the card; raises MemoryBudgetError with the sum if the floor does not fit."""
+    """Decide what goes on the card; raises MemoryBudgetError, with the sum, below the floor."""
     layout = pack.manifest.experts
     total = len(pack.manifest.layers) * layout.num_experts
     sizes = ExpertSizes(layout.record_bytes, total, facts.config.num_experts_per_tok)
@@ -153,9 +154,8 @@ def _useful(chunk: int, facts: ModelFacts) -> bool:
 
 def _limit(vram: int | str | None, device: torch.device) -> Limit:
     """The tighter of --vram and what is free on the card; our own context is there already."""
-    if device.type != "cuda":
-        return Limit(parse_size(vram, option="--vram") if isinstance(vram, str) else vram or 1 << 34,
-                     "--vram")  # fmt: skip
+    if device.type != "cuda":  # Triton's interpreter: any limit is as good as another
+        return Limit(_INTERPRETED_VRAM, "the interpreter")
     card = memory.card_memory(device)
     free = Limit(min(card.free + memory.CONTEXT_BYTES, card.total), "free on the card")
     if vram is None:

@@ -229,9 +229,7 @@ def _read_config(pack: PackedModel, family: ModuleType) -> Any:
     return family.read_config(raw)
 
 
-def largest_chunk(
-    chunks: Sequence[int], budget: Callable[[int], Budget]
-) -> tuple[int, Budget]:
+def largest_chunk(chunks: Sequence[int], budget: Callable[[int], Budget]) -> tuple[int, Budget]:
     """The first of the chunks, falling, whose sum fits; what the last one raises if none does."""
     for chunk in chunks[:-1]:
         try:

@@ -34,7 +34,8 @@ class Stats:
     prefill_seconds.
     cache_hits, cache_misses: routed experts found in memory, or read. bytes_read: from the disk.
     direct_io: False when O_DIRECT was refused and reads go through the page cache.
-    device_slots: experts on the card; device_bytes: all that was planned there.
+    device: cpu or cuda; device_reason: why that one. device_slots: experts on the card;
+    device_bytes: all that was planned there.
     native_experts_per_token: the model's own K; a smaller experts_per_token is lossy.
     """
 
@@ -60,6 +61,7 @@ class Stats:
     isa: str = ""
     threads: int = 0
     device: str = "cpu"
+    device_reason: str = ""
     device_slots: int = 0
     device_bytes: int = 0
 

@@ -80,3 +80,26 @@ NLL_FROZEN = 2e-3
 # Spread of quantised normal weights beside the one that was asked for: Q4_0 adds about 2 % of
 # noise, and the slices of a tiny tensor are samples of a few thousand.
 QUANTIZED_SPREAD = 0.1
+
+# Kernels on a card, relative to the largest result. Row operations and products in float32: sums
+# of a few hundred terms in tree order.
+CUDA_ROW = 2e-6
+
+# Products of few rows with q4 weights: four inputs share a step of 1/32512 of their largest, so
+# that each is off by up to 1.5e-5 of it; errors of random sign add up as the products do. Experts
+# do it twice.
+CUDA_FIXED_POINT = 1.5e-4
+
+# Products on tensor cores with float16 inputs and weights (11 bits each: 5e-4), sums in float32.
+CUDA_HALF = 1.5e-3
+
+# The same with bfloat16 weights, exact, and inputs of two bfloat16 parts (16 bits: 1e-5 each).
+CUDA_BF16 = 5e-5
+
+# Attention over float16 keys and values: they, queries and weights have 11 bits.
+CUDA_ATTENTION_F16 = 2e-3
+
+# Logits on a card against the NumPy backend in float64 without int8 inputs: bf16 weights (inputs
+# of 16 bits in prefill), and quantised ones (float16 in prefill). Logits of the tiny models are of
+# size 2 to 5.
+LOGITS_CUDA = {"bf16": 5e-3, "quantised": 3e-2}

@@ -67,6 +67,10 @@ def run(
     ] = None,
     threads: Annotated[int | None, _option("--threads", "Kernel threads.")] = None,
     ctx: Annotated[int | None, _option("--ctx", "Context length in tokens.")] = None,
+    device: Annotated[str | None, _option("--device", "auto, cpu or cuda.", "NAME")] = None,
+    vram: Annotated[
+        str | None, _option("--vram", "Hard limit of memory on the card, as 20G or 50%.", "SIZE")
+    ] = None,
     isa: Annotated[str | None, _option("--isa", "Kernels: auto, scalar, avx2.", "NAME")] = None,
     json_output: Annotated[
         bool, _option("--json", "One JSON object instead of live text.")
@@ -98,6 +102,8 @@ def run(
         "context_length": ctx,
         "experts_per_token": experts,
         "isa": isa,
+        "device": device,
+        "vram": vram,
     }
     given = {name: value for name, value in engine.items() if value is not None}
     request = Request(model, _text(prompt), system, raw, sampling, given)
@@ -133,6 +139,8 @@ def _report(request: Request, answer: Answer, stats: Stats, as_json: bool, timin
         return
     for warning in warnings(stats):
         print(f"flashmoe: warning: {warning}", file=sys.stderr)
+    if "device" in request.engine or stats.device != "cpu":
+        print(f"flashmoe: device {stats.device}: {stats.device_reason}", file=sys.stderr)
     print(summary_line(answer, stats), file=sys.stderr)
     if timing:
         print(timing_report(stats), file=sys.stderr)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from flashmoe.experts.cache import ExpertCache
-from flashmoe.experts.tiers import DeviceSlots, Placement, TierStats, waves
 from flashmoe.experts.ticket import Ticket
+from flashmoe.experts.tiers import DeviceSlots, Placement, TierStats, waves
 from flashmoe.ops.cuda.handles import Normed
 from flashmoe.ops.cuda.products import FEW_TOKENS
 from flashmoe.ops.cuda.routed import ExpertArena, ManyTokens, RoutedProducts
@@ -153,7 +153,8 @@ class DeviceExperts:
 
     def fill(self) -> None:
         """Bring every expert in and let the RAM go; needs a slot for each."""
-        assert self.ram is not None and self.copies is not None
+        assert self.ram is not None
+        assert self.copies is not None
         assert self.slots.count >= len(self.layers) * self.num_experts
         for layer in self.layers:
             self.send(layer, self.decide(layer, range(self.num_experts)))
@@ -197,9 +198,7 @@ class DeviceExperts:
         self._write_table(layer, placement)
         return placement
 
-    def send(
-        self, layer: int, placement: Placement, after: torch.cuda.Event | None = None
-    ) -> None:
+    def send(self, layer: int, placement: Placement, after: torch.cuda.Event | None = None) -> None:
         """Start the copies, after an event; device work from now on sees the experts."""
         assert self.copies is not None
         self._pull(layer, placement, after)
@@ -213,9 +212,7 @@ class DeviceExperts:
         # From pageable memory: the values are taken before the call returns.
         self.table(layer).copy_(torch.from_numpy(rows))
 
-    def compute_hits(
-        self, layer: int, x: torch.Tensor | Normed, ids: torch.Tensor
-    ) -> torch.Tensor:
+    def compute_hits(self, layer: int, x: torch.Tensor | Normed, ids: torch.Tensor) -> torch.Tensor:
         """The inner rows of experts that were there -> [T * K, I], the others unwritten."""
         return self.routed.few_hidden(x, ids, self.arena, self.table(layer)[_HITS])
 
@@ -229,7 +226,8 @@ class DeviceExperts:
         self.routed.few_down(hidden, ids, weights, self.arena, table[_ALL], out)
 
     def _pull(self, layer: int, placement: Placement, after: torch.cuda.Event | None) -> None:
-        assert self.ram is not None and self.copies is not None
+        assert self.ram is not None
+        assert self.copies is not None
         hits = self.ram.stats.hits
         if placement.loads:
             try:
@@ -280,7 +278,8 @@ class DeviceExperts:
             self._load_whole(self.layers[row + 1])
 
     def _load_whole(self, layer: int) -> None:
-        assert self.ram is not None and self.copies is not None
+        assert self.ram is not None
+        assert self.copies is not None
         buffer, hits = self._rows[layer] % 2, self.ram.stats.hits
         first = buffer * self.num_experts
         slots = {expert: first + expert for expert in range(self.num_experts)}

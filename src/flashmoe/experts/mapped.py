@@ -18,7 +18,7 @@ from flashmoe.experts.device import DeviceTicket
 from flashmoe.experts.tiers import TierStats
 from flashmoe.ops.cuda.handles import Normed
 from flashmoe.ops.cuda.kernels import placement as kernels
-from flashmoe.ops.cuda.products import FEW_TOKENS, chained, next_power
+from flashmoe.ops.cuda.products import FEW_TOKENS, next_power
 from flashmoe.ops.cuda.routed import ExpertArena, ManyTokens, RoutedProducts
 
 # Programs that copy one record: enough reads in flight to fill the bus even for a single miss.
@@ -124,13 +124,12 @@ class MappedExperts:
         kernels.place[(1,)](
             ids, self._table, self._owner, self._stamp, self._clock, loads, self._counts,
             self._key(layer), pairs, SLOTS=self.slots, BLOCK=next_power(self.slots),
-            num_warps=8, **chained(device),
+            num_warps=8,
         )  # fmt: skip
         words = self.arena.record_bytes // 4
         kernels.fetch[(_PIECES, pairs)](
             self._host, self.arena.words, ids, loads, self._key(layer), RECORD_WORDS=words,
             PIECE=triton.cdiv(words, _PIECES * 4) * 4, BLOCK=_COPY_WORDS, num_warps=8,
-            **chained(device),
         )  # fmt: skip
 
     def _sweep(self, layer: int, call: ManyTokens) -> None:

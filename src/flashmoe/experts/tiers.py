@@ -94,9 +94,7 @@ class DeviceSlots:
         return slot
 
 
-def waves(
-    experts: Sequence[int], resident: frozenset[int], slots: int
-) -> Iterator[Sequence[int]]:
+def waves(experts: Sequence[int], resident: frozenset[int], slots: int) -> Iterator[Sequence[int]]:
     """The experts of a layer in groups that fit the slots: those that are resident come first."""
     ordered = sorted(experts, key=lambda expert: (expert not in resident, expert))
     for begin in range(0, len(ordered), slots):

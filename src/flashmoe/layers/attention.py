@@ -38,9 +38,7 @@ class Attention:
     eps: float
     gated: bool = False
 
-    def new_state(
-        self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
-    ) -> KvCache:
+    def new_state(self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory) -> KvCache:
         """An empty cache for one sequence."""
         return KvCache(self.num_key_value_heads, context_length, self.head_dim, kv_dtype, memory)
 

@@ -38,9 +38,7 @@ class KvCache:
 class DeltaState:
     """State of one gated delta layer: conv [W-1, C] past inputs, s [Hv, Dk, Dv]; float32."""
 
-    def __init__(
-        self, conv: tuple[int, int], s: tuple[int, int, int], memory: StateMemory
-    ) -> None:
+    def __init__(self, conv: tuple[int, int], s: tuple[int, int, int], memory: StateMemory) -> None:
         self.conv: Floats = memory(conv, np.float32)
         self.s: Floats = memory(s, np.float32)
 

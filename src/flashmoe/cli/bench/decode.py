@@ -9,6 +9,7 @@ import typer
 
 from flashmoe.cli.bench.options import (
     Cache,
+    Device,
     Experts,
     Json,
     NoRecord,
@@ -16,6 +17,7 @@ from flashmoe.cli.bench.options import (
     Results,
     Seed,
     Threads,
+    Vram,
     engine_settings,
 )
 
@@ -27,6 +29,8 @@ def decode(
     ram: Ram = None,
     cache: Cache = None,
     threads: Threads = None,
+    device: Device = None,
+    vram: Vram = None,
     experts: Experts = None,
     cold: Annotated[
         bool, typer.Option("--cold/--warm", help="Empty expert cache for every window, or filled.")
@@ -49,7 +53,14 @@ def decode(
         repeat=repeat,
         start="cold" if cold else "warm",
         seed=seed,
-        engine=engine_settings(ram=ram, cache=cache, threads=threads, experts_per_token=experts),
+        engine=engine_settings(
+            ram=ram,
+            cache=cache,
+            threads=threads,
+            experts_per_token=experts,
+            device=device,
+            vram=vram,
+        ),
     )
     with status() as show:
         figures = measure_decode(model, options, show)

@@ -29,6 +29,10 @@ Experts = Annotated[
     int | None,
     typer.Option("--experts", metavar="K", help="Experts per token, fewer than the model's own."),
 ]
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu or cuda.")]
+Vram = Annotated[
+    str | None, typer.Option("--vram", metavar="SIZE", help="Hard limit of memory on the card.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of the token ids.")]
 
 

@@ -9,6 +9,7 @@ import typer
 
 from flashmoe.cli.bench.options import (
     Cache,
+    Device,
     Experts,
     Json,
     NoRecord,
@@ -16,6 +17,7 @@ from flashmoe.cli.bench.options import (
     Results,
     Seed,
     Threads,
+    Vram,
     engine_settings,
     integers,
 )
@@ -27,6 +29,8 @@ def prefill(
     ram: Ram = None,
     cache: Cache = None,
     threads: Threads = None,
+    device: Device = None,
+    vram: Vram = None,
     experts: Experts = None,
     repeat: Annotated[int, typer.Option(help="Runs per length; each starts cold.")] = 1,
     seed: Seed = 0,
@@ -44,7 +48,14 @@ def prefill(
         lengths=integers(tokens, "--tokens"),
         repeat=repeat,
         seed=seed,
-        engine=engine_settings(ram=ram, cache=cache, threads=threads, experts_per_token=experts),
+        engine=engine_settings(
+            ram=ram,
+            cache=cache,
+            threads=threads,
+            experts_per_token=experts,
+            device=device,
+            vram=vram,
+        ),
     )
     with status() as show:
         figures = measure_prefill(model, options, show)

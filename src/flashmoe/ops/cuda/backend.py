@@ -110,9 +110,7 @@ class CudaOps:
             return x
         if x.value is None:
             out, cols = torch.empty_like(x.x), x.x.shape[1]
-            rows.rms_norm[(len(x),)](
-                x.x, x.weight, out, x.eps, COLS=cols, BLOCK=next_power(cols)
-            )
+            rows.rms_norm[(len(x),)](x.x, x.weight, out, x.eps, COLS=cols, BLOCK=next_power(cols))
             x.value = out
         return x.value
 
@@ -129,9 +127,7 @@ class CudaOps:
             self._many_rows(planes[kind], matrix, out, add=False)
         return tuple(outs)
 
-    def _few_rows(
-        self, x: Input, matrices: Sequence[DeviceMatrix]
-    ) -> tuple[torch.Tensor, ...]:
+    def _few_rows(self, x: Input, matrices: Sequence[DeviceMatrix]) -> tuple[torch.Tensor, ...]:
         """One launch per format; the results are views of one buffer."""
         outs: dict[int, torch.Tensor] = {}
         for fmt in dict.fromkeys(matrix.format for matrix in matrices):
@@ -203,7 +199,7 @@ class CudaOps:
         rows.kv_store[(len(k.x),)](
             k.x, v, *_turn(k), k_cache, v_cache, self._position(start), k.eps,
             k.x.stride(0), v.stride(0), context, heads,
-            **_head_constants(k), ROWS=next_power(heads), **products.chained(self.device),
+            **_head_constants(k), ROWS=next_power(heads),
         )  # fmt: skip
 
     def attention(
@@ -229,12 +225,12 @@ class CudaOps:
             q.x, *_turn(q), k, v, start, parts, peaks, sums, q.eps, scale,
             q.x.stride(0), q.x.stride(1), context, HEADS=heads, GROUP=group,
             ROWS=max(16, next_power(group)), SPLITS=_SPLITS, BN=32, **_head_constants(q),
-            num_warps=4, **products.chained(self.device),
+            num_warps=4,
         )  # fmt: skip
         out = self._empty(tokens, heads, dim)
         attending.attend_join[(heads, tokens)](
             parts, peaks, sums, out, HEADS=heads, D=dim, SPLITS=_SPLITS, BLOCK=next_power(dim),
-            num_warps=4, **products.chained(self.device),
+            num_warps=4,
         )  # fmt: skip
         return out
 
@@ -282,9 +278,7 @@ class CudaOps:
         rows.causal_conv_silu[(tokens, pieces)](
             u, weight, state, out, u.stride(0), channels, WIDTH=width, BLOCK=256
         )
-        rows.conv_state[(pieces,)](
-            u, state, u.stride(0), tokens, channels, WIDTH=width, BLOCK=256
-        )
+        rows.conv_state[(pieces,)](u, state, u.stride(0), tokens, channels, WIDTH=width, BLOCK=256)
         return out
 
     def gated_delta(
@@ -330,7 +324,10 @@ class CudaOps:
             "SLOTS": next_power(k),
         }
         tile = products.unit_tile(gate.format, gate.cols)
-        if len(x) <= FEW_TOKENS and tile["UNITS"] * products.UNIT_COLS[gate.format.name] >= gate.cols:
+        if (
+            len(x) <= FEW_TOKENS
+            and tile["UNITS"] * products.UNIT_COLS[gate.format.name] >= gate.cols
+        ):
             self._route_few(x, gate, logits, ids, weights, {**choice, **tile})
         else:
             logits = self.linear(x, gate)[0].contiguous()
@@ -352,7 +349,7 @@ class CudaOps:
             values, norm, gate.data, logits, kept, self._count(len(values)), ids, weights, eps,
             COLS=gate.cols, EXPERTS=gate.rows, FORMAT=gate.format.name, GROUP=gate.format.group,
             NORM=normed, EMULATED=self.device.type == "cpu",
-            **constants, **products.chained(self.device),
+            **constants,
         )  # fmt: skip
         if isinstance(x, Normed):
             # What follows reads x after the residual has changed.

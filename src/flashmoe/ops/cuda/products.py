@@ -35,13 +35,6 @@ def unit_tile(fmt: Format, cols: int) -> dict[str, int]:
     return {"UNITS": units, "num_warps": min(8, max(1, units // 64))}
 
 
-def chained(device: torch.device) -> dict[str, Any]:
-    """Launch options of kernels that may begin while the one before still runs (Hopper on)."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
-        return {"PDL": 0}
-    return {"PDL": 3, "launch_pdl": True}
-
-
 def input_of(x: torch.Tensor | Normed) -> tuple[torch.Tensor, torch.Tensor, float, bool]:
     """x as the kernels take it: values, norm weight (or anything), eps, whether to norm."""
     if not isinstance(x, Normed):
@@ -78,7 +71,7 @@ def few_rows(
         COLS=first.cols, FORMAT=first.format.name, GROUP=first.format.group,
         NORM=normed, ADD=add, SCALED=row_scale is not None, PAIR=pair,
         EMULATED=values.device.type == "cpu",
-        **unit_tile(first.format, first.cols), **chained(values.device),
+        **unit_tile(first.format, first.cols),
     )  # fmt: skip
 
 

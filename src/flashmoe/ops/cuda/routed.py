@@ -12,6 +12,7 @@ from flashmoe.ops.cuda import products
 from flashmoe.ops.cuda.handles import DeviceMatrix, Normed
 from flashmoe.ops.cuda.kernels import experts as kernels
 from flashmoe.ops.cuda.kernels import rows as row_kernels
+from flashmoe.quant import Format
 
 # Dequantised weights that are alive at a time, in bytes: experts are taken in pieces of this size.
 WORKSPACE_BYTES = 512 << 20
@@ -97,7 +98,7 @@ class RoutedProducts:
             TOPK=ids.shape[1], HIDDEN=shape.hidden_size, INTERMEDIATE=shape.intermediate_size,
             RECORD_WORDS=arena.record_bytes // 4, DOWN_WORDS=shape.down_offset // 4,
             FORMAT=shape.down.name, GROUP=shape.down.group, **DOWN_TILE,
-            EMULATED=out.device.type == "cpu", **products.chained(out.device),
+            EMULATED=out.device.type == "cpu",
         )  # fmt: skip
 
 
@@ -144,7 +145,7 @@ class ManyTokens:
 
 def _hidden(
     x: torch.Tensor | Normed, ids: torch.Tensor, words: torch.Tensor, slots: torch.Tensor,
-    hidden: torch.Tensor, fmt: products.Format, record_words: int,
+    hidden: torch.Tensor, fmt: Format, record_words: int,
 ) -> None:  # fmt: skip
     values, norm, eps, normed = products.input_of(x)
     cols = values.shape[1]
@@ -153,7 +154,7 @@ def _hidden(
         TOPK=ids.shape[1], COLS=cols, INTERMEDIATE=hidden.shape[1], RECORD_WORDS=record_words,
         FORMAT=fmt.name, GROUP=fmt.group, NORM=normed,
         EMULATED=hidden.device.type == "cpu",
-        **products.unit_tile(fmt, cols), **products.chained(hidden.device),
+        **products.unit_tile(fmt, cols),
     )  # fmt: skip
 
 

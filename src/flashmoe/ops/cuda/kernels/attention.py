@@ -7,7 +7,6 @@ any position. Dots run in the cache's type (float16, or float32 in full precisio
 import triton
 import triton.language as tl
 
-from flashmoe.ops.cuda.kernels.launch import let_next_begin, wait_for_earlier
 from flashmoe.ops.cuda.kernels.rows import rotated_row
 
 
@@ -22,14 +21,13 @@ def attend_split(
     eps, scale, stride_t, stride_h, context,
     HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
     HALF: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr, BN: tl.constexpr,
-    BLOCK: tl.constexpr, PDL: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One stretch of the keys for the GROUP query heads of a key head; grid (Hkv, SPLITS, T).
 
     Queries are normed and rotated here. part [T, Hq, SPLITS, D]: sums of values weighted by
     exp(score - peak); peak, sum [T, Hq, SPLITS].
     """
-    wait_for_earlier(PDL)
     head, split, t = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     length = tl.load(start_ptr) + t.to(tl.int32) + 1
     stretch = tl.cdiv(tl.cdiv(length, SPLITS), BN) * BN
@@ -63,7 +61,6 @@ def attend_split(
         acc = acc * shrink[:, None] + _dot(powers, v, kind)
         total = total * shrink + tl.sum(powers, 1)
         peak = new_peak
-    let_next_begin(PDL)
     slot = (t * HEADS + query) * SPLITS + split
     tl.store(peak_ptr + slot, peak, mask=mine)
     tl.store(sum_ptr + slot, total, mask=mine)
@@ -76,10 +73,9 @@ def attend_split(
 def attend_join(
     part_ptr, peak_ptr, sum_ptr, out_ptr,
     HEADS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
+
 ):  # fmt: skip
     """out [T, Hq, D] from the stretches; grid (Hq, T). Those without keys are not read."""
-    wait_for_earlier(PDL)
     row = tl.program_id(1).to(tl.int64) * HEADS + tl.program_id(0)
     s, at = tl.arange(0, SPLITS), tl.arange(0, BLOCK)
     peak = tl.load(peak_ptr + row * SPLITS + s)
@@ -88,7 +84,6 @@ def attend_join(
     known = (peak > -float("inf"))[:, None] & (at < D)[None, :]
     where = (row * SPLITS + s)[:, None] * D + at[None, :]
     part = tl.load(part_ptr + where, mask=known, other=0.0)
-    let_next_begin(PDL)
     tl.store(out_ptr + row * D + at, tl.sum(part * share[:, None], 0) / total, mask=at < D)
 
 

@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 
 from flashmoe.ops.cuda.kernels.gemv import block_products, input_squares, unit_products
-from flashmoe.ops.cuda.kernels.launch import let_next_begin, wait_for_earlier
 from flashmoe.ops.cuda.kernels.weights import (
     block_words,
     load_bias,
@@ -23,14 +22,13 @@ def experts_hidden(
     x_ptr, norm_ptr, eps, arena_ptr, ids_ptr, slots_ptr, hidden_ptr,
     TOPK: tl.constexpr, COLS: tl.constexpr, INTERMEDIATE: tl.constexpr,
     RECORD_WORDS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
-    UNITS: tl.constexpr, PDL: tl.constexpr, EMULATED: tl.constexpr,
+    UNITS: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
     """hidden [T * K, I] = silu(gate(x)) * up(x) of each pair's expert; grid (I / 8, T * K).
 
     Blocks of gate and up rows alternate: a program makes one of each and multiplies them. Pairs
     whose expert has no slot (-1) are left out.
     """
-    wait_for_earlier(PDL)
     i, pair = tl.program_id(0), tl.program_id(1)
     slot = tl.load(slots_ptr + tl.load(ids_ptr + pair)).to(tl.int64)
     if slot >= 0:
@@ -52,7 +50,6 @@ def experts_hidden(
             ups += block_products(
                 arena_ptr, off + words, x, norm_ptr, k, valid, valid, FORMAT, GROUP, NORM, EMULATED
             )
-        let_next_begin(PDL)
         scale = 1.0
         if NORM:
             scale = tl.rsqrt(tl.sum(squares, 0) / COLS + eps)
@@ -66,14 +63,13 @@ def experts_down(
     hidden_ptr, weights_ptr, arena_ptr, ids_ptr, slots_ptr, out_ptr,
     TOPK: tl.constexpr, HIDDEN: tl.constexpr, INTERMEDIATE: tl.constexpr,
     RECORD_WORDS: tl.constexpr, DOWN_WORDS: tl.constexpr, FORMAT: tl.constexpr,
-    GROUP: tl.constexpr, UNITS: tl.constexpr, PDL: tl.constexpr, EMULATED: tl.constexpr,
+    GROUP: tl.constexpr, UNITS: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
     """out [T, H] += sum over k of weights[t, k] * down(hidden[t, k]); grid (H / 8, T).
 
     The units of all K experts form one row, summed in one order: it does not matter where the
     experts came from, or when. DOWN_WORDS: where the down blob begins in a record.
     """
-    wait_for_earlier(PDL)
     block, t = tl.program_id(0), tl.program_id(1)
     words: tl.constexpr = block_words(INTERMEDIATE, FORMAT, GROUP)
     units: tl.constexpr = INTERMEDIATE // unit_cols(FORMAT)
@@ -92,7 +88,6 @@ def experts_down(
         x = hidden_ptr + pair * INTERMEDIATE
         part = unit_products(words_k, scale, bias, x, x, k, valid, FORMAT, False, EMULATED)
         sums += part * weight[:, None]
-    let_next_begin(PDL)
     row = block * 8 + tl.arange(0, 8)
     out = out_ptr + t.to(tl.int64) * HIDDEN + row
     tl.store(out, tl.load(out, mask=row < HIDDEN, other=0.0) + tl.sum(sums, 0), mask=row < HIDDEN)

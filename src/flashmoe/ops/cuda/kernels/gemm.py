@@ -72,9 +72,7 @@ def gemm(
     results go to out[order[position]]. Tiles of experts outside [first, last) are left out.
     """
     tile = tl.program_id(0)
-    expert, begin, end = tile_span(
-        experts_ptr, starts_ptr, offsets_ptr, tile, total, GROUPED, BM
-    )
+    expert, begin, end = tile_span(experts_ptr, starts_ptr, offsets_ptr, tile, total, GROUPED, BM)
     if (expert >= first_expert) & (expert < last_expert):
         position = begin + tl.arange(0, BM)
         mine = position < end
@@ -117,9 +115,7 @@ def gemm_hidden(
     GROUPED as in gemm, with the input row order[position] // topk.
     """
     tile = tl.program_id(0)
-    expert, begin, end = tile_span(
-        experts_ptr, starts_ptr, offsets_ptr, tile, total, GROUPED, BM
-    )
+    expert, begin, end = tile_span(experts_ptr, starts_ptr, offsets_ptr, tile, total, GROUPED, BM)
     if (expert >= first_expert) & (expert < last_expert):
         position = begin + tl.arange(0, BM)
         mine = position < end

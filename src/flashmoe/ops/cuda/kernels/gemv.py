@@ -7,7 +7,6 @@ the sum of squares runs along with it and scales the result, so that nothing wai
 import triton
 import triton.language as tl
 
-from flashmoe.ops.cuda.kernels.launch import let_next_begin, wait_for_earlier
 from flashmoe.ops.cuda.kernels.weights import (
     block_words,
     code,
@@ -20,7 +19,9 @@ from flashmoe.ops.cuda.kernels.weights import (
 
 
 @triton.jit
-def load_input(x_ptr, norm_ptr, k, n: tl.constexpr, valid, FORMAT: tl.constexpr, NORM: tl.constexpr):
+def load_input(
+    x_ptr, norm_ptr, k, n: tl.constexpr, valid, FORMAT: tl.constexpr, NORM: tl.constexpr
+):
     """The inputs that value n of units k [U] meets, and the same times the norm's weight."""
     at = k * unit_cols(FORMAT) + unit_column(n, FORMAT)
     x = tl.load(x_ptr + at, mask=valid, other=0.0)
@@ -159,7 +160,7 @@ def gemv(
     n0, n1, n2, n3, o1, o2, o3, rows,
     COLS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
     ADD: tl.constexpr, SCALED: tl.constexpr, PAIR: tl.constexpr, UNITS: tl.constexpr,
-    PDL: tl.constexpr, EMULATED: tl.constexpr,
+    EMULATED: tl.constexpr,
 ):  # fmt: skip
     """out [T, rows] (+)= norm(x [T, COLS]) @ W.T for up to four matrices of one format.
 
@@ -176,11 +177,12 @@ def gemv(
     if PAIR:
         off1, units1 = locate(first + 1, n0, n1, n2, n3, o1, o2, o3, words, units)
         words1, scale1, bias1 = stored_units(w_ptr, off1, k, k < units1, FORMAT, GROUP)
-    wait_for_earlier(PDL)
     valid = k < units
     sums0 = unit_products(words0, scale0, bias0, x_ptr, norm_ptr, k, valid, FORMAT, NORM, EMULATED)
     if PAIR:
-        sums1 = unit_products(words1, scale1, bias1, x_ptr, norm_ptr, k, valid, FORMAT, NORM, EMULATED)
+        sums1 = unit_products(
+            words1, scale1, bias1, x_ptr, norm_ptr, k, valid, FORMAT, NORM, EMULATED
+        )
     if NORM:
         squares = input_squares(x_ptr, k, valid, FORMAT)
     for begin in range(UNITS, units, UNITS):
@@ -195,7 +197,6 @@ def gemv(
             )
         if NORM:
             squares += input_squares(x_ptr, k, valid, FORMAT)
-    let_next_begin(PDL)
     scale = 1.0
     if NORM:
         scale = tl.rsqrt(tl.sum(squares, 0) / COLS + eps)

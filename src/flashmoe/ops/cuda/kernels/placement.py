@@ -7,13 +7,11 @@ layer and pass count as used at the same moment (then the lower slot goes first)
 import triton
 import triton.language as tl
 
-from flashmoe.ops.cuda.kernels.launch import wait_for_earlier
-
 
 @triton.jit
 def place(
     ids_ptr, table_ptr, owner_ptr, stamp_ptr, clock_ptr, loads_ptr, counts_ptr, layer_key, pairs,
-    SLOTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    SLOTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Give each expert ids [pairs] of a layer a slot; grid (1).
 
@@ -21,7 +19,6 @@ def place(
     stamp [SLOTS]: when it was used last, by the clock. loads [pairs]: the slot to copy the pair's
     expert into, -1 where it is there or an earlier pair brings it. counts [2] int64: loads, pairs.
     """
-    wait_for_earlier(PDL)
     at = tl.arange(0, BLOCK)
     now = tl.load(clock_ptr) + 1
     stamps = tl.load(stamp_ptr + at, mask=at < SLOTS, other=2147483647)
@@ -52,13 +49,12 @@ def place(
 @triton.jit
 def fetch(
     host_ptr, arena_ptr, ids_ptr, loads_ptr, layer_key,
-    RECORD_WORDS: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    RECORD_WORDS: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Copy the records that `place` has given slots; grid (pieces of a record, pairs).
 
     host: every record of the model in order, in pinned memory that the card reads itself.
     """
-    wait_for_earlier(PDL)
     pair = tl.program_id(1)
     slot = tl.load(loads_ptr + pair)
     if slot >= 0:

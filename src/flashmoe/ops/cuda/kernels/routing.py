@@ -9,7 +9,6 @@ from flashmoe.ops.cuda.kernels.gemv import (
     stored_units,
     unit_products,
 )
-from flashmoe.ops.cuda.kernels.launch import let_next_begin, wait_for_earlier
 from flashmoe.ops.cuda.kernels.weights import block_words, unit_cols
 
 
@@ -52,7 +51,7 @@ def route(
     x_ptr, norm_ptr, w_ptr, logits_ptr, normed_ptr, counter_ptr, ids_ptr, weights_ptr, eps,
     COLS: tl.constexpr, EXPERTS: tl.constexpr, TOPK: tl.constexpr, RENORMALIZE: tl.constexpr,
     FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr, UNITS: tl.constexpr,
-    BLOCK: tl.constexpr, SLOTS: tl.constexpr, PDL: tl.constexpr,
+    BLOCK: tl.constexpr, SLOTS: tl.constexpr,
     EMULATED: tl.constexpr,
 ):  # fmt: skip
     """Logits of norm(x), and the experts they choose; grid (row blocks, T). All units at once.
@@ -65,19 +64,15 @@ def route(
     valid = k < COLS // unit_cols(FORMAT)
     off = block * block_words(COLS, FORMAT, GROUP)
     words, scale, bias = stored_units(w_ptr, off, k, valid, FORMAT, GROUP)
-    wait_for_earlier(PDL)
     x_ptr += t * COLS
     logits_ptr += t * EXPERTS
-    parts = unit_products(
-        words, scale, bias, x_ptr, norm_ptr, k, valid, FORMAT, NORM, EMULATED
-    )
+    parts = unit_products(words, scale, bias, x_ptr, norm_ptr, k, valid, FORMAT, NORM, EMULATED)
     sums = tl.sum(parts, 0)
     if NORM:
         factor = tl.rsqrt(tl.sum(input_squares(x_ptr, k, valid, FORMAT), 0) / COLS + eps)
         sums *= factor
         if block == 0:
             store_normed(x_ptr, norm_ptr, normed_ptr + t * COLS, factor, COLS)
-    let_next_begin(PDL)
     row = block * 8 + tl.arange(0, 8)
     tl.store(logits_ptr + row, sums, mask=row < EXPERTS)
     tl.debug_barrier()  # every thread's results come before the count

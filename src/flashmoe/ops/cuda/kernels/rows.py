@@ -3,8 +3,6 @@
 import triton
 import triton.language as tl
 
-from flashmoe.ops.cuda.kernels.launch import let_next_begin, wait_for_earlier
-
 
 @triton.jit
 def rms_norm(x_ptr, w_ptr, out_ptr, eps, COLS: tl.constexpr, BLOCK: tl.constexpr):
@@ -48,9 +46,7 @@ def rotated_row(
     if HALF > 0:
         low, turned = at < HALF, at < 2 * HALF
         other = tl.where(low, at + HALF, at - HALF)
-        partner = tl.load(
-            x_ptr[:, None] + other[None, :], mask=inside & turned[None, :], other=0.0
-        )
+        partner = tl.load(x_ptr[:, None] + other[None, :], mask=inside & turned[None, :], other=0.0)
         if NORM:
             partner *= scale * tl.load(w_ptr + other, mask=turned, other=0.0)[None, :]
         angle = tl.where(low, at, at - HALF)
@@ -86,10 +82,9 @@ def kv_store(
     k_ptr, v_ptr, w_ptr, cos_ptr, sin_ptr, k_cache, v_cache, start_ptr, eps,
     k_stride, v_stride, context, heads,
     D: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
-    ROWS: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """Rotated, normed keys and the values of token t -> caches [heads, context, D]; grid (T)."""
-    wait_for_earlier(PDL)
     t = tl.program_id(0).to(tl.int64)
     position = tl.load(start_ptr) + t
     head = tl.arange(0, ROWS)
@@ -102,7 +97,6 @@ def kv_store(
     at = tl.arange(0, BLOCK)
     inside = mine[:, None] & (at < D)[None, :]
     v = tl.load(v_ptr + t * v_stride + head[:, None] * D + at[None, :], mask=inside, other=0.0)
-    let_next_begin(PDL)
     where = (head.to(tl.int64)[:, None] * context + position) * D + at[None, :]
     tl.store(k_cache + where, k.to(k_cache.dtype.element_ty), mask=inside)
     tl.store(v_cache + where, v.to(v_cache.dtype.element_ty), mask=inside)
