@@ -19,4 +19,4 @@ def card() -> Any:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         pytest.skip("CUDA TESTS SKIPPED: no GPU (make check-cuda, or TRITON_INTERPRET=1)")
-    return torch.device("cuda")
+    return torch.device("cuda", torch.cuda.current_device())

@@ -40,15 +40,13 @@ class CardOptions:
 def measure_card(path: Path, options: CardOptions, progress: Progress) -> dict[str, Any]:
     """The figures of `flashmoe bench card`. Raises what flashmoe.load raises."""
     pack = PackedModel.open(path)
-    progress("measuring the disk")
-    disk = _disk_rate(pack)
+    progress("measuring disk, card and bus")
+    rates = {**card_rates(), "disk_bytes_per_s": _disk_rate(pack)}
     progress("loading the model")
     context = options.prompt + (options.repeat + 1) * options.tokens
     with flashmoe.load(path, context_length=context, **options.engine) as model:
         if model.stats.device != "cuda":
             raise UsageError("this measures a GPU", where="--device", got=model.stats.device)
-        progress("measuring card and bus")
-        rates = {**card_rates(), "disk_bytes_per_s": disk}
         progress("prefill")
         prefill = _prefill(model, options)
         progress("decode")
@@ -64,11 +62,14 @@ def card_rates() -> dict[str, Any]:
     there = torch.empty(_RATE_BYTES, dtype=torch.uint8, device="cuda").random_()
     here = torch.empty(_RATE_BYTES, dtype=torch.uint8, pin_memory=True)
     copy = torch.empty_like(there)
-    return {
+    rates = {
         "card": torch.cuda.get_device_name(),
         "copy_bytes_per_s": _rate(copy, there),
         "host_to_card_bytes_per_s": _rate(there, here),
     }
+    del there, here, copy
+    torch.cuda.empty_cache()  # the model's limit counts from here
+    return rates
 
 
 def _rate(target: Any, source: Any) -> float:

@@ -27,7 +27,7 @@ _COPY_WORDS = 4096
 
 
 def floor_device_slots(num_experts: int, num_experts_per_tok: int) -> int:
-    """Slots from which the card can plan by itself: two whole layers, or a small batch's experts."""
+    """Slots from which the card can plan by itself: two layers, or the experts of a few tokens."""
     return max(2 * num_experts, FEW_TOKENS * num_experts_per_tok)
 
 

@@ -9,7 +9,7 @@ from flashmoe.ops.base import Array, Floats, Ints
 
 
 class HostArrays:
-    """The part of flashmoe.ops.base.Ops that moves arrays between host and backend: nothing moves."""
+    """The part of flashmoe.ops.base.Ops between host and backend, where nothing has to move."""
 
     def vector(self, values: Floats) -> Floats:
         return values

@@ -1,1 +1,1 @@
-"""The CUDA backend: torch tensors, Triton kernels. Nothing here is imported unless it is asked for."""
+"""The CUDA backend: torch tensors, Triton kernels. Imported only where it is asked for."""

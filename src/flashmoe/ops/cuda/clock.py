@@ -8,7 +8,7 @@ from flashmoe.ops.clock import PhaseClock
 
 
 class DeviceClock(PhaseClock):
-    """As PhaseClock, for work that runs behind the host. Inside a graph capture nothing is timed."""
+    """As PhaseClock, for work that runs behind the host. Nothing is timed inside a capture."""
 
     def __init__(self, device: torch.device) -> None:
         self._marks: list[tuple[str, torch.cuda.Event]] = []

@@ -1,4 +1,4 @@
-"""What the CUDA backend hands to layers: stored matrices, and results that are still to be computed.
+"""What the CUDA backend hands to layers: stored matrices, and results yet to be computed.
 
 Norms and rotations are cheap beside a kernel launch, so they are not run on their own for a few
 tokens: they wait as a handle and become part of the kernel that reads them.

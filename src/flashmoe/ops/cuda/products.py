@@ -77,7 +77,7 @@ def few_rows(
 
 @dataclass(frozen=True)
 class Planes:
-    """x [T, cols] as tensor cores take it: halves [planes, T, cols], scales [T] of a single plane."""
+    """x [T, cols] for tensor cores: halves [planes, T, cols], scales [T] of a single plane."""
 
     halves: torch.Tensor
     scales: torch.Tensor

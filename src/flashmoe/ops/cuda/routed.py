@@ -65,7 +65,7 @@ class RoutedProducts:
         slots: torch.Tensor,
         hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """silu(gate) * up of every pair whose expert has a slot -> [T * K, I], in `hidden` if given.
+        """silu(gate) * up of every pair whose expert has a slot -> [T * K, I], in `hidden` if any.
 
         Experts with slot -1 are left out.
         """

@@ -108,7 +108,8 @@ def gemm_hidden(
     x_ptr, scale_ptr, plane, w_ptr, hidden_ptr, order_ptr, experts_ptr, starts_ptr, offsets_ptr,
     first_expert, last_expert, total, topk,
     COLS: tl.constexpr, INTERMEDIATE: tl.constexpr, PLANES: tl.constexpr,
-    GROUPED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EMULATED: tl.constexpr,
+    GROUPED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    EMULATED: tl.constexpr,
 ):  # fmt: skip
     """hidden [positions, I] = silu(gate(x)) * up(x); weights [experts, 2 I, COLS], gate first.
 

@@ -154,7 +154,7 @@ def conv_state(
 @triton.jit
 def combine(rows_ptr, weights_ptr, out_ptr, COLS: tl.constexpr, TOPK: tl.constexpr,
             BLOCK: tl.constexpr):  # fmt: skip
-    """out [T, COLS] += sum over k, ascending, of weights[t, k] * rows[t * K + k]; grid (T, pieces)."""
+    """out [T, COLS] += sum over k of weights[t, k] * rows[t * K + k]; grid (T, pieces)."""
     t = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
