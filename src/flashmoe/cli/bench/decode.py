@@ -9,6 +9,7 @@ import typer
 
 from flashmoe.cli.bench.options import (
     Cache,
+    Device,
     Experts,
     Json,
     NoRecord,
@@ -17,6 +18,7 @@ from flashmoe.cli.bench.options import (
     Results,
     Seed,
     Threads,
+    Vram,
     engine_settings,
 )
 
@@ -28,6 +30,8 @@ def decode(
     ram: Ram = None,
     cache: Cache = None,
     threads: Threads = None,
+    device: Device = None,
+    vram: Vram = None,
     experts: Experts = None,
     prefetch: Prefetch = None,
     cold: Annotated[
@@ -56,7 +60,13 @@ def decode(
         start="cold" if cold else "warm",
         seed=seed,
         engine=engine_settings(
-            ram=ram, cache=cache, threads=threads, experts_per_token=experts, prefetch=prefetch
+            ram=ram,
+            cache=cache,
+            threads=threads,
+            experts_per_token=experts,
+            prefetch=prefetch,
+            device=device,
+            vram=vram,
         ),
     )
     with status() as show:

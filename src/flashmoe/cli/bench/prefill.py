@@ -9,6 +9,7 @@ import typer
 
 from flashmoe.cli.bench.options import (
     Cache,
+    Device,
     Experts,
     Json,
     NoRecord,
@@ -17,6 +18,7 @@ from flashmoe.cli.bench.options import (
     Results,
     Seed,
     Threads,
+    Vram,
     engine_settings,
     integers,
 )
@@ -31,6 +33,8 @@ def prefill(
     ram: Ram = None,
     cache: Cache = None,
     threads: Threads = None,
+    device: Device = None,
+    vram: Vram = None,
     experts: Experts = None,
     prefetch: Prefetch = None,
     cold: Annotated[
@@ -60,7 +64,13 @@ def prefill(
         start="cold" if cold else "warm",
         seed=seed,
         engine=engine_settings(
-            ram=ram, cache=cache, threads=threads, experts_per_token=experts, prefetch=prefetch
+            ram=ram,
+            cache=cache,
+            threads=threads,
+            experts_per_token=experts,
+            prefetch=prefetch,
+            device=device,
+            vram=vram,
         ),
     )
     facts = model_facts(PackedModel.open(model))
