@@ -18,8 +18,6 @@ import pytest
 
 import flashmoe
 from flashmoe import _native, loading, planning
-from flashmoe.bench.shapes import SHAPES
-from flashmoe.bench.synth import SyntheticCheckpoint
 from flashmoe.errors import ChecksumError, MemoryBudgetError, StorageError, UsageError
 from flashmoe.experts.memory import SystemMemory
 from flashmoe.layers.state import KvCache, LatentCache, LayerState
@@ -28,11 +26,10 @@ from flashmoe.planning import Plan, make_plan
 from flashmoe.settings import DEFAULT_READERS, EngineSettings
 from flashmoe.sizing import floor_slots, scratch_bytes
 from flashmoe.store.info import pack_info
-from flashmoe.store.pack import pack_open_checkpoint
 from flashmoe.store.packed import PackedModel
-from flashmoe.store.plan import PackOptions
 from tests.support.cgroup import MemoryGroup
 from tests.support.packs import TinyPacks, some_ids
+from tests.support.synthetic import write_synthetic
 
 MIB = 1 << 20
 
@@ -168,14 +165,8 @@ def report(pack: Path, ram: str = "", **options: Any) -> subprocess.CompletedPro
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Random experts of 110 MB: more than the tests allow in memory."""
-    shape = {**SHAPES["qwen3-30b-a3b"], "num_hidden_layers": 4, "hidden_size": 512}
-    shape |= {"num_experts": 64, "moe_intermediate_size": 512, "vocab_size": 1000}
-    shape |= {"num_attention_heads": 8, "max_position_embeddings": 1024}
     pack = tmp_path_factory.mktemp("synthetic") / "pack"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SHAPES, "small", shape)
-        with SyntheticCheckpoint("small") as checkpoint:
-            pack_open_checkpoint(checkpoint, pack, PackOptions.parse("q4", "q8", 64), None)
+    write_synthetic(pack)
     yield pack
     for file in pack.iterdir():
         file.unlink()
@@ -288,6 +279,30 @@ def test_locked_weights(synthetic: Path) -> None:
         locked = re.search(r"VmLck:\s+(\d+) kB", status)
         assert locked is not None
         assert int(locked[1]) * 1024 >= model.stats.resident_bytes
+
+
+_LOCKED = """
+import os, resource, sys, flashmoe
+from flashmoe.errors import MemoryBudgetError
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 << 10, 64 << 10))
+flashmoe.load(sys.argv[1], context_length=64).close()  # imports what only root may read
+if os.geteuid() == 0:  # root may lock whatever the limit says
+    os.seteuid(65534)
+try:
+    flashmoe.load(sys.argv[1], context_length=64, lock=True)
+except MemoryBudgetError as error:
+    print(error)
+"""
+
+
+def test_a_real_limit_on_locked_memory_is_named(tiny: Path) -> None:
+    for folder in tiny.parents:
+        if folder.stat().st_uid == os.geteuid() and not folder.stat().st_mode & 0o001:
+            folder.chmod(0o711)
+    command = [sys.executable, "-c", _LOCKED, str(tiny)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "refuses to lock the resident weights" in done.stdout
+    assert "64.0 KiB" in done.stdout
 
 
 def test_a_lock_that_is_refused_says_what_to_do(

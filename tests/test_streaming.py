@@ -15,6 +15,7 @@ from flashmoe import _native
 from flashmoe.api import Model
 from flashmoe.bench.routing import RoutingRecorder
 from flashmoe.errors import UsageError
+from flashmoe.ops.base import Floats
 from flashmoe.store.packed import PackedModel
 from tests.support.fake_reader import FakeReader
 from tests.support.packs import (
@@ -243,3 +244,17 @@ def test_what_follows_does_not_change_a_row(
     with flashmoe.load(tiny, cache=0) as model:
         logits = model.session().feed(PROMPT[:length])
     np.testing.assert_array_equal(logits, expected.prompt[length - 1])
+
+
+@pytest.mark.parametrize("chunk", [64, 128])
+def test_how_a_prompt_is_cut_does_not_show(tiny: Path, chunk: int) -> None:
+    """Not of one that goes on off the multiples of 64, either."""
+    ids = some_ids(200)
+    with flashmoe.load(tiny) as model:
+
+        def logits(chunk: int) -> Floats:
+            session = model.session()
+            parts = (ids[:37], ids[37:199], ids[199:])
+            return np.concatenate([session.feed_all(part, chunk=chunk) for part in parts])
+
+        assert np.array_equal(logits(chunk), logits(192))

@@ -35,6 +35,7 @@ void bind_linear(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_parts(nb::module_& m);
 void bind_probe(nb::module_& m);
+void bind_residents(nb::module_& m);
 void bind_stream(nb::module_& m);
 
 }  // namespace flashmoe

@@ -1,6 +1,5 @@
 // Bindings of the parts around a mixture of experts, and of the head.
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <optional>
@@ -121,20 +120,30 @@ class HeadPart {
     std::vector<MatrixView> lm_head_;
 };
 
+// Where the records of one token's experts lie: u64 [K] of an array that it keeps alive.
+struct RecordsView {
+    Out array;
+    const uint64_t* data;
+    int64_t topk;
+
+    explicit RecordsView(const Out& from)
+        : array(from),
+          data(output<uint64_t>("RecordsView", "addresses", from, {kAny})),
+          topk(extent(from, 0)) {}
+};
+
 double token_experts(Pool& pool, PartSpace& space, const ExpertLayout& layout, const FloatRows& x,
-                     const std::vector<uint64_t>& addresses, const FloatRows& weights,
-                     const FloatRows& h) {
+                     const RecordsView& records, const FloatRows& weights, const FloatRows& h) {
     const char* op = "add_token_experts";
     const int64_t topk = weights.cols;
     expect_rows(op, "x", x, 1, layout.gate_up.cols);
     expect_rows(op, "h", h, 1, layout.down.rows);
     expect_rows(op, "weights", weights, 1, topk);
-    expect_equal(op, "addresses", topk, static_cast<int64_t>(addresses.size()));
-    expect(std::count(addresses.begin(), addresses.end(), 0) == 0, op,
+    expect_equal(op, "addresses", topk, records.topk);
+    expect(std::count(records.data, records.data + topk, 0) == 0, op,
            "addresses: expected records, got 0");
     return timed([&] {
-        add_token_experts(pool, space, layout, x.data, addresses.data(), topk, weights.data,
-                          h.data);
+        add_token_experts(pool, space, layout, x.data, records.data, topk, weights.data, h.data);
     });
 }
 
@@ -165,16 +174,18 @@ void bind_moe_parts(nb::module_& m) {
             "add_to", &SharedPart::add_to, nb::arg("pool"), nb::arg("space"), nb::arg("x"),
             nb::arg("h"),
             "h [T, H] += sigmoid(x . gate) * SwiGLU(x), the factor if there is a gate -> seconds.");
+    nb::class_<RecordsView>(m, "RecordsView", "Addresses u64 [K] of expert records, kept alive.")
+        .def(nb::init<const Out&>(), nb::arg("addresses"));
     nb::class_<HeadPart>(m, "HeadPart", "Final norm and output matrix, kept alive.")
         .def(nb::init<const In&, float, const Matrix&>(), nb::arg("norm"), nb::arg("eps"),
              nb::arg("lm_head"))
         .def("logits", &HeadPart::logits, nb::arg("pool"), nb::arg("space"), nb::arg("h"),
              nb::arg("out"), "out [T, vocab] = norm(h) @ lm_head.T -> seconds.");
     m.def("add_token_experts", &token_experts, nb::arg("pool"), nb::arg("space"), nb::arg("layout"),
-          nb::arg("x"), nb::arg("addresses"), nb::arg("weights"), nb::arg("h"),
+          nb::arg("x"), nb::arg("records"), nb::arg("weights"), nb::arg("h"),
           "h [1, H] += sum over k, ascending, of weights[k] * expert k (x) -> seconds; its record "
           "is\n"
-          "at addresses[k].");
+          "at records[k].");
 }
 
 void bind_parts(nb::module_& m) {

@@ -262,6 +262,11 @@ class SharedPart:
         h [T, H] += sigmoid(x . gate) * SwiGLU(x), the factor if there is a gate -> seconds.
         """
 
+class RecordsView:
+    """Addresses u64 [K] of expert records, kept alive."""
+
+    def __init__(self, addresses: Annotated[NDArray, dict(device='cpu')]) -> None: ...
+
 class HeadPart:
     """Final norm and output matrix, kept alive."""
 
@@ -270,10 +275,10 @@ class HeadPart:
     def logits(self, pool: Pool, space: PartSpace, h: FloatRows, out: FloatRows) -> float:
         """out [T, vocab] = norm(h) @ lm_head.T -> seconds."""
 
-def add_token_experts(pool: Pool, space: PartSpace, layout: ExpertLayout, x: FloatRows, addresses: Sequence[int], weights: FloatRows, h: FloatRows) -> float:
+def add_token_experts(pool: Pool, space: PartSpace, layout: ExpertLayout, x: FloatRows, records: RecordsView, weights: FloatRows, h: FloatRows) -> float:
     """
     h [1, H] += sum over k, ascending, of weights[k] * expert k (x) -> seconds; its record is
-    at addresses[k].
+    at records[k].
     """
 
 def read_sum(pool: Pool, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
@@ -285,6 +290,31 @@ def int8_work(pool: Pool, rounds: int) -> int:
     """
     Run int8 multiply-adds in registers on every thread; returns the operations done.
     """
+
+class Lookup:
+    """ids i32 [1, K] to look up, found u64 [K] to fill; kept alive."""
+
+    def __init__(self, ids: Annotated[NDArray, dict(device='cpu')], found: Annotated[NDArray, dict(device='cpu')]) -> None: ...
+
+class ResidentTable:
+    """Addresses of resident experts, by layer."""
+
+    def __init__(self, experts: int) -> None: ...
+
+    def put(self, layer: int, expert: int, address: int) -> None:
+        """The expert lies there from now on; 0: nowhere."""
+
+    def find(self, layer: int, lookup: Lookup) -> bool:
+        """
+        Whether all ids are resident: then `found` is filled and their uses are noted.
+        """
+
+    @property
+    def uses(self) -> int:
+        """How many uses are noted."""
+
+    def take_uses(self) -> list[tuple[int, int]]:
+        """The (layer, expert) uses since the last call, in order."""
 
 class Arena:
     """

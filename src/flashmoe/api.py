@@ -39,8 +39,9 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     Args:
         path: directory that `flashmoe pack` wrote.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
-            context_length, experts_per_token, isa, verify, prefetch, lock, device, vram. What is
-            not given comes from the environment (FLASHMOE_RAM, ...), else is chosen for the machine.
+            context_length, experts_per_token, isa, verify, prefetch, lock, device, vram. What
+            is not given comes from the environment (FLASHMOE_RAM, ...), else is chosen for the
+            machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
     (the limit is below the floor; the message shows the sum), StorageError (the system).

@@ -8,9 +8,9 @@ from typing import Any
 from flashmoe.models.specs import WeightSpecs
 from flashmoe.ops.composed import HEAD_ROWS
 
-# Copies of [T, H] alive in a layer: residual, two normed inputs, mixer and expert results, and the
-# int8 form of the inputs with its scales.
-_HIDDEN_COPIES = 6
+# Copies of [T, H] alive in a layer: residual, two normed inputs, mixer and expert results, the int8
+# form of the inputs with its scales, and what the next layer's router is shown for a guess.
+_HIDDEN_COPIES = 7
 
 
 def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
@@ -18,7 +18,8 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
 
     Every matrix of a layer gives its result, and at most one copy of it (rotated or convolved)
     lives beside it; each routed expert of a token gives a row of hidden_size and works on
-    moe_intermediate_size values. The head runs on HEAD_ROWS rows at a time.
+    moe_intermediate_size values; a guess scores all experts once more. The head runs on HEAD_ROWS
+    rows at a time.
     """
     widths: Counter[str] = Counter()
     for matrix in specs.matrices:
@@ -29,6 +30,8 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
         2 * max(widths.values())
         + (k + _HIDDEN_COPIES) * config.hidden_size
         + 2 * k * config.moe_intermediate_size
+        + config.num_experts
+        + 2 * k
     )
     return 4 * (chunk * per_token + (HEAD_ROWS + 1) * int(config.vocab_size))
 

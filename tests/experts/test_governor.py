@@ -48,7 +48,7 @@ TROUBLES = [
     Reading(10.0, stalled=0.2),
     Reading(10.0, refaults=500),
     Reading(10.0, swapped=4096),
-    Reading(10.0, short=1),
+    Reading(10.0, room=-1),
     Reading(None, stalled=0.2),
 ]
 
@@ -62,7 +62,7 @@ def test_trouble_shrinks_at_once(trouble: Reading) -> None:
 
 def test_what_is_short_is_given_back_in_one_go() -> None:
     governor = Governor(FLOOR, BUDGET, SLOT)
-    governor.take(Reading(10.0, short=400 * SLOT - 1))
+    governor.take(Reading(10.0, room=1 - 400 * SLOT))
     assert governor.slots == BUDGET - 400
 
 
@@ -87,12 +87,31 @@ def test_a_neighbour_that_stays_is_not_asked_ever_again(free: int) -> None:
     """Memory for so many slots and no more: the tries become rare."""
 
     def machine(_: int, slots: int) -> Reading:
-        return Reading(10.0, short=max(0, slots - free) * SLOT)
+        return Reading(10.0, room=(free - slots) * SLOT)
 
     sizes = run(machine, 3000)
-    over = [second for second, size in enumerate(sizes) if size > free]
+    assert [second for second, size in enumerate(sizes) if size > free] == []
+    assert sizes[-1] >= free - BUDGET // 32
+
+
+def test_memory_that_only_looks_free_is_not_asked_for_ever_again() -> None:
+    """More than 500 slots stall, whatever is said to be free: the tries become rare."""
+    sizes = run(lambda _, slots: Reading(10.0, stalled=0.1 if slots > 500 else 0.0), 3000)
+    over = [second for second, size in enumerate(sizes) if size > 500]
     assert len([second for second in over if second > 1000]) <= 10
-    assert sizes[-1] >= free - 2 * BUDGET // 8
+    assert sizes[-1] >= 500 - 2 * BUDGET // 8
+
+
+@given(st.integers(0, BUDGET * SLOT), st.integers(0, 10**6))
+def test_it_grows_only_into_memory_that_is_free(room: int, seed: int) -> None:
+    """Back after pressure, and in trials of speed."""
+    rng = random.Random(seed)
+    governor = Governor(FLOOR, BUDGET, SLOT)
+    governor.take(Reading(10.0, room=-400 * SLOT))
+    for _ in range(300):
+        before = governor.slots
+        governor.take(Reading(rng.uniform(1, 10), room=room))
+        assert (governor.slots - before) * SLOT <= room
 
 
 readings = st.builds(
@@ -101,7 +120,7 @@ readings = st.builds(
     stalled=st.sampled_from([0.0, 0.0, 0.0, 0.5]),
     refaults=st.sampled_from([0.0, 0.0, 100.0]),
     swapped=st.integers(0, 3).map(lambda pages: 4096 * pages),
-    short=st.sampled_from([0, 0, 0, 5 * SLOT, 10**12]),
+    room=st.sampled_from([2**62, 2**62, 0, -5 * SLOT, -(10**12)]),
 )
 
 
@@ -115,7 +134,7 @@ def test_always_between_floor_and_budget_and_every_decision_is_a_change(
         decision = governor.take(reading)
         assert floor <= governor.slots <= floor + extra
         assert (decision is None) == (governor.slots == slots)
-        if reading.short > 0:
+        if reading.room < 0:
             assert governor.slots <= max(floor, slots - 1)
         slots = governor.slots
 

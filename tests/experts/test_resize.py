@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flashmoe._native import Arena
 from flashmoe.errors import StorageError
 from flashmoe.experts.cache import ExpertCache
 from tests.experts.support import RECORD, TaggedSource, arena, consume, run
@@ -90,3 +93,34 @@ def test_a_refusal_of_the_system_is_typed(source: TaggedSource) -> None:
 def test_sizes_that_cannot_be_are_our_own_bugs(source: TaggedSource, slots: int) -> None:
     with pytest.raises(AssertionError):
         make_cache(source).resize(slots)
+
+
+def resident_bytes(address: int) -> int:
+    """Rss of the mapping that begins at or before the address, from /proc/self/smaps."""
+    ours = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            start, end = (int(edge, 16) for edge in words[0].split("-"))
+            ours = start <= address < end
+        elif ours and words[0] == "Rss:":
+            return int(words[1]) * 1024
+    raise AssertionError("no such mapping")
+
+
+@pytest.mark.parametrize("huge_pages", [False, True])
+def test_the_memory_behind_the_slots_leaves_the_process(
+    source: TaggedSource, huge_pages: bool
+) -> None:
+    """Guesses in flight, and slots of which some lie in memory that goes."""
+    slots, staging = 4096, 16
+    memory = Arena((slots + staging) * RECORD, huge_pages=huge_pages)
+    memory.populate(0, memory.nbytes, 1)
+    cache = ExpertCache(source, memory, FakeReader(1), slot_bytes=RECORD, staging=staging)
+    run(cache, [(0, [0, 1, 2, 3])])
+    cache.guess(1, [4, 5, 6])
+    cache.resize(1024)
+    # A neighbouring mapping of the same kind may have been merged with the arena.
+    kept = (1024 + staging) * RECORD
+    assert resident_bytes(memory.address + memory.nbytes - RECORD) <= kept + (2 << 20)
+    assert run(cache, [(1, [4, 5])]) == [[source.record(1, 4), source.record(1, 5)]]

@@ -83,7 +83,7 @@ def test_find_agrees_with_begin(source: TaggedSource, trace: Trace, slots: int, 
     plain = open_cache(source, FakeReader(seed), slots)
     for layer, wanted, guessed in trace:
         there = {(layer, expert) for expert in wanted} <= cache.resident()
-        found = cache.find(layer, np.array(wanted, dtype=np.int32))
+        found = cache.find(layer, np.array([wanted], dtype=np.int32))
         if found is None:
             assert not there or layer not in {key[0] for key in cache.resident()}
             consume(cache.begin(layer, wanted), len(wanted))

@@ -9,10 +9,10 @@ import pytest
 
 from flashmoe.experts.governor import Governor, Reading, Reason
 from flashmoe.experts.sensors import Signs
-from flashmoe.experts.tuner import PERIOD_S, CacheTuner
+from flashmoe.experts.tuner import LOOK_S, PERIOD_S, CacheTuner
 
-CALM = Signs(stalled=0.0, refaults=0.0, swapped=0, short=0)
-STALLED = Signs(stalled=0.4, refaults=0.0, swapped=0, short=0)
+CALM = Signs(stalled=0.0, refaults=0.0, swapped=0)
+STALLED = Signs(stalled=0.4, refaults=0.0, swapped=0)
 
 
 @dataclass
@@ -28,6 +28,12 @@ class FakeSize:
 class Script:
     signs: list[Signs]
     reads: int = 0
+    looks: int = 0
+    left: int = 1 << 40
+
+    def room(self) -> int:
+        self.looks += 1
+        return self.left
 
     def read(self) -> Signs:
         self.reads += 1
@@ -86,6 +92,16 @@ def test_the_sensors_are_read_about_once_a_second() -> None:
     rig = Rig(Governor(8, 80, 4096), [CALM])
     rig.passes(*[1] * 1000, seconds=0.01)
     assert rig.sensors.reads <= 10 / PERIOD_S + 1
+    assert rig.sensors.looks <= 10 / LOOK_S + 1
+
+
+def test_memory_that_runs_out_is_seen_between_readings() -> None:
+    rig = Rig(Governor(8, 80, 4096), [CALM])
+    rig.passes(1, 1, seconds=LOOK_S)
+    assert rig.size.slots == 80
+    rig.sensors.left = -20 * 4096
+    rig.passes(1, seconds=LOOK_S)
+    assert rig.size.slots == 60
 
 
 def test_speed_is_of_passes_alone_and_not_of_prompts() -> None:

@@ -12,7 +12,7 @@ from flashmoe.demo import demo_model_path
 from flashmoe.generate.engine import Session
 
 STEPS = 20
-# Tuples, floats and the objects that layers hand each other; measured at 4 KiB.
+# Tuples, floats and the objects that layers hand each other; 1548 bytes at most in three runs.
 SMALL_BYTES = 12 << 10
 
 

@@ -91,9 +91,10 @@ def test_attention_takes_what_just_fits() -> None:
 def test_experts_of_a_token_refuse_what_does_not_fit(addresses: list[int], message: str) -> None:
     layout = _native.ExpertLayout("q8", 32, "q8", 32, HIDDEN, 32, 65536)
     x, weights, h = (_native.FloatRows(zeros(1, n)) for n in (HIDDEN, 2, HIDDEN))
+    records = _native.RecordsView(np.array(addresses, dtype=np.uint64))
     with pytest.raises(ValueError, match=message):
         _native.add_token_experts(
-            _native.Pool(1), _native.PartSpace(), layout, x, addresses, weights, h
+            _native.Pool(1), _native.PartSpace(), layout, x, records, weights, h
         )
 
 

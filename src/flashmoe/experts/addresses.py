@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from flashmoe import _native
 from flashmoe.experts.policy import Key
 from flashmoe.ops.base import Ints
 
@@ -15,18 +16,19 @@ Addresses = NDArray[np.uint64]
 
 
 class AddressBook:
-    """Addresses of slots, and of resident experts in a table [num_experts] per layer.
+    """Addresses of slots, and of resident experts.
 
     Args:
+        table: of resident experts; others only take the uses that it notes.
         places: address of every piece of memory that holds a record; the first `slots` are slots,
             the others are spare.
     """
 
-    def __init__(self, places: range, slots: int, num_experts: int) -> None:
+    def __init__(self, places: range, slots: int, table: _native.ResidentTable) -> None:
         assert 1 <= slots <= len(places)
-        self._places, self._num_experts = places, num_experts
+        self._places, self._table = places, table
         self._slots = list(places[:slots])
-        self._tables: dict[int, Addresses] = {}
+        self._ids: Ints | None = None
 
     def of(self, slot: int) -> int:
         """The address of a slot now."""
@@ -61,21 +63,16 @@ class AddressBook:
 
     def publish(self, key: Key, slot: int) -> None:
         """The slot holds the expert's good record."""
-        layer, expert = key
-        if layer not in self._tables:
-            self._tables[layer] = np.zeros(self._num_experts, dtype=np.uint64)
-        self._tables[layer][expert] = self._slots[slot]
+        self._table.put(*key, self._slots[slot])
 
     def withdraw(self, key: Key) -> None:
         """The expert is no longer to be had."""
-        layer, expert = key
-        if layer in self._tables:
-            self._tables[layer][expert] = 0
+        self._table.put(*key, 0)
 
-    def find(self, layer: int, experts: Ints) -> list[int] | None:
-        """K addresses of experts int32 [K]; None unless all are resident."""
-        table = self._tables.get(layer)
-        if table is None:
-            return None
-        found: list[int] = table[experts].tolist()
-        return None if 0 in found else found
+    def find(self, layer: int, ids: Ints) -> Addresses | None:
+        """K addresses of experts int32 [1, K], good until the next call, and their uses noted in
+        the table; None, and nothing noted, unless all are resident."""
+        if ids is not self._ids:  # a router writes into the same array in every layer
+            self._ids, self._found = ids, np.zeros(ids.shape[1], dtype=np.uint64)
+            self._lookup = _native.Lookup(ids, self._found)
+        return self._found if self._table.find(layer, self._lookup) else None

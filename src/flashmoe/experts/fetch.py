@@ -75,6 +75,11 @@ class Fetcher:
         """Whether loads have been started that were not given out."""
         return bool(self._flying or self._arrived)
 
+    @property
+    def guessing(self) -> bool:
+        """Whether there are guesses that may still come true."""
+        return bool(self._staging.open)
+
     def start(self, loads: Iterable[Load]) -> None:
         """Fetch experts into their slots, which nobody uses any more."""
         reads = [self._read_of(load) for load in loads if not self._adopt(load)]

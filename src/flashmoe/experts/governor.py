@@ -2,8 +2,8 @@
 
 Two rules, in this order:
 1. Memory is short (others stall for it, pages of ours come back from the disk, or little is free):
-   shrink at once. When all has been calm for a while grow back in steps, up to the budget. A size
-   at which trouble came back is tried again only after twice the calm.
+   shrink at once. When all has been calm for a while grow back in steps, up to the budget, into
+   memory that is free. A size at which trouble came back is tried again only after twice the calm.
 2. Otherwise stay where tokens per second peak. A larger cache hits more, but where memory is
    slower than it looks (a host that swaps, a balloon) it is not faster. So now and then another
    size is tried, and kept only if it beats the present one before and after (A, B, A) by more than
@@ -25,19 +25,19 @@ from flashmoe.stats import PRESSURE
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was seen since the reading before, about a second ago.
+    """What was seen since the reading before, a second ago or less.
 
     tokens_per_second: of decode alone; None if a prompt was run or nothing was decoded.
     stalled: share of the time (0 to 1) in which somebody waited for memory. refaults: pages of ours
     per second that had to come back from the disk. swapped: bytes of ours that are swapped out.
-    short: bytes that are missing to the free memory there should be, 0 if there is enough.
+    room: bytes that may be taken until memory is short; negative: so many must be given back.
     """
 
     tokens_per_second: float | None
     stalled: float = 0.0
     refaults: float = 0.0
     swapped: int = 0
-    short: int = 0
+    room: int = 2**62
 
 
 class Reason(Enum):
@@ -61,6 +61,7 @@ STALLED: Final = 0.01
 REFAULTS: Final = 32.0
 """Per second. Code that runs for the first time faults too, but not for seconds on end."""
 _STEP: Final = 1 / 8  # of the budget; a step must be large enough for its effect to be measured
+_WORTHWHILE: Final = 1 / 4  # of a step back; less is not worth moving slots about
 _CALM: Final = 5  # readings without trouble before the first step back
 _LONGEST_CALM: Final = 320
 _FORGIVEN: Final = 4  # times the calm, at the full budget, after which earlier trouble is forgotten
@@ -93,17 +94,17 @@ class Governor:
         """The new number of slots, or None to stay."""
         in_trouble, self._swapped = self._in_trouble(reading), reading.swapped
         if in_trouble:
-            return self._shrink(reading.short)
+            return self._shrink(max(0, -reading.room))
         self._calm += 1
         if self._safe < self._budget:
-            return self._grow_back() if self._calm >= self._wait else None
+            return self._grow_back(reading.room) if self._calm >= self._wait else None
         if self._calm >= _FORGIVEN * self._wait:
             self._wait, self._grew = _CALM, False
-        return self._seek_speed(reading.tokens_per_second)
+        return self._seek_speed(reading.tokens_per_second, reading.room)
 
     def _in_trouble(self, reading: Reading) -> bool:
         return (
-            reading.short > 0
+            reading.room < 0
             or reading.swapped > self._swapped
             or reading.stalled > STALLED
             or reading.refaults > REFAULTS
@@ -117,9 +118,13 @@ class Governor:
         missing = -(-short // self._slot_bytes)
         return self._move_safe(self.slots - max(self._step, missing))
 
-    def _grow_back(self) -> Decision | None:
+    def _grow_back(self, room: int) -> Decision | None:
+        wanted = min(self._step, self._budget - self.slots)
+        fitting = min(wanted, room // self._slot_bytes)
+        if fitting < wanted * _WORTHWHILE:
+            return None
         self._calm, self._grew = 0, True
-        return self._move_safe(self.slots + self._step, Reason.CALM)
+        return self._move_safe(self.slots + fitting, Reason.CALM)
 
     def _move_safe(self, slots: int, reason: Reason = Reason.PRESSURE) -> Decision | None:
         self._safe = self._clamp(slots)
@@ -131,13 +136,14 @@ class Governor:
         self.slots = slots
         return Decision(slots, reason)
 
-    def _seek_speed(self, speed: float | None) -> Decision | None:
+    def _seek_speed(self, speed: float | None, room: int) -> Decision | None:
         if speed is None:
             return None
         verdict = self._climb.take(speed, can_grow=self.slots < self._budget)
         if verdict is None:
             return None
-        return self._move(self._clamp(self.slots + verdict * self._step), Reason.SPEED)
+        change = min(verdict * self._step, room // self._slot_bytes)
+        return self._move(self._clamp(self.slots + change), Reason.SPEED)
 
     def _clamp(self, slots: int) -> int:
         return max(self._floor, min(slots, self._budget))

@@ -99,10 +99,11 @@ class _Hierarchy:
 
 @dataclass(frozen=True, slots=True)
 class GroupFolder:
-    """A memory cgroup, and the names of its files for hard limit, use and highest use."""
+    """A memory cgroup, and the names of its files for limits (the hard one first), use and highest
+    use."""
 
     path: Path
-    limit_file: str
+    limit_files: tuple[str, ...]
     usage_file: str
     peak_file: str
 
@@ -112,7 +113,7 @@ def group_folders(root: Path = Path("/")) -> Iterator[GroupFolder]:
     for hierarchy, folder in _own_folders(root):
         path = root / folder.relative_to("/")
         files = hierarchy.files
-        yield GroupFolder(path, files[0], _USAGE_FILES[files], _PEAK_FILES[files])
+        yield GroupFolder(path, files, _USAGE_FILES[files], _PEAK_FILES[files])
 
 
 def _cgroup_limits(root: Path) -> Iterator[Limit]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from itertools import islice
 
@@ -19,17 +19,17 @@ class SlotState(Enum):
     READY = "ready"  # holds a good record
 
 
-# Uses that the policy is told of at once: in a warm loop they cost a fraction.
-_MOST_NOTES = 64
-
-
 class Residency:
-    """The slots of a cache. Every change is one of the transitions of SlotState."""
+    """The slots of a cache. Every change is one of the transitions of SlotState.
 
-    def __init__(self, slots: int, policy: Policy) -> None:
+    take_uses: hands over uses of resident experts that were noted elsewhere, each once.
+    """
+
+    def __init__(
+        self, slots: int, policy: Policy, take_uses: Callable[[], Iterable[Key]] = tuple
+    ) -> None:
         assert slots >= 1, "a cache needs a slot"
-        self._policy = policy
-        self._notes: list[tuple[int, list[int]]] = []
+        self._policy, self._take_uses = policy, take_uses
         self._states = [SlotState.EMPTY] * slots
         self._keys: list[Key | None] = [None] * slots
         self._slots: dict[Key, int] = {}
@@ -51,7 +51,7 @@ class Residency:
         return iter(self._empty)
 
     def coldest(self) -> Iterator[Key]:
-        self._tell_notes()
+        self.tell_uses()
         return self._policy.coldest()
 
     def resident(self) -> frozenset[Key]:
@@ -60,7 +60,7 @@ class Residency:
 
     def start(self, load: Load) -> None:
         """EMPTY or READY -> LOADING: the slot's expert, if any, is gone."""
-        self._tell_notes()
+        self.tell_uses()
         if load.evicts is None:
             assert self._states[load.slot] is SlotState.EMPTY
             del self._empty[load.slot]
@@ -80,7 +80,7 @@ class Residency:
 
     def drop(self, slot: int) -> None:
         """LOADING or READY -> EMPTY."""
-        self._tell_notes()
+        self.tell_uses()
         assert self._states[slot] in (SlotState.LOADING, SlotState.READY)
         key = self._keys[slot]
         assert key is not None
@@ -129,19 +129,12 @@ class Residency:
 
     def used(self, keys: Iterable[Key]) -> None:
         """Tell the policy what a step has computed, in that order."""
-        self._tell_notes()
+        self.tell_uses()
         for key in keys:
             if self.slot_of(key) is not None:
                 self._policy.used(key)
 
-    def note_used(self, layer: int, experts: list[int]) -> None:
-        """As `used`, of experts that are all resident; the list must not change afterwards."""
-        self._notes.append((layer, experts))
-        if len(self._notes) == _MOST_NOTES:
-            self._tell_notes()
-
-    def _tell_notes(self) -> None:
-        for layer, experts in self._notes:
-            for expert in experts:
-                self._policy.used((layer, expert))
-        self._notes.clear()
+    def tell_uses(self) -> None:
+        """Tell the policy of the uses noted so far. Must run before anything else tells it."""
+        for key in self._take_uses():
+            self._policy.used(key)

@@ -1,6 +1,8 @@
 """Signs that memory is short: stalls (PSI), refaults, swap, what cgroup and machine have left.
 
 Each reading costs a few small files of /proc and of the cgroups; see tuner.py for how often.
+Where only the machine's stalls are known they may be others', in a cgroup of theirs, while there is
+memory enough for us: then they count only if pages of ours had to come back, too.
 """
 
 from __future__ import annotations
@@ -12,12 +14,11 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
-from flashmoe.experts.memory import group_folders, number_in, proc_fields, words_in
+from flashmoe.experts.headroom import Headroom
+from flashmoe.experts.memory import group_folders, proc_fields, words_in
 
-# What a group should have left. The budget counts on a reserve of 48 MiB, most of which stays free.
-_GROUP_MARGIN: Final = 16 << 20
-_GROUP_SHARE: Final = 32  # of small groups: this part of the limit
-_MACHINE_SHARE: Final = 50  # of physical memory: below 2 % the kernel begins to swap
+_MACHINE_PRESSURE: Final = "proc/pressure/memory"
+_OWN_REFAULTS: Final = 8.0  # per second, without which the machine's stalls are not ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,6 @@ class Signs:
     stalled: float
     refaults: float
     swapped: int
-    short: int
 
 
 class MemorySensors:
@@ -40,8 +40,10 @@ class MemorySensors:
     def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = monotonic) -> None:
         self._root, self._clock = root, clock
         self._pressure = next(self._pressure_files(), None)
+        self._machine_wide = self._pressure == root / _MACHINE_PRESSURE
         self._seconds, self._stalled, self._faults = self._counters()
         self._swapped = self._swap()
+        self._headroom = Headroom(root)
 
     @property
     def pressure_file(self) -> Path | None:
@@ -53,16 +55,21 @@ class MemorySensors:
         before = self._seconds, self._stalled, self._faults
         self._seconds, self._stalled, self._faults = self._counters()
         elapsed = max(self._seconds - before[0], 1e-6)
+        stalled = (self._stalled - before[1]) / elapsed
+        refaults = (self._faults - before[2]) / elapsed
         return Signs(
-            stalled=(self._stalled - before[1]) / elapsed,
-            refaults=(self._faults - before[2]) / elapsed,
+            stalled=0.0 if self._machine_wide and refaults < _OWN_REFAULTS else stalled,
+            refaults=refaults,
             swapped=max(0, self._swap() - self._swapped),
-            short=max([0, self._machine_short(), *self._groups_short()]),
         )
+
+    def room(self) -> int:
+        """Bytes that may be taken until memory is short; negative: see Headroom.read."""
+        return self._headroom.read()
 
     def _pressure_files(self) -> Iterator[Path]:
         groups = (group.path / "memory.pressure" for group in group_folders(self._root))
-        for path in (*groups, self._root / "proc/pressure/memory"):
+        for path in (*groups, self._root / _MACHINE_PRESSURE):
             if _stalled_seconds(path) is not None:
                 yield path
 
@@ -75,18 +82,6 @@ class MemorySensors:
     def _swap(self) -> int:
         return proc_fields(self._root / "proc/self/status").get("VmSwap", 0)
 
-    def _machine_short(self) -> int:
-        memory = proc_fields(self._root / "proc/meminfo")
-        return memory["MemTotal"] // _MACHINE_SHARE - memory["MemAvailable"]
-
-    def _groups_short(self) -> Iterator[int]:
-        for group in group_folders(self._root):
-            limit = number_in(group.path / group.limit_file)
-            used = number_in(group.path / group.usage_file)
-            if limit is not None and used is not None:
-                free = limit - used + _file_cache(group.path)
-                yield min(_GROUP_MARGIN, limit // _GROUP_SHARE) - free
-
 
 def _stalled_seconds(path: Path) -> float | None:
     """The total of the line "some avg10=0.00 avg60=0.00 avg300=0.00 total=123" (microseconds)."""
@@ -94,11 +89,3 @@ def _stalled_seconds(path: Path) -> float | None:
     if words is None or not words[-1].startswith("total="):
         return None
     return int(words[-1].removeprefix("total=")) / 1e6
-
-
-def _file_cache(group: Path) -> int:
-    """Bytes of the page cache of a group and its children, which the kernel takes back first."""
-    stat = words_in(group / "memory.stat")
-    prefix = "total_" if "total_active_file" in stat else ""
-    fields = (stat.get(f"{prefix}{kind}_file", ["0"]) for kind in ("active", "inactive"))
-    return sum(int(field[0]) for field in fields)

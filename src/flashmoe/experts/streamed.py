@@ -108,7 +108,7 @@ class Ready:
     step that misses nothing leaves no garbage."""
 
     def __init__(self) -> None:
-        self.addresses: list[int] = []
+        self.addresses: Addresses = np.empty(0, dtype=np.uint64)
 
     def __enter__(self) -> Ready:
         return self
@@ -151,7 +151,12 @@ class StreamedExperts:
         """
         if self._pass is None:
             self._begin_pass(len(ids))
-        ticket = self._ticket(layer, ids)
+        ticket: RoutedTicket = self._ready
+        found = self.cache.find(layer, ids) if len(ids) == 1 else None
+        if found is None:
+            ticket = self._read(layer, ids)
+        else:
+            self._ready.addresses = found
         if ahead is not None:
             self.cache.guess(ahead[0], by_demand(ahead[1]))
         return ticket
@@ -179,12 +184,7 @@ class StreamedExperts:
         if tokens > 1:
             self.wants_ahead = self._control.on_for_prompt
 
-    def _ticket(self, layer: int, ids: Ints) -> RoutedTicket:
-        if len(ids) == 1:
-            addresses = self.cache.find(layer, ids[0])
-            if addresses is not None:
-                self._ready.addresses = addresses
-                return self._ready
+    def _read(self, layer: int, ids: Ints) -> Reading:
         groups = OneTokenGroups(ids) if len(ids) == 1 else ExpertGroups.of(ids)
         return Reading(groups, self.cache.begin(layer, groups.experts))
 

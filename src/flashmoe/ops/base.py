@@ -264,11 +264,11 @@ class Ops(Primitives, Protocol):
         h: Floats,
         x: Floats,
         shape: ExpertShape,
-        addresses: list[int],
+        addresses: NDArray[np.uint64],
         weights: Floats,
     ) -> None:
         """All routed experts of one token: h [1, H] += sum over k, ascending, of
-        weights[0, k] * expert k (x); the record of expert k is at addresses[k]."""
+        weights[0, k] * expert k (x); the record of expert k is at addresses[k] of [K]."""
 
     def head(self, h: Floats, weights: HeadWeights, out: Floats) -> None:
         """out [T, vocab_size] = the logits of h [T, H]."""

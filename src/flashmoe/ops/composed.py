@@ -7,6 +7,7 @@ what they put in its place gives the same bits (tests/ops/test_parts.py).
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flashmoe.ops.base import ExpertShape, Floats, Primitives
 from flashmoe.ops.parts import (
@@ -113,14 +114,14 @@ class ComposedParts(PlainParts):
         h: Floats,
         x: Floats,
         shape: ExpertShape,
-        addresses: list[int],
+        addresses: NDArray[np.uint64],
         weights: Floats,
     ) -> None:
         self.clock.phase = "experts"
         count = len(addresses)
         call = self.experts(x, shape, count)
         call.run(
-            np.array(addresses, dtype=np.uint64),
+            addresses,
             np.arange(count + 1, dtype=np.int32),
             np.zeros(count, dtype=np.int32),
             np.arange(count, dtype=np.int32),

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flashmoe import _native
 from flashmoe.ops.base import ExpertShape, Floats
@@ -77,6 +78,7 @@ class CpuParts:
         self._h = _Latest(_native.FloatRows)
         self._x = _Latest(_native.FloatRows)
         self._weights = _Latest(_native.FloatRows)
+        self._records = _Latest(_native.RecordsView)
         self._logits = _Latest(_native.FloatRows)
         self._rope = _Latest(_rope_view)
         self.layout = _Latest(_expert_layout)
@@ -127,11 +129,12 @@ class CpuParts:
         h: Floats,
         x: Floats,
         shape: ExpertShape,
-        addresses: list[int],
+        addresses: NDArray[np.uint64],
         weights: Floats,
     ) -> None:
         layout = self.layout.of(shape)
-        views = self._x.of(x), addresses, self._weights.of(weights), self._h.of(h)
+        records = self._records.of(addresses)
+        views = self._x.of(x), records, self._weights.of(weights), self._h.of(h)
         seconds = _native.add_token_experts(self.pool, self._space, layout, *views)
         self.clock.add(seconds, "experts")
 
@@ -149,7 +152,7 @@ class CpuParts:
     def release(self) -> None:
         self._bound.clear()
         self._routing = None
-        for latest in (self._h, self._x, self._weights, self._logits):
+        for latest in (self._h, self._x, self._weights, self._records, self._logits):
             latest.forget()
         self._rope.forget()
 

@@ -68,7 +68,7 @@ def _make_group(nbytes: int, parents: Iterable[GroupFolder]) -> MemoryGroup:
             refused.append(f"{folder}: {error.strerror}")
             continue
         try:
-            _set_limit(folder / parent.limit_file, nbytes)
+            _set_limit(folder / parent.limit_files[0], nbytes)
         except OSError as error:
             refused.append(f"{folder}: {error.strerror}")
             _remove(folder)

@@ -12,6 +12,7 @@ from flashmoe.cli.bench.options import (
     Device,
     Experts,
     Json,
+    Lock,
     NoRecord,
     Prefetch,
     Ram,
@@ -34,6 +35,7 @@ def decode(
     vram: Vram = None,
     experts: Experts = None,
     prefetch: Prefetch = None,
+    lock: Lock = False,
     cold: Annotated[
         bool,
         typer.Option(
@@ -67,6 +69,7 @@ def decode(
             prefetch=prefetch,
             device=device,
             vram=vram,
+            lock=lock or None,
         ),
     )
     with status() as show:

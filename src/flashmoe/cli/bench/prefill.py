@@ -12,6 +12,7 @@ from flashmoe.cli.bench.options import (
     Device,
     Experts,
     Json,
+    Lock,
     NoRecord,
     Prefetch,
     Ram,
@@ -37,6 +38,7 @@ def prefill(
     vram: Vram = None,
     experts: Experts = None,
     prefetch: Prefetch = None,
+    lock: Lock = False,
     cold: Annotated[
         bool,
         typer.Option(
@@ -71,6 +73,7 @@ def prefill(
             prefetch=prefetch,
             device=device,
             vram=vram,
+            lock=lock or None,
         ),
     )
     facts = model_facts(PackedModel.open(model))
