@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from flashmoe.api import Model
 from flashmoe.experts.budget import Budget
+from flashmoe.models.registry import CARD_FAMILIES
 from flashmoe.ops import reference_linear
 from flashmoe.ops.base import Floats, Ops
 from flashmoe.ops.reference import ReferenceOps
 from flashmoe.settings import EngineSettings
 from tests.support.card import card
-from tests.support.packs import TinyPacks, load_with, some_ids
+from tests.support.packs import VOCAB, TinyPacks, load_with, some_ids
 from tests.support.tolerances import LOGITS_CUDA
 
 pytestmark = pytest.mark.cuda
@@ -28,10 +30,33 @@ STEPS = (3, 5, 7)
 GB = 1 << 30
 
 
-def run(model: Model) -> list[Floats]:
+def run(model: Model, after_prompt: Callable[[], None] = lambda: None) -> list[Floats]:
     """Logits after the prompt and after each step."""
     session = model.session()
-    return [session.feed(PROMPT).copy(), *(session.step(id).copy() for id in STEPS)]
+    prompt = session.feed(PROMPT).copy()
+    after_prompt()
+    return [prompt, *(session.step(id).copy() for id in STEPS)]
+
+
+class CardProducts:
+    """reference_linear.linear with the rounding of a card: in prompts, quantised weights and their
+    inputs become float16, a row of inputs at a power-of-two scale; the head reads few rows."""
+
+    def __init__(self) -> None:
+        self.in_prompt = True
+
+    def steps_follow(self) -> None:
+        self.in_prompt = False
+
+    def linear(self, x: Floats, w: Floats, group: int) -> NDArray[np.float64]:
+        inputs, weights = x.astype(np.float64), w.astype(np.float64)
+        if group and self.in_prompt and len(w) != VOCAB:
+            largest = np.abs(inputs).max(axis=1, keepdims=True, initial=1e-30)
+            scale = 2.0 ** np.floor(np.log2(largest))
+            inputs = (inputs / scale).astype(np.float16) * scale
+            weights = weights.astype(np.float16).astype(np.float64)
+        product: NDArray[np.float64] = inputs @ weights.T
+        return product
 
 
 def reference(threads: int, isa: str) -> Ops:
@@ -53,16 +78,17 @@ def open_on_card(path: Path, slots: int | None = None, **settings: Any) -> Model
 
 
 @pytest.mark.parametrize("formats", [("bf16", "bf16"), ("q4", "q8")], ids="-".join)
+@pytest.mark.parametrize("family", sorted(CARD_FAMILIES))
 def test_logits(
     tiny_packs: TinyPacks, family: str, formats: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tiny_packs.get(family, *formats)
     with open_on_card(path) as model:
         got = run(model)
-    # The card does not round inputs to int8.
-    monkeypatch.setattr(reference_linear, "seen_by_kernel", lambda x, group: x.astype(np.float64))
+    products = CardProducts()
+    monkeypatch.setattr(reference_linear, "linear", products.linear)
     with load_with(path, make_ops=reference, context_length=64) as model:
-        expected = run(model)
+        expected = run(model, products.steps_follow)
     bound = LOGITS_CUDA["bf16" if formats[0] == "bf16" else "quantised"]
     for ours, theirs in zip(got, expected, strict=True):
         assert np.abs(ours - theirs).max() <= bound

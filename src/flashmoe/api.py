@@ -20,8 +20,8 @@ from flashmoe.generate.loop import generate as run_loop
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
 from flashmoe.loading import TOKENIZER, LoadedModel, TextParts, load_model
-from flashmoe.models.registry import CARD_FAMILIES
 from flashmoe.ops.devices import pick_device, settle_device
+from flashmoe.planning import card_lacks
 from flashmoe.settings import EngineSettings, environment
 from flashmoe.stats import Stats
 from flashmoe.store.packed import PackedModel
@@ -63,8 +63,8 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
 def _open(path: Path, settings: EngineSettings) -> LoadedModel:
     device, reason = pick_device(settings.device)
     if device != "cpu":
-        family = PackedModel.open(path).manifest.family
-        device, reason = settle_device(device, reason, settings.device, family, CARD_FAMILIES)
+        lacks = card_lacks(PackedModel.open(path).manifest)
+        device, reason = settle_device(reason, settings.device, lacks)
     if device == "cpu":
         loaded = load_model(path, settings)
     else:

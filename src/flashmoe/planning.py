@@ -20,20 +20,22 @@ from flashmoe.experts.budget import (
 )
 from flashmoe.experts.memory import read_system_memory
 from flashmoe.experts.room import CHUNK_STEP, PromptCosts
-from flashmoe.models.registry import family_name
+from flashmoe.models.registry import CARD_FAMILIES, family_name
 from flashmoe.models.specs import WeightSpecs
 from flashmoe.ops.threads import default_threads
 from flashmoe.settings import DEFAULT_CONTEXT, EngineSettings
 from flashmoe.sizes import parse_size
 from flashmoe.sizing import floor_slots, scratch_bytes
 from flashmoe.store.consistency import check_against
-from flashmoe.store.format import MANIFEST
+from flashmoe.store.format import MANIFEST, Manifest
 from flashmoe.store.packed import PackedModel
 
 _log = logging.getLogger(__name__)
 
 # What the process takes beyond the named parts: allocator slack, thread stacks, kernel memory.
 _RESERVE = 48 << 20
+# Version 2 brought formats and records that kernels on a card do not read.
+CARD_PACK_VERSION = 1
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 
 
@@ -164,6 +166,15 @@ def _prompt_costs(
         floor=sizes.floor_slots,
         lendable=settings.cache != "all",
     )
+
+
+def card_lacks(manifest: Manifest) -> str | None:
+    """What a pack has that the CUDA backend cannot run, None if that can run it."""
+    if manifest.family not in CARD_FAMILIES:
+        return f"family {manifest.family}"
+    if manifest.version > CARD_PACK_VERSION:
+        return "mxfp4, or an expert that is more than a SwiGLU,"
+    return None
 
 
 def _read_config(pack: PackedModel, family: ModuleType) -> Any:

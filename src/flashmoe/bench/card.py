@@ -12,7 +12,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import flashmoe
-from flashmoe.bench.decode import Progress, touched_bytes
+from flashmoe.bench.apart import Progress
+from flashmoe.bench.decode import touched_bytes
 from flashmoe.bench.disk import Case, measure, supports_direct
 from flashmoe.bench.stretch import random_ids, spread
 from flashmoe.errors import UsageError

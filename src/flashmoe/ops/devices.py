@@ -43,21 +43,18 @@ def pick_device(wanted: str, root: Path = Path("/")) -> tuple[DeviceName, str]:
     return "cpu", reason
 
 
-def settle_device(
-    device: DeviceName, reason: str, wanted: str, family: str, families: frozenset[str]
-) -> tuple[DeviceName, str]:
-    """What `pick_device` said, if the family is among those that run there, else the CPU.
+def settle_device(reason: str, wanted: str, lacks: str | None) -> tuple[DeviceName, str]:
+    """The card that `pick_device` chose for a reason, or the CPU for a model that it cannot run.
 
-    Raises UsageError where the family was to run on a card all the same.
+    lacks: what the model has that the CUDA backend has not (planning.card_lacks). Raises UsageError
+    where such a model was to run on a card all the same.
     """
-    if device == "cpu" or family in families:
-        return device, reason
+    if lacks is None:
+        return "cuda", reason
     if wanted == "cuda":
         raise UsageError(
-            "this family does not run on a card yet",
-            where=f"--device cuda, family {family}",
-            expected=" | ".join(sorted(families)),
-            got=family,
+            "this model does not run on a card yet",
+            where=f"--device cuda, {lacks}",
             hint="Use --device cpu, or auto",
         )
-    return "cpu", f"{family} does not run on a card yet"
+    return "cpu", f"{lacks} does not run on a card yet"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from flashmoe.layers.rope import RotaryTable
 from flashmoe.ops import reference_layers as ref
 from flashmoe.quant import Format
 from tests.ops.cuda.test_products import error, host
@@ -78,13 +79,27 @@ def test_routing(ops: Any, experts: int, k: int, tokens: int, renormalize: bool)
     assert error(weights, expected) <= 3 * CUDA_BF16
 
 
-def test_the_router_keeps_the_norm(ops: Any) -> None:
+# Rows that a program reads in one go, and longer ones.
+@pytest.mark.parametrize("cols", [64, 4096])
+def test_the_router_keeps_the_norm(ops: Any, cols: int) -> None:
     fmt = Format("bf16")
-    gate = ops.matrix(fmt, 16, 64, fmt.encode(floats(16, 64)))
-    x, weight = floats(2, 64), floats(64)
+    gate = ops.matrix(fmt, 16, cols, fmt.encode(floats(16, cols)))
+    x, weight = floats(2, cols), floats(cols)
     normed = ops.rms_norm(ops.vector(x), ops.vector(weight), 1e-6)
     ops.route(normed, gate, 4, True)
     assert error(normed.value, ref.rms_norm(x, weight, 1e-6)) <= CUDA_ROW
+
+
+def test_rotations(ops: Any) -> None:
+    from flashmoe.ops.cuda.rotary import DeviceRotary
+
+    table = RotaryTable(32, 1e6)
+    there = DeviceRotary(table.inv_freq, 0.5, ops)
+    positions = np.array([0, 3, 40_000], dtype=np.int32)
+    for got, expected in zip(there.at(positions), table.at(positions), strict=True):
+        assert error(got, 0.5 * expected) <= CUDA_ROW
+    for got, expected in zip(there.at_one(3), table.at_one(3), strict=True):
+        assert error(got, 0.5 * expected) <= CUDA_ROW
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 70])

@@ -193,7 +193,7 @@ class CudaOps(ComposedParts):
         heads, context, dim = k_cache.shape
         assert k.x.stride(1) == v.stride(1) == dim
         rows.kv_store[(len(k.x),)](
-            k.x, v, *_turn(k), k_cache, v_cache, self._position(start), k.eps,
+            k.x, v, *k.turn, k_cache, v_cache, self._position(start), k.eps,
             k.x.stride(0), v.stride(0), context, heads,
             **_head_constants(k), ROWS=next_power(heads),
         )  # fmt: skip
@@ -222,7 +222,7 @@ class CudaOps(ComposedParts):
         parts = self.empty(tokens, heads, _SPLITS, dim)
         peaks, sums = self.empty(tokens, heads, _SPLITS), self.empty(tokens, heads, _SPLITS)
         attending.attend_split[(key_heads, _SPLITS, tokens)](
-            q.x, *_turn(q), k, v, start, parts, peaks, sums, q.eps, scale,
+            q.x, *q.turn, k, v, start, parts, peaks, sums, q.eps, scale,
             q.x.stride(0), q.x.stride(1), context, HEADS=heads, GROUP=group,
             ROWS=max(16, next_power(group)), SPLITS=_SPLITS, BN=32, **_head_constants(q),
             num_warps=4,
@@ -240,7 +240,7 @@ class CudaOps(ComposedParts):
         tokens, heads, dim = q.x.shape
         turned = torch.empty((tokens, heads, dim), dtype=k.dtype, device=self.device)
         rows.rotate[(triton.cdiv(heads, 4), tokens)](
-            q.x, *_turn(q), turned, q.eps, q.x.stride(0), q.x.stride(1), heads,
+            q.x, *q.turn, turned, q.eps, q.x.stride(0), q.x.stride(1), heads,
             **_head_constants(q), ROWS=4,
         )  # fmt: skip
         out = self.empty(tokens, heads, dim)
@@ -338,7 +338,8 @@ class CudaOps(ComposedParts):
         ):
             self._route_few(x, gate, logits, ids, weights, {**choice, **tile})
         else:
-            logits = self.linear(x, gate)[0].contiguous()
+            # Kept, as in _route_few: what follows reads x after the residual has changed.
+            logits = self.linear(self._values(x), gate)[0].contiguous()
             routing.softmax_topk[(len(x),)](logits, ids, weights, gate.rows, **choice, num_warps=1)
         return ids, weights
 
@@ -370,8 +371,8 @@ class CudaOps(ComposedParts):
 
     # The head.
 
-    def head(self, h: torch.Tensor, weights: HeadWeights, out: NDArray[np.float32]) -> None:
-        """As ComposedParts, into memory of the host, once everything before has run."""
+    def head(self, h: Any, weights: HeadWeights, out: NDArray[np.float32]) -> None:
+        """Of h [T, H] on the device, into memory of the host, once everything before has run."""
         self.clock.phase = "head"
         for begin in range(0, len(h), HEAD_ROWS):
             rows = slice(begin, begin + HEAD_ROWS)
@@ -384,10 +385,6 @@ class CudaOps(ComposedParts):
 
     def empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
-
-
-def _turn(x: Rotated) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return x.cos if x.weight is None else x.weight, x.cos, x.sin
 
 
 def _head_constants(x: Rotated) -> dict[str, Any]:

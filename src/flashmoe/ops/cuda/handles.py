@@ -52,5 +52,10 @@ class Rotated:
     cos: torch.Tensor
     sin: torch.Tensor
 
+    @property
+    def turn(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As kernels take it: weight (or anything), cos, sin."""
+        return self.cos if self.weight is None else self.weight, self.cos, self.sin
+
     def __getitem__(self, rows: slice) -> Rotated:
         return Rotated(self.x[rows], self.weight, self.eps, self.cos[rows], self.sin[rows])
