@@ -25,7 +25,7 @@ from flashmoe.experts.stats import CacheStats
 from flashmoe.experts.tiers import DeviceSlots, device_budget
 from flashmoe.generate.graphed import GraphedEngine, warm_up
 from flashmoe.layers.rope import RotaryTable
-from flashmoe.loading import LoadedModel, load_weights, text_parts
+from flashmoe.loading import LoadedModel, load_weights, resident_memory, text_parts
 from flashmoe.models.decoder import Decoder
 from flashmoe.models.registry import load_family
 from flashmoe.ops.base import Ops
@@ -144,7 +144,9 @@ def load_on_card(
         memory.cap_tensors(device, plan.budget.limit.nbytes - memory.CONTEXT_BYTES)
     card = CudaOps(device)
     ops = cast(Ops, card)  # all that layers use; experts are DeviceExperts' business
-    weights = load_weights(pack, ops, settings.threads or default_threads())
+    arena = resident_memory(pack, settings.threads or default_threads())
+    weights = load_weights(pack, ops, arena)
+    del arena  # the weights are copied by now
     store = _open_tiers(pack, plan, settings, card)
     keeper = CardMemory(plan.prefill_chunk)
     engine = GraphedEngine(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Protocol
 
 from flashmoe import _native
@@ -14,6 +15,7 @@ from flashmoe.experts.cache import ExpertCache, open_cache
 from flashmoe.experts.governor import Governor
 from flashmoe.experts.keeper import MemoryKeeper
 from flashmoe.experts.memory import locked_limit
+from flashmoe.experts.policy import HALF_LIFE_TOKENS, Lfru, Policy
 from flashmoe.experts.room import CacheSize
 from flashmoe.experts.sensors import MemorySensors
 from flashmoe.experts.source import Reader
@@ -123,13 +125,20 @@ def load_model(
 
     make_ops, make_reader: another backend (of threads and isa) or reader (of threads).
     """
+    laps = _Laps()
     pack = PackedModel.open(path)
     family = load_family(pack.manifest.family)
+    laps.end("manifest and headers")
     text = text_parts(pack)
+    laps.end("tokenizer")
     plan = make_plan(pack, family, settings)
     ops = make_ops(plan.threads, _known_isa(settings.isa))
     rows = pack.rows(EMBEDDING) if plan.streamed else None
-    weights = load_weights(pack, ops, plan.threads, rows, lock=settings.lock)
+    laps.end("plan")
+    arena = resident_memory(pack, plan.threads, plan.streamed, lock=settings.lock)
+    laps.end("resident memory")
+    weights = load_weights(pack, ops, arena, rows)
+    laps.end("resident weights")
     cache = open_cache(
         pack,
         slots=plan.budget.slots,
@@ -137,10 +146,12 @@ def load_model(
         staging=_staging(pack, plan, settings),
         reader_threads=settings.readers,
         prefault_threads=plan.threads,
+        policy=_policy(pack, plan),
         keep=plan.budget.keep,
         verify=settings.verify,
         make_reader=make_reader,
     )
+    laps.end("expert cache")
     keeper = _keeper(plan, cache, ops)
     experts = StreamedExperts(cache, pack.manifest.experts, ops, settings.prefetch)
     engine = _engine(plan, family.build(plan.config, weights), experts, keeper, ops)
@@ -153,13 +164,26 @@ def load_model(
         keeper=keeper,
         rows=rows,
         text=text,
-        fixed_figures=_fixed_figures(pack, plan, cache, settings.isa),
+        fixed_figures=_fixed_figures(pack, plan, cache, settings.isa)
+        | {"open_seconds": laps.seconds},
     )
 
 
 def text_parts(pack: PackedModel) -> TextParts | None:
     """None if the pack has no tokenizer."""
     return TextParts.load(pack.path) if TOKENIZER in pack.manifest.files else None
+
+
+class _Laps:
+    """Seconds of wall clock from one end of a part to the next."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = perf_counter()
+
+    def end(self, part: str) -> None:
+        now = perf_counter()
+        self.seconds[part], self._last = now - self._last, now
 
 
 def _known_isa(name: str) -> str:
@@ -175,19 +199,26 @@ def _known_isa(name: str) -> str:
     return available[-1] if name == "auto" else name
 
 
-def load_weights(
-    pack: PackedModel, ops: Ops, threads: int, rows: StoredRows | None = None, lock: bool = False
-) -> Weights:
-    """Read the resident part into huge pages -> handles of a backend, which keep it or a copy.
-
-    rows: the input embedding, if that stays in the file.
-    """
-    streamed = frozenset[str]() if rows is None else frozenset({EMBEDDING})
+def resident_memory(
+    pack: PackedModel, threads: int, streamed: frozenset[str] = frozenset(), lock: bool = False
+) -> _native.Arena:
+    """Huge pages for the resident weights but the streamed ones, locked if asked to."""
     nbytes = pack.resident_bytes_without(streamed)
     arena = take_arena(nbytes, threads, "the resident weights")
     if lock:
         _lock(arena)
-    loaded = pack.load_resident(arena.view(0, nbytes), streamed)
+    return arena
+
+
+def load_weights(
+    pack: PackedModel, ops: Ops, arena: _native.Arena, rows: StoredRows | None = None
+) -> Weights:
+    """Read the resident part into the arena -> handles of a backend, which keep it or a copy.
+
+    rows: the input embedding, if that stays in the file.
+    """
+    streamed = frozenset[str]() if rows is None else frozenset({EMBEDDING})
+    loaded = pack.load_resident(arena.view(0, pack.resident_bytes_without(streamed)), streamed)
     matrices, vectors = {}, {}
     for name, tensor in loaded.items():
         if isinstance(tensor, LoadedMatrix):
@@ -227,6 +258,12 @@ def _staging(pack: PackedModel, plan: Plan, settings: EngineSettings) -> int:
     manifest, budget = pack.manifest, plan.budget
     total = len(manifest.layers) * manifest.experts.num_experts
     return staging_slots(budget.slots, total, plan.config.num_experts_per_tok, keep=budget.keep)
+
+
+def _policy(pack: PackedModel, plan: Plan) -> Policy:
+    """The best of the replays in docs/experiments/cache-policy.md."""
+    uses = len(pack.manifest.layers) * plan.config.num_experts_per_tok
+    return Lfru(HALF_LIFE_TOKENS * uses)
 
 
 def _engine(

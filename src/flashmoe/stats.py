@@ -46,6 +46,7 @@ class Stats:
     direct_io: False when O_DIRECT was refused and reads go through the page cache.
     device: cpu or cuda; device_reason: why that one. device_slots: experts on the card;
     device_bytes: all that was planned there.
+    open_seconds: what opening the model took, by part.
     native_experts_per_token: the model's own K; a smaller experts_per_token is lossy.
     """
 
@@ -76,6 +77,7 @@ class Stats:
     direct_io: bool = True
     experts_per_token: int = 0
     native_experts_per_token: int = 0
+    open_seconds: Mapping[str, float] = field(default_factory=dict)
     isa: str = ""
     threads: int = 0
     device: str = "cpu"

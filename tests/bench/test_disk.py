@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,15 @@ def test_measure_counts_whole_blocks(file: Path) -> None:
 
 
 def test_figures() -> None:
-    result = Result(CASE, nbytes=3_000_000_000, seconds=2.0, cpu_seconds=0.3)
+    result = Result(CASE, nbytes=3_000_000_000, seconds=2.0, cpu_seconds=0.3, checksum_seconds=0.15)
     assert result.gb_per_s == pytest.approx(1.5)
     assert result.cpu_ms_per_gb == pytest.approx(100)
-    assert row(result).split() == ["8192", "2", "buffered", "4K", "1.50", "100"]
+    assert row(result).split() == ["8192", "2", "buffered", "4K", "1.50", "100", "50"]
     assert len(row(result)) == len(HEADER)
 
 
 def test_cases_cover_blocks_depths_and_kinds() -> None:
-    assert len(set(cases([4096, 8192], [1, 2]))) == 2 * 2 * 3
+    assert len(set(cases([4096, 8192], [1, 2]))) == 2 * 2 * 4
 
 
 @pytest.mark.parametrize("block", [0, 100, 21 * BLOCK, -4096])
@@ -58,3 +59,12 @@ def test_blocks_come_from_all_files(file: Path, tmp_path: Path) -> None:
     assert len(places) == 20 + 3
     assert places[20:] == [(1, 0), (1, BLOCK), (1, 2 * BLOCK)]
     assert measure([file, other], CASE, seconds=0.05).nbytes > 0
+
+
+def test_checksums_cost_processor_time_of_their_own(file: Path) -> None:
+    without = measure(file, CASE, seconds=0.05)
+    checked = measure(file, replace(CASE, checksums=True), seconds=0.05)
+    assert without.checksum_seconds == 0
+    assert checked.nbytes > 0
+    assert checked.checksum_seconds > 0
+    assert checked.cpu_seconds > 0

@@ -101,13 +101,28 @@ def test_prefill(tiny_pack: Path, file: Path) -> None:
     assert {row["start"] for row in rows} == {"cold"}
 
 
+def test_startup(tiny_pack: Path, file: Path) -> None:
+    result = bench("startup", tiny_pack, "--repeat", 1, "--results", file)
+    assert result.exit_code == 0
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
+        "model",
+        "help",
+        "open",
+        "parts",
+        "first token",
+    ]
+    (row,) = recorded(file)
+    assert row["start"] == "cold"
+    assert row["figures"]["open_seconds"] > 0
+
+
 def test_disk_of_a_model(tiny_pack: Path, file: Path) -> None:
     result = bench("disk", tiny_pack, "--depth", "1,2", "--seconds", 0.01, "--results", file)
     assert result.exit_code == 0
     (row,) = recorded(file)
-    assert len(row["figures"]["cases"]) == 2 * 3
+    assert len(row["figures"]["cases"]) == 2 * 4
     assert all(case["bytes_per_s"] > 0 for case in row["figures"]["cases"])
-    assert len(result.stdout.splitlines()) == 1 + 2 * 3
+    assert len(result.stdout.splitlines()) == 1 + 2 * 4
 
 
 def test_disk_of_a_file(tmp_path: Path, file: Path) -> None:

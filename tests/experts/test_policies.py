@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashmoe.experts.policies import POLICIES, Lfru, Lfu, RandomOrder, RankOrder, Slru
-from flashmoe.experts.policy import Key, Lru, Policy
+from flashmoe.experts.policies import POLICIES, Lfu, RandomOrder, RankOrder, Slru
+from flashmoe.experts.policy import Key, Lfru, Lru, Policy
 
 A, B, C, D = (0, 1), (0, 2), (1, 0), (1, 1)
 KEYS = (A, B, C, D)
@@ -72,7 +72,7 @@ def test_rank_order_moves_and_removes() -> None:
 def test_every_policy_knows_what_was_used_and_not_forgotten(
     name: str, events: list[tuple[Key, bool]]
 ) -> None:
-    policy, known = POLICIES[name](4), set[Key]()
+    policy, known = POLICIES[name](4, 2), set[Key]()
     for key, used in events:
         if used:
             policy.used(key)
@@ -102,3 +102,16 @@ def test_lfru_ranks_by_faded_counts(uses: list[Key], half_life: float) -> None:
 @given(st.lists(st.sampled_from(KEYS), max_size=60))
 def test_a_short_half_life_is_lru(uses: list[Key]) -> None:
     assert order(Lfru(half_life=0.5), tuple(uses)) == order(Lru(), tuple(uses))
+
+
+@settings(deadline=None)
+@given(events=EVENTS, half_life=st.floats(0.5, 50), shown=st.integers(1, 4))
+def test_lfru_is_not_changed_by_looking(
+    events: list[tuple[Key, bool]], half_life: float, shown: int
+) -> None:
+    watched, left_alone = Lfru(half_life), Lfru(half_life)
+    for key, used in events:
+        for policy in (watched, left_alone):
+            (policy.used if used else policy.forget)(key)
+        list(islice(watched.coldest(), shown))
+    assert list(watched.coldest()) == list(left_alone.coldest())

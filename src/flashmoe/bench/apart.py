@@ -28,6 +28,13 @@ def run_cold(
     """
     pack = PackedModel.open(path)
     drop_from_page_cache(path / name for name in pack.manifest.data_files())
+    return run_apart(path, work, arguments, progress)
+
+
+def run_apart(
+    path: Path, work: Callable[..., T], arguments: tuple[Any, ...], progress: Progress
+) -> T:
+    """As run_cold, but the page cache is left as it is."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(sender, work, (path, *arguments)))

@@ -61,8 +61,9 @@ def replay(trace: Trace, slots: int, name: str) -> Replay:
         raise UsageError("the cache is too small", where=trace.name, expected=expected, got=slots)
     if not trace.tokens:
         raise UsageError("no token is decoded", where=trace.name)
-    missed = _missed(trace.visits, Residency(slots, _policy(name, slots, trace.visits)))
     wanted = sum(len(visit.experts) for visit in trace.visits if visit.decode)
+    policy = _policy(name, slots, wanted / trace.tokens, trace.visits)
+    missed = _missed(trace.visits, Residency(slots, policy))
     sizes = [trace.expert_bytes.get(layer) for layer in missed]
     known = [size for size in sizes if size is not None]
     return Replay(
@@ -76,12 +77,12 @@ def replay(trace: Trace, slots: int, name: str) -> Replay:
     )
 
 
-def _policy(name: str, slots: int, visits: Sequence[Visit]) -> Policy:
+def _policy(name: str, slots: int, uses: float, visits: Sequence[Visit]) -> Policy:
     if name == OPTIMUM:
         return Belady(visits)
     if name not in POLICIES:
         raise UsageError("unknown policy", where="policy", expected=" | ".join(NAMES), got=name)
-    return POLICIES[name](slots)
+    return POLICIES[name](slots, uses)
 
 
 def _missed(visits: Iterable[Visit], residency: Residency) -> list[int]:

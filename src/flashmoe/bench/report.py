@@ -95,6 +95,15 @@ _COLUMNS: Final[Mapping[str, Sequence[Column]]] = {
         *_MODEL,
         Column("tokens: tok/s, first token", lambda row: _prompts(row["figures"]["prompts"])),
     ),
+    "startup": (
+        *_GENERAL,
+        *_MODEL,
+        Column("pack GB", _figure("pack_bytes", 1e-9, ".0f")),
+        Column("open s", _figure("open_seconds")),
+        Column("without weights", _figure("open_seconds_but_weights")),
+        Column("first token", _figure("first_token_seconds")),
+        Column("--help", _figure("help_seconds")),
+    ),
     "disk": (
         *_GENERAL,
         Column("best", lambda row: _best(row["figures"]["cases"], "bytes_per_s")),

@@ -1,4 +1,4 @@
-"""Orders of eviction beside the plain Lru of policy.py, behind the same protocol.
+"""Orders of eviction beside those of policy.py, behind the same protocol.
 
 They exist to be compared by replay of a trace (flashmoe.bench.replay); the engine can run any of
 them.
@@ -6,7 +6,6 @@ them.
 
 from __future__ import annotations
 
-import math
 import random
 from bisect import bisect_left, insort
 from collections import OrderedDict
@@ -14,9 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Final
 
-from flashmoe.experts.policy import Key, Lru, Policy
-
-Rank = tuple[float, int]
+from flashmoe.experts.policy import HALF_LIFE_TOKENS, Key, Lfru, Lru, Policy, Rank
 
 
 class RankOrder:
@@ -65,38 +62,6 @@ class Lfu:
         return iter(self._order)
 
 
-class Lfru:
-    """Frequency that fades: each use counts 1 and loses half of it every `half_life` uses of
-    any expert. A short half-life is Lru, an endless one Lfu. Counts outlive eviction.
-
-    All counts fade alike, so the order of two experts changes only when one of them is used: the
-    rank is log2 of the count, scaled back to the time of the first use.
-    """
-
-    def __init__(self, half_life: float) -> None:
-        assert half_life > 0, "a half-life must be positive"
-        self._half_life = half_life
-        self._weights: dict[Key, float] = {}
-        self._order, self._now = RankOrder(), 0
-
-    def used(self, key: Key) -> None:
-        self._now += 1
-        weight = _log2_sum(self._weights.get(key, -math.inf), self._now / self._half_life)
-        self._weights[key] = weight
-        self._order.put(key, (weight, self._now))
-
-    def forget(self, key: Key) -> None:
-        self._order.remove(key)
-
-    def coldest(self) -> Iterator[Key]:
-        return iter(self._order)
-
-
-def _log2_sum(a: float, b: float) -> float:
-    """log2(2**a + 2**b), where a is not much larger than b."""
-    return b + math.log2(1 + 2.0 ** (a - b))
-
-
 class Slru:
     """Segmented Lru: an expert is on probation until its second use, then protected. What
     is protected beyond `protected` experts goes back on probation, as the most recent there."""
@@ -143,11 +108,11 @@ class RandomOrder:
         return iter(self._order)
 
 
-POLICIES: Final[Mapping[str, Callable[[int], Policy]]] = {
-    "lru": lambda slots: Lru(),
-    "lfu": lambda slots: Lfu(),
-    "lfru": lambda slots: Lfru(half_life=2 * slots),
-    "slru": lambda slots: Slru(protected=max(1, slots // 2)),
-    "random": lambda slots: RandomOrder(),
+POLICIES: Final[Mapping[str, Callable[[int, float], Policy]]] = {
+    "lru": lambda slots, uses: Lru(),
+    "lfu": lambda slots, uses: Lfu(),
+    "lfru": lambda slots, uses: Lfru(HALF_LIFE_TOKENS * uses),
+    "slru": lambda slots, uses: Slru(protected=max(1, slots // 2)),
+    "random": lambda slots, uses: RandomOrder(),
 }
-"""A fresh policy by name, for a cache of so many slots."""
+"""A fresh policy by name, for a cache of so many slots and a model with so many uses per token."""

@@ -16,7 +16,7 @@ import tokenizers
 
 from flashmoe.errors import PackError, UsageError
 from flashmoe.text.detokenizer import Detokenizer
-from flashmoe.text.json_file import read_object
+from flashmoe.text.json_file import read_object, read_text
 
 FILE_NAME = "tokenizer.json"
 
@@ -31,8 +31,7 @@ class Tokenizer:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE_NAME
-        self._definition = read_object(self.path, required=True)
-        self._backend = _build(self._definition, self.path)
+        self._backend = _build(read_text(self.path), self.path)
         added = self._backend.get_added_tokens_decoder()
         # Runs of blanks are added tokens in some vocabularies; they are text, not markup.
         self._markup = frozenset(id for id, token in added.items() if token.content.strip())
@@ -82,14 +81,16 @@ class Tokenizer:
     @cached_property
     def _plain_backend(self) -> tokenizers.Tokenizer:
         # All go, blank runs too: the library renumbers what is left of a partly removed list.
-        plain = self._definition | {"added_tokens": [], "post_processor": None}
-        return _build(plain, self.path)
+        definition = read_object(self.path, required=True)
+        plain = definition | {"added_tokens": [], "post_processor": None}
+        return _build(json.dumps(plain), self.path)
 
 
-def _build(definition: dict[str, object], path: Path) -> tokenizers.Tokenizer:
+def _build(definition: str, path: Path) -> tokenizers.Tokenizer:
     try:
-        backend = tokenizers.Tokenizer.from_str(json.dumps(definition))
+        backend = tokenizers.Tokenizer.from_str(definition)
     except Exception as error:  # The library raises nothing narrower.
+        read_object(path, required=True)  # says what is wrong with text that is no JSON object
         raise PackError(f"not a tokenizer ({error})", where=path) from error
     # A truncation rule left in the file would cut prompts without a word.
     backend.no_truncation()

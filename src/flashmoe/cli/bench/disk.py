@@ -86,4 +86,5 @@ def _row(result: Result) -> dict[str, Any]:
         "seconds": result.seconds,
         "bytes_per_s": result.nbytes / result.seconds,
         "cpu_ms_per_gb": result.cpu_ms_per_gb,
+        "checksum_ms_per_gb": result.checksum_ms_per_gb,
     }
