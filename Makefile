@@ -7,7 +7,7 @@ PROMPT ?= What is the capital of Italy?
 ORACLE ?= ,oracle
 SOURCES := $(shell find native src -name '*.cpp' -o -name '*.h' -o -name '*.py') CMakeLists.txt
 
-.PHONY: demo check check-neon test lint stubs format clean
+.PHONY: demo check check-cuda check-cuda-interpreted check-neon test lint stubs format clean
 
 demo: .stamp/demo
 	$(BIN)/flashmoe run "$(PROMPT)"
@@ -16,6 +16,14 @@ check: lint test
 
 test: .stamp/dev
 	$(BIN)/python -m pytest -q
+
+# On a machine with an NVIDIA GPU: the kernels and models of the CUDA backend.
+check-cuda: .stamp/cuda
+	$(BIN)/python -m pytest -q -m cuda tests
+
+# The same tests without a GPU, under Triton's interpreter: minutes, not seconds.
+check-cuda-interpreted: .stamp/cuda
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m cuda tests
 
 lint: .stamp/dev
 	$(BIN)/ruff check .
@@ -45,6 +53,10 @@ format: .stamp/dev
 .stamp/demo: .stamp/venv pyproject.toml $(SOURCES)
 	$(BIN)/python -m pip install --quiet .
 	@rm -f .stamp/dev && touch $@
+
+.stamp/cuda: .stamp/dev
+	$(BIN)/python -m pip install --quiet '.[cuda]' --editable '.[dev]'
+	@touch $@
 
 .stamp/dev: .stamp/venv pyproject.toml $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable '.[dev$(ORACLE)]'

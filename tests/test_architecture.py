@@ -27,6 +27,7 @@ ORDER = """
     cli
     bench evals
     api packing
+    cuda
     loading
     planning
     sizing

@@ -20,8 +20,11 @@ from flashmoe.generate.loop import generate as run_loop
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
 from flashmoe.loading import TOKENIZER, LoadedModel, TextParts, load_model
+from flashmoe.ops.devices import pick_device, settle_device
+from flashmoe.planning import card_lacks
 from flashmoe.settings import EngineSettings, environment
 from flashmoe.stats import Stats
+from flashmoe.store.packed import PackedModel
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.messages import Message
 from flashmoe.text.tokenizer import Tokenizer
@@ -36,8 +39,9 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     Args:
         path: directory that `flashmoe pack` wrote.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
-            context_length, experts_per_token, isa, verify, prefetch, lock. What is not given
-            comes from the environment (FLASHMOE_RAM, ...), else is chosen for the machine.
+            context_length, experts_per_token, isa, verify, prefetch, lock, device, vram. What
+            is not given comes from the environment (FLASHMOE_RAM, ...), else is chosen for the
+            machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
     (the limit is below the floor; the message shows the sum), StorageError (the system).
@@ -53,7 +57,23 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     given = {name: value for name, value in settings.items() if value is not None}
     defaults = environment() if path is not None else {"cache": DEMO_CACHE, **environment()}
     chosen = EngineSettings(**{**defaults, **given})
-    return Model(load_model(Path(path) if path is not None else demo_model_path(), chosen))
+    return Model(_open(Path(path) if path is not None else demo_model_path(), chosen))
+
+
+def _open(path: Path, settings: EngineSettings) -> LoadedModel:
+    device, reason = pick_device(settings.device)
+    if device != "cpu":
+        lacks = card_lacks(PackedModel.open(path).manifest)
+        device, reason = settle_device(reason, settings.device, lacks)
+    if device == "cpu":
+        loaded = load_model(path, settings)
+    else:
+        # torch comes in here, and only here.
+        from flashmoe.cuda import load_on_card
+
+        loaded = load_on_card(path, settings)
+    loaded.fixed_figures["device_reason"] = reason
+    return loaded
 
 
 class Model:

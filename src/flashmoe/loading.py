@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from flashmoe import _native
 from flashmoe.errors import MemoryBudgetError, UsageError
@@ -20,9 +20,10 @@ from flashmoe.experts.room import CacheSize
 from flashmoe.experts.sensors import MemorySensors
 from flashmoe.experts.source import Reader
 from flashmoe.experts.staging import staging_slots
+from flashmoe.experts.stats import CacheStats
 from flashmoe.experts.streamed import StreamedExperts
 from flashmoe.experts.tuner import CacheTuner
-from flashmoe.generate.engine import Engine
+from flashmoe.generate.engine import Engine, StepMemory
 from flashmoe.layers.embedding import StoredEmbedding
 from flashmoe.models.decoder import Decoder, Weights
 from flashmoe.models.registry import load_family
@@ -55,6 +56,28 @@ class TextParts:
         return TextParts(tokenizer, template, stop_ids(path, tokenizer, template))
 
 
+class ExpertStore(Protocol):
+    """Where a model's experts are kept: an ExpertCache, or the tiers of a card."""
+
+    @property
+    def stats(self) -> CacheStats: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def staging(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def reader_stats(self) -> Mapping[str, float]: ...
+    def close(self) -> None: ...
+
+
+class Keeper(StepMemory, Protocol):
+    """Who keeps the memory of passes, and counts what it did for them."""
+
+    @property
+    def resizes(self) -> Mapping[str, int]: ...
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """Everything that one open model owns."""
@@ -63,8 +86,8 @@ class LoadedModel:
     family: str
     config: Any
     engine: Engine
-    cache: ExpertCache
-    keeper: MemoryKeeper
+    cache: ExpertStore
+    keeper: Keeper
     rows: StoredRows | None
     text: TextParts | None
     fixed_figures: dict[str, Any]
@@ -106,15 +129,15 @@ def load_model(
     pack = PackedModel.open(path)
     family = load_family(pack.manifest.family)
     laps.end("manifest and headers")
-    text = TextParts.load(path) if TOKENIZER in pack.manifest.files else None
+    text = text_parts(pack)
     laps.end("tokenizer")
     plan = make_plan(pack, family, settings)
     ops = make_ops(plan.threads, _known_isa(settings.isa))
     rows = pack.rows(EMBEDDING) if plan.streamed else None
     laps.end("plan")
-    arena = _resident_memory(pack, plan, lock=settings.lock)
+    arena = resident_memory(pack, plan.threads, plan.streamed, lock=settings.lock)
     laps.end("resident memory")
-    weights = _load_weights(pack, plan, ops, rows, arena)
+    weights = load_weights(pack, ops, arena, rows)
     laps.end("resident weights")
     cache = open_cache(
         pack,
@@ -146,6 +169,11 @@ def load_model(
     )
 
 
+def text_parts(pack: PackedModel) -> TextParts | None:
+    """None if the pack has no tokenizer."""
+    return TextParts.load(pack.path) if TOKENIZER in pack.manifest.files else None
+
+
 class _Laps:
     """Seconds of wall clock from one end of a part to the next."""
 
@@ -171,26 +199,32 @@ def _known_isa(name: str) -> str:
     return available[-1] if name == "auto" else name
 
 
-def _resident_memory(pack: PackedModel, plan: Plan, lock: bool) -> _native.Arena:
-    nbytes = pack.resident_bytes_without(plan.streamed)
-    arena = take_arena(nbytes, plan.threads, "the resident weights")
+def resident_memory(
+    pack: PackedModel, threads: int, streamed: frozenset[str] = frozenset(), lock: bool = False
+) -> _native.Arena:
+    """Huge pages for the resident weights but the streamed ones, locked if asked to."""
+    nbytes = pack.resident_bytes_without(streamed)
+    arena = take_arena(nbytes, threads, "the resident weights")
     if lock:
         _lock(arena)
     return arena
 
 
-def _load_weights(
-    pack: PackedModel, plan: Plan, ops: Ops, rows: StoredRows | None, arena: _native.Arena
+def load_weights(
+    pack: PackedModel, ops: Ops, arena: _native.Arena, rows: StoredRows | None = None
 ) -> Weights:
-    """Read the resident part into huge pages -> handles into it, which keep it alive."""
-    nbytes = pack.resident_bytes_without(plan.streamed)
-    loaded = pack.load_resident(arena.view(0, nbytes), plan.streamed)
+    """Read the resident part into the arena -> handles of a backend, which keep it or a copy.
+
+    rows: the input embedding, if that stays in the file.
+    """
+    streamed = frozenset[str]() if rows is None else frozenset({EMBEDDING})
+    loaded = pack.load_resident(arena.view(0, pack.resident_bytes_without(streamed)), streamed)
     matrices, vectors = {}, {}
     for name, tensor in loaded.items():
         if isinstance(tensor, LoadedMatrix):
             matrices[name] = ops.matrix(tensor.format, tensor.rows, tensor.cols, tensor.data)
         else:
-            vectors[name] = tensor
+            vectors[name] = ops.vector(tensor)
     embedding = None if rows is None else StoredEmbedding(rows, PIECE_BLOCKS)
     return Weights(matrices, vectors, embedding)
 

@@ -20,20 +20,38 @@ from flashmoe.experts.budget import (
 )
 from flashmoe.experts.memory import read_system_memory
 from flashmoe.experts.room import CHUNK_STEP, PromptCosts
-from flashmoe.models.registry import family_name
+from flashmoe.models.registry import CARD_FAMILIES, family_name
+from flashmoe.models.specs import WeightSpecs
 from flashmoe.ops.threads import default_threads
 from flashmoe.settings import DEFAULT_CONTEXT, EngineSettings
 from flashmoe.sizes import parse_size
 from flashmoe.sizing import floor_slots, scratch_bytes
 from flashmoe.store.consistency import check_against
-from flashmoe.store.format import MANIFEST
+from flashmoe.store.format import MANIFEST, Manifest
 from flashmoe.store.packed import PackedModel
 
 _log = logging.getLogger(__name__)
 
 # What the process takes beyond the named parts: allocator slack, thread stacks, kernel memory.
 _RESERVE = 48 << 20
+# Version 2 brought formats and records that kernels on a card do not read.
+CARD_PACK_VERSION = 1
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What pack and settings say together, before any sum is made.
+
+    state_bytes: of one sequence at full context. native_experts_per_token: the model's own K.
+    """
+
+    config: Any
+    specs: WeightSpecs
+    native_experts_per_token: int
+    context_length: int
+    kv_itemsize: int
+    state_bytes: int
 
 
 @dataclass(frozen=True)
@@ -56,11 +74,8 @@ class Plan:
     adaptive: bool
 
 
-def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> Plan:
-    """Decide sizes; raises MemoryBudgetError with the sum if the floor is above the limit.
-
-    Raises PackError if the pack does not hold what its config describes.
-    """
+def read_facts(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> ModelFacts:
+    """Raises PackError if the pack does not hold what its config describes; UsageError."""
     config = _read_config(pack, family)
     specs = family.weights(config)
     check_against(pack.manifest, specs)
@@ -70,17 +85,27 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
     # A bf16 pack is there to be exact: rounding keys and values would be its largest error.
     kv_itemsize = 4 if pack.manifest.dense_format.name == "bf16" else 2
     state = family.state_bytes(config, context, kv_itemsize)
+    return ModelFacts(config, specs, native_k, context, kv_itemsize, state)
+
+
+def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> Plan:
+    """Decide sizes; raises MemoryBudgetError with the sum if the floor is above the limit.
+
+    Raises PackError if the pack does not hold what its config describes.
+    """
+    facts = read_facts(pack, family, settings)
+    config, specs = facts.config, facts.specs
 
     def parts(streamed: frozenset[str]) -> dict[str, int]:
         rows = {f"rows of {name}": pack.rows(name).buffer_bytes for name in streamed}
         return {
             "resident weights": pack.resident_bytes_without(streamed),
             **rows,
-            f"state of {context} tokens": state,
+            f"state of {facts.context_length} tokens": facts.state_bytes,
             f"scratch of {CHUNK_STEP}-token chunks": scratch_bytes(config, specs, CHUNK_STEP),
         }
 
-    sizes = _expert_sizes(pack, native_k, settings)
+    sizes = _expert_sizes(pack, facts.native_experts_per_token, settings)
     streamed, budget = _choose(
         lambda streamed: _budget(parts(streamed), sizes, settings), pack, sizes, settings
     )
@@ -88,11 +113,11 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
     per_token = scratch_bytes(config, specs, 1) - scratch_bytes(config, specs, 0)
     return Plan(
         config=config,
-        native_experts_per_token=native_k,
-        context_length=context,
-        kv_itemsize=kv_itemsize,
+        native_experts_per_token=facts.native_experts_per_token,
+        context_length=facts.context_length,
+        kv_itemsize=facts.kv_itemsize,
         threads=settings.threads or default_threads(),
-        state_bytes=state,
+        state_bytes=facts.state_bytes,
         streamed=streamed,
         budget=budget,
         costs=_prompt_costs(pack, budget, sizes, per_token, config.num_experts_per_tok, settings),
@@ -141,6 +166,15 @@ def _prompt_costs(
         floor=sizes.floor_slots,
         lendable=settings.cache != "all",
     )
+
+
+def card_lacks(manifest: Manifest) -> str | None:
+    """What a pack has that the CUDA backend cannot run, None if that can run it."""
+    if manifest.family not in CARD_FAMILIES:
+        return f"family {manifest.family}"
+    if manifest.version > CARD_PACK_VERSION:
+        return "mxfp4, or an expert that is more than a SwiGLU,"
+    return None
 
 
 def _read_config(pack: PackedModel, family: ModuleType) -> Any:

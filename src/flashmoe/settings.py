@@ -28,7 +28,8 @@ class EngineSettings:
     experts_per_token: fewer than the model's own (lossy). isa: kernels to use. verify: when the
     checksum of an expert is compared with what was read. prefetch: read the next layer's likely
     experts while the disk is idle; "auto": where measured to pay. lock: keep the resident weights
-    from being swapped out (mlock).
+    from being swapped out (mlock). device: "auto", "cpu" or "cuda". vram: hard limit of everything
+    this process has on the card, in bytes or as text.
     """
 
     ram: int | str | None = None
@@ -41,6 +42,8 @@ class EngineSettings:
     readers: int = DEFAULT_READERS
     prefetch: Prefetch = "auto"
     lock: bool = False
+    device: str = "auto"
+    vram: int | str | None = None
 
     def __post_init__(self) -> None:
         for name in ("threads", "context_length", "experts_per_token", "readers"):
@@ -65,9 +68,9 @@ def plain_environment() -> dict[str, str]:
 
 
 def environment() -> dict[str, object]:
-    """Defaults from FLASHMOE_ISA, _RAM, _CACHE, _PREFETCH and _THREADS."""
+    """Defaults from FLASHMOE_ISA, _RAM, _CACHE, _PREFETCH, _DEVICE, _VRAM and _THREADS."""
     found: dict[str, object] = {}
-    for name in ("isa", "ram", "cache", "prefetch"):
+    for name in ("isa", "ram", "cache", "prefetch", "device", "vram"):
         if value := os.environ.get(f"FLASHMOE_{name.upper()}"):
             found[name] = value
     if threads := os.environ.get("FLASHMOE_THREADS"):

@@ -36,6 +36,22 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
     return 4 * (chunk * per_token + (HEAD_ROWS + 1) * int(config.vocab_size))
 
 
+def device_workspace_bytes(
+    config: Any, specs: WeightSpecs, chunk: int, dequantized_bytes: int
+) -> int:
+    """Memory on a card for the temporaries of a forward pass over `chunk` tokens.
+
+    The same arrays as on the host and a half-width copy of what is multiplied; routing sorts
+    64-bit indices; dequantised weights twice, those in use and those being made. An eighth is
+    added for what torch's allocator cannot reuse.
+    """
+    k: int = config.num_experts_per_tok
+    largest = max(m.rows * m.cols for m in specs.matrices if m.name.startswith("layers."))
+    arrays = scratch_bytes(config, specs, chunk) + 6 * chunk * int(config.hidden_size)
+    total = arrays + 64 * chunk * k + 2 * (dequantized_bytes + 2 * largest)
+    return total + total // 8
+
+
 def floor_slots(num_experts_per_tok: int, readers: int) -> int:
     """Fewest expert slots that keep the engine moving: one token's experts of a layer, and a read
     under way for each reader."""

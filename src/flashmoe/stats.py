@@ -16,6 +16,7 @@ PHASES = (
     "disk_wait",
     "experts",
     "shared",
+    "graph",
     "head",
     "sampling",
     "python",
@@ -43,6 +44,8 @@ class Stats:
     often the automatic cache changed its size since the model was opened, by reason.
     embedding_on_disk: rows of the input embedding are read as they are needed.
     direct_io: False when O_DIRECT was refused and reads go through the page cache.
+    device: cpu or cuda; device_reason: why that one. device_slots: experts on the card;
+    device_bytes: all that was planned there.
     open_seconds: what opening the model took, by part.
     native_experts_per_token: the model's own K; a smaller experts_per_token is lossy.
     """
@@ -77,6 +80,10 @@ class Stats:
     open_seconds: Mapping[str, float] = field(default_factory=dict)
     isa: str = ""
     threads: int = 0
+    device: str = "cpu"
+    device_reason: str = ""
+    device_slots: int = 0
+    device_bytes: int = 0
 
     @property
     def hit_rate(self) -> float:

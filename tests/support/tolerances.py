@@ -88,3 +88,27 @@ QUANTIZED_SPREAD = 0.1
 # Difference between the shares of picks that experts were to get and got from some hundred random
 # tokens of a model with 32 experts: three standard deviations of the counts, and rounded weights.
 ROUTING_SHARE = 0.05
+# Kernels on a card, relative to the largest result. Row operations and products in float32: sums
+# of a few hundred terms in tree order.
+CUDA_ROW = 2e-6
+
+# Products of few rows with q4 weights: four inputs share a step of 1/32512 of their largest, so
+# that each is off by up to 1.5e-5 of it; errors of random sign add up as the products do. Experts
+# do it twice.
+CUDA_FIXED_POINT = 1.5e-4
+
+# Products on tensor cores with float16 inputs and weights (11 bits each: 5e-4), sums in float32.
+CUDA_HALF = 1.5e-3
+
+# The same with bfloat16 weights, exact, and inputs of two bfloat16 parts (16 bits: 1e-5 each).
+CUDA_BF16 = 5e-5
+
+# Attention over float16 keys and values: they, queries and weights have 11 bits.
+CUDA_ATTENTION_F16 = 2e-3
+
+# Logits on a card against the NumPy backend with the same rounding (tests/test_cuda_model.py):
+# what differs is what that leaves out. Attention has queries and weights of 11 bits, routed rows in
+# decode inputs of 16 bits, the shared expert is rounded before its gate and not after: each is a
+# few 1e-4 of its own result, and the tiny models (logits of 2 to 5) pass every error on. bf16
+# weights meet inputs of 16 bits in prefill.
+LOGITS_CUDA = {"bf16": 5e-3, "quantised": 0.03}

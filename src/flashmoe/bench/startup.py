@@ -64,7 +64,7 @@ def open_once(path: Path, engine: dict[str, Any], progress: Progress) -> dict[st
     """Times of opening a model and of one token."""
     progress("opening the model")
     begin = perf_counter()
-    with flashmoe.load(path, **engine) as model:
+    with flashmoe.load(path, **{"device": "cpu", **engine}) as model:
         opened = perf_counter()
         model.session().feed([0])
         fed = perf_counter()

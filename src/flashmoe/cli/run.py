@@ -74,6 +74,10 @@ def run(
     isa: Annotated[
         str | None, _option("--isa", "Kernels: auto, scalar, avx2, avx512, amx, neon.", "NAME")
     ] = None,
+    device: Annotated[str | None, _option("--device", "auto, cpu or cuda.", "NAME")] = None,
+    vram: Annotated[
+        str | None, _option("--vram", "Hard limit of memory on the card, as 20G or 50%.", "SIZE")
+    ] = None,
     lock: Annotated[
         bool, typer.Option("--lock", help="Lock the resident weights in memory.")
     ] = False,
@@ -109,6 +113,8 @@ def run(
         "experts_per_token": experts,
         "isa": isa,
         "lock": lock or None,
+        "device": device,
+        "vram": vram,
     }
     given = {name: value for name, value in engine.items() if value is not None}
     request = Request(model, _text(prompt), system, raw, sampling, given)
@@ -144,6 +150,8 @@ def _report(request: Request, answer: Answer, stats: Stats, as_json: bool, timin
         return
     for warning in warnings(stats):
         print(f"flashmoe: warning: {warning}", file=sys.stderr)
+    if "device" in request.engine or stats.device != "cpu":
+        print(f"flashmoe: device {stats.device}: {stats.device_reason}", file=sys.stderr)
     print(summary_line(answer, stats), file=sys.stderr)
     if timing:
         print(timing_report(stats), file=sys.stderr)

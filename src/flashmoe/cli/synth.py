@@ -57,7 +57,7 @@ def synth(
         manifest = make_synthetic(checkpoint, dst, options, distinct, progress)
     print(f"{dst}: {_files_text(manifest)}")
     tokens = _SPREAD_TOKENS if skew is None else _SKEW_TOKENS
-    with flashmoe.load(dst, context_length=_SKEW_TOKENS) as model:
+    with flashmoe.load(dst, context_length=_SKEW_TOKENS, device="cpu") as model:
         use = measure_routing(model, tokens)
     print(_spread_text(use) if checkpoint.skew is None else _curve_text(use, checkpoint.skew))
 

@@ -92,7 +92,7 @@ class Engine:
 
     def new_state(self) -> SequenceState:
         """An empty sequence."""
-        return self.decoder.new_state(self.context_length, self.kv_dtype)
+        return self.decoder.new_state(self.context_length, self.kv_dtype, self.ops.state)
 
     def last_logits(
         self,
@@ -135,14 +135,15 @@ class Engine:
         if len(h) > 1:
             h = h[rows]
         logits = self.decoder.logits(h, self.ops, out)
-        _check_finite(logits, self.ops)
+        check_finite(logits, self.ops)
         seconds = perf_counter() - start
         times.book(len(batch.ids), seconds, self.ops.clock.take())
         self.memory.after_pass(len(batch.ids), seconds)
         return logits
 
 
-def _check_finite(logits: Floats, ops: Ops) -> None:
+def check_finite(logits: Floats, ops: Ops) -> None:
+    """Raises NumericError if a logit is NaN or infinite."""
     if not ops.all_finite(logits):
         raise NumericError(
             "the model's output is not finite",

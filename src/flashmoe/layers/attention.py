@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from numpy.typing import DTypeLike
 
-from flashmoe.layers.state import KvCache, Step, cache_positions
+from flashmoe.layers.state import KvCache, StateMemory, Step, cache_positions
 from flashmoe.ops.base import Floats, Ops
 from flashmoe.ops.parts import AttentionWeights
 
@@ -22,11 +22,11 @@ class Attention:
     weights: AttentionWeights
     layer: int
 
-    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> KvCache:
+    def new_state(self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory) -> KvCache:
         """An empty cache for one sequence."""
         w = self.weights
         positions = cache_positions(context_length, w.window)
-        return KvCache(w.num_key_value_heads, positions, w.head_dim, kv_dtype)
+        return KvCache(w.num_key_value_heads, positions, w.head_dim, kv_dtype, memory)
 
     def add_to(self, h: Floats, step: Step, ops: Ops) -> None:
         """h [T, H] += attention of norm(h)."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from numpy.typing import DTypeLike
 
-from flashmoe.layers.state import DeltaState, Step
+from flashmoe.layers.state import DeltaState, StateMemory, Step
 from flashmoe.ops.base import Floats, Ops
 from flashmoe.ops.parts import GatedDeltaWeights
 
@@ -25,13 +25,16 @@ class GatedDelta:
     weights: GatedDeltaWeights
     layer: int
 
-    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> DeltaState:
+    def new_state(
+        self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
+    ) -> DeltaState:
         """The state of the empty sequence; its size does not depend on the context."""
         w = self.weights
         channels, width = w.conv1d.shape
         value_heads, value_dim = len(w.a_log), len(w.norm)
         key_dim = (channels - value_heads * value_dim) // (2 * w.num_key_heads)
-        return DeltaState((width - 1, channels), (value_heads, key_dim, value_dim))
+        s = (value_heads, key_dim, value_dim)
+        return DeltaState((width - 1, channels), s, memory)
 
     def add_to(self, h: Floats, step: Step, ops: Ops) -> None:
         """h [T, H] += gated delta rule of norm(h)."""

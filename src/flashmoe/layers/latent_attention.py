@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from numpy.typing import DTypeLike
 
-from flashmoe.layers.state import LatentCache, Step
+from flashmoe.layers.state import LatentCache, StateMemory, Step
 from flashmoe.ops.base import Floats, Ops
 from flashmoe.ops.parts import LatentAttentionWeights
 
@@ -27,9 +27,12 @@ class LatentAttention:
     weights: LatentAttentionWeights
     layer: int
 
-    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> LatentCache:
+    def new_state(
+        self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
+    ) -> LatentCache:
         """An empty cache for one sequence."""
-        return LatentCache(context_length, self.weights.rank, self.weights.rope_dim, kv_dtype)
+        w = self.weights
+        return LatentCache(context_length, w.rank, w.rope_dim, kv_dtype, memory)
 
     def add_to(self, h: Floats, step: Step, ops: Ops) -> None:
         """h [T, H] += attention of norm(h)."""

@@ -55,21 +55,22 @@ class RotaryTable:
     """cos and sin of position * theta^(-2 i / rotary_dim) for i < rotary_dim / 2 (half-split).
 
     Computed when needed: a table of the whole context would cost more memory than it saves time.
+    inv_freq: float64 [rotary_dim / 2]; scale: what cos and sin are multiplied by (YaRN).
     """
 
     def __init__(self, rotary_dim: int, theta: float, yarn: Yarn | None = None) -> None:
         exponent = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
-        self._inv_freq, self._scale = theta**-exponent, 1.0
+        self.inv_freq, self.scale = theta**-exponent, 1.0
         if yarn is not None:
-            self._inv_freq = yarn_frequencies(yarn, self._inv_freq, theta)
-            self._scale = yarn_scale(yarn)
+            self.inv_freq = yarn_frequencies(yarn, self.inv_freq, theta)
+            self.scale = yarn_scale(yarn)
         self._block_start = -_BLOCK
         self._cos = self._sin = np.empty((0, 0), dtype=np.float32)
 
     def at(self, positions: NDArray[np.int32]) -> tuple[Floats, Floats]:
         """positions [T] -> cos, sin [T, rotary_dim / 2], scaled if YaRN says so."""
-        angle = positions[:, None] * self._inv_freq
-        cos, sin = np.cos(angle) * self._scale, np.sin(angle) * self._scale
+        angle = positions[:, None] * self.inv_freq
+        cos, sin = np.cos(angle) * self.scale, np.sin(angle) * self.scale
         return cos.astype(np.float32), sin.astype(np.float32)
 
     def at_one(self, position: int) -> tuple[Floats, Floats]:

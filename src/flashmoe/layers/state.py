@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from flashmoe.layers.rope import RotaryTable
-from flashmoe.ops.base import Floats, Ints
+from flashmoe.ops.base import Array, Floats, Ints
 from flashmoe.ops.parts import WINDOW_PIECE, Span
+
+StateMemory = Callable[[tuple[int, ...], DTypeLike], Array]
+"""An array of a shape and type, its content undefined (Ops.state of a backend)."""
 
 _KEY_BLOCK = 64  # rings are whole blocks of keys; see native/cpu/attention/attention.h
 
@@ -29,9 +32,11 @@ class KvCache:
     Memory is reserved for the whole context and becomes resident as positions are written.
     """
 
-    def __init__(self, heads: int, positions: int, head_dim: int, dtype: DTypeLike) -> None:
-        self.k: NDArray[Any] = np.empty((heads, positions, head_dim), dtype=dtype)
-        self.v: NDArray[Any] = np.empty((heads, positions, head_dim), dtype=dtype)
+    def __init__(
+        self, heads: int, positions: int, head_dim: int, dtype: DTypeLike, memory: StateMemory
+    ) -> None:
+        self.k = memory((heads, positions, head_dim), dtype)
+        self.v = memory((heads, positions, head_dim), dtype)
         self.handle: Any = None  # of the backend that uses the arrays
 
     @staticmethod
@@ -49,8 +54,10 @@ class LatentCache:
     A row is a token's latent vector, then the rotated key that all heads share. Memory as KvCache.
     """
 
-    def __init__(self, positions: int, latent_dim: int, rope_dim: int, dtype: DTypeLike) -> None:
-        self.rows: NDArray[Any] = np.empty((1, positions, latent_dim + rope_dim), dtype=dtype)
+    def __init__(
+        self, positions: int, latent_dim: int, rope_dim: int, dtype: DTypeLike, memory: StateMemory
+    ) -> None:
+        self.rows = memory((1, positions, latent_dim + rope_dim), dtype)
         self.latent, self.rope = self.rows[..., :latent_dim], self.rows[..., latent_dim:]
         self.handle: Any = None  # of the backend that uses the arrays
 
@@ -61,15 +68,16 @@ class LatentCache:
 class DeltaState:
     """State of one gated delta layer: conv [W-1, C] past inputs, s [Hv, Dk, Dv]; float32."""
 
-    def __init__(self, conv: tuple[int, int], s: tuple[int, int, int]) -> None:
-        self.conv: Floats = np.zeros(conv, dtype=np.float32)
-        self.s: Floats = np.zeros(s, dtype=np.float32)
+    def __init__(self, conv: tuple[int, int], s: tuple[int, int, int], memory: StateMemory) -> None:
+        self.conv: Floats = memory(conv, np.float32)
+        self.s: Floats = memory(s, np.float32)
         self.handle: Any = None  # of the backend that uses the arrays
+        self.reset()
 
     def reset(self) -> None:
         """Back to the empty sequence."""
-        self.conv.fill(0)
-        self.s.fill(0)
+        self.conv[...] = 0
+        self.s[...] = 0
 
 
 Kind = TypeVar("Kind", KvCache, LatentCache, DeltaState)
@@ -131,6 +139,16 @@ class Batch:
             segment.state.position += segment.end - segment.begin
 
 
+class Rotary(Protocol):
+    """Rotations by position: layers.rope.RotaryTable, or the same on a device."""
+
+    def at(self, positions: Ints) -> tuple[Floats, Floats]:
+        """positions [T] -> cos, sin [T, rotary_dim / 2]."""
+
+    def at_one(self, position: int) -> tuple[Floats, Floats]:
+        """at([position])."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What the layers of one forward pass share: whose tokens these are, and their rotation."""
@@ -139,7 +157,7 @@ class Step:
     rope: tuple[Floats, Floats]  # cos, sin [T, rotary_dim / 2]
 
     @staticmethod
-    def of(batch: Batch, rope: RotaryTable) -> Step:
+    def of(batch: Batch, rope: Rotary) -> Step:
         """The step that a batch makes."""
         if len(batch.ids) == 1:
             return Step(batch.segments, rope.at_one(batch.segments[0].start))

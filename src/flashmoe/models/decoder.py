@@ -12,8 +12,7 @@ from numpy.typing import DTypeLike
 
 from flashmoe.layers.embedding import Embedding, ResidentEmbedding
 from flashmoe.layers.moe import DenseMlp, RoutedExperts, SparseMoe
-from flashmoe.layers.rope import RotaryTable
-from flashmoe.layers.state import Batch, LayerState, SequenceState, Step
+from flashmoe.layers.state import Batch, LayerState, Rotary, SequenceState, StateMemory, Step
 from flashmoe.ops.base import Floats, Matrix, Ops
 from flashmoe.ops.parts import AttentionWeights, HeadWeights
 
@@ -55,7 +54,9 @@ def attention_weights(
 class Mixer(Protocol):
     """What mixes tokens: attention or a recurrence."""
 
-    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> LayerState:
+    def new_state(
+        self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
+    ) -> LayerState:
         """The state of one empty sequence."""
 
     def add_to(self, h: Floats, step: Step, ops: Ops) -> None:
@@ -77,11 +78,13 @@ class Decoder:
     embed_tokens: Embedding
     layers: tuple[DecoderLayer, ...]
     head: HeadWeights
-    rope: RotaryTable
+    rope: Rotary
 
-    def new_state(self, context_length: int, kv_dtype: DTypeLike) -> SequenceState:
-        """An empty sequence of up to context_length tokens."""
-        states = [layer.mixer.new_state(context_length, kv_dtype) for layer in self.layers]
+    def new_state(
+        self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
+    ) -> SequenceState:
+        """An empty sequence of up to context_length tokens. memory: Ops.state of the backend."""
+        states = [layer.mixer.new_state(context_length, kv_dtype, memory) for layer in self.layers]
         return SequenceState(context_length, states)
 
     def forward(
@@ -118,7 +121,7 @@ class Decoder:
 
 
 def assemble(
-    config: Any, weights: Weights, layers: tuple[DecoderLayer, ...], rope: RotaryTable
+    config: Any, weights: Weights, layers: tuple[DecoderLayer, ...], rope: Rotary
 ) -> Decoder:
     """A decoder of these layers; config: any family's, for tie_word_embeddings and rms_norm_eps."""
     m = weights.matrices

@@ -20,6 +20,9 @@ FAMILIES = {
     "glm4_moe_lite": "deepseek_v3",
 }
 
+# Those whose forward pass the CUDA backend can run: the others need primitives that it lacks.
+CARD_FAMILIES = frozenset({"qwen3_moe", "qwen3_next", "qwen3_5_moe"})
+
 
 def family_name(config: Mapping[str, Any]) -> str:
     """The family of a raw config; an unsupported model_type is a ConfigError."""

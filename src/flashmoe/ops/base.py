@@ -1,4 +1,5 @@
-"""The door to kernels: what a backend offers to layers. Backends: cpu (native), reference (NumPy).
+"""The door to kernels: what a backend offers to layers. Backends: cpu (native), cuda (Triton),
+reference (NumPy).
 
 Layers call the parts of `Ops`, each a whole step from residual to residual; `ops/composed.py` says
 what a part computes in terms of `Primitives`.
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from flashmoe.ops.clock import PhaseClock
 from flashmoe.ops.parts import (
@@ -93,7 +94,13 @@ class Primitives(Protocol):
         """Give the memory of all scratch back to the system; no array of it may be in use."""
 
     def matrix(self, fmt: Format, rows: int, cols: int, data: NDArray[np.uint8]) -> Matrix:
-        """A handle of stored bytes (kept alive, not copied)."""
+        """A handle of stored bytes, which are kept alive or copied to the device."""
+
+    def vector(self, values: Floats) -> Floats:
+        """The values as an array of this backend."""
+
+    def state(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """An array that outlives passes (keys and values, recurrent states); content undefined."""
 
     def empty(self, *shape: int) -> Floats:
         """An array whose content is undefined."""

@@ -55,7 +55,8 @@ class ComposedParts(PlainParts):
         for begin, end, start, cache in spans:
             kept = cache.k, cache.v
             for first, last in w.pieces(begin, end):
-                at, rows = start + first - begin, slice(first, last)
+                # A position on a card is not added to for nothing: that would be a kernel.
+                at, rows = start + first - begin if first > begin else start, slice(first, last)
                 self.kv_store(k[rows], v[rows], *kept, at, w.window)
                 outs.append(self.attention(q[rows], *kept, at, w.scale, w.window, w.sinks))
         out = self.concat(outs)  # [T, Hq, D]

@@ -16,6 +16,7 @@ from flashmoe import _native
 from flashmoe.ops.base import Array, ExpertShape, Floats, Ints
 from flashmoe.ops.clock import PhaseClock
 from flashmoe.ops.cpu_parts import CpuParts
+from flashmoe.ops.host import HostArrays
 from flashmoe.ops.parts import SigmoidRouting
 from flashmoe.ops.plain_parts import PlainParts
 from flashmoe.ops.scratch import Scratch
@@ -40,7 +41,7 @@ def delta_spans(position: int, tokens: int) -> list[tuple[slice, int]]:
     return [(slice(begin, end), chunk) for begin, end, chunk in spans if end > begin]
 
 
-class CpuOps(CpuParts, PlainParts):
+class CpuOps(CpuParts, PlainParts, HostArrays):
     """flashmoe.ops.base.Ops on native kernels of one isa, with a thread pool of its own."""
 
     def __init__(self, threads: int, isa: str = "auto") -> None:

@@ -17,6 +17,7 @@ from flashmoe.ops import reference_layers, reference_linear
 from flashmoe.ops.base import Array, ExpertShape, Floats, Ints
 from flashmoe.ops.clock import PhaseClock
 from flashmoe.ops.composed import ComposedParts
+from flashmoe.ops.host import HostArrays
 from flashmoe.ops.parts import SigmoidRouting
 from flashmoe.quant import Format
 
@@ -41,7 +42,7 @@ class DecodedMatrix:
         return int(self.w.shape[1])
 
 
-class ReferenceOps(ComposedParts):
+class ReferenceOps(ComposedParts, HostArrays):
     """flashmoe.ops.base.Ops in NumPy."""
 
     def __init__(self) -> None:

@@ -22,6 +22,7 @@ def run(request: Request, emit: Emit) -> dict[str, Any]:
     start = time.perf_counter()
     with flashmoe.load(
         request["model"],
+        device="cpu",  # as the other engine
         threads=request["threads"],
         context_length=request["context_length"],
         **request["settings"],

@@ -42,6 +42,10 @@ Prefetch = Annotated[
         help="Read the next layer's likely experts while the disk is idle: auto, on, off.",
     ),
 ]
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu or cuda.")]
+Vram = Annotated[
+    str | None, typer.Option("--vram", metavar="SIZE", help="Hard limit of memory on the card.")
+]
 Lock = Annotated[bool, typer.Option("--lock", help="Lock the resident weights in memory.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the token ids.")]
 

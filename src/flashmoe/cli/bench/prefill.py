@@ -9,6 +9,7 @@ import typer
 
 from flashmoe.cli.bench.options import (
     Cache,
+    Device,
     Experts,
     Json,
     Lock,
@@ -18,6 +19,7 @@ from flashmoe.cli.bench.options import (
     Results,
     Seed,
     Threads,
+    Vram,
     engine_settings,
     integers,
 )
@@ -32,6 +34,8 @@ def prefill(
     ram: Ram = None,
     cache: Cache = None,
     threads: Threads = None,
+    device: Device = None,
+    vram: Vram = None,
     experts: Experts = None,
     prefetch: Prefetch = None,
     lock: Lock = False,
@@ -67,6 +71,8 @@ def prefill(
             threads=threads,
             experts_per_token=experts,
             prefetch=prefetch,
+            device=device,
+            vram=vram,
             lock=lock or None,
         ),
     )

@@ -1,0 +1,170 @@
+"""Speed on a GPU beside what card, bus and disk allow, measured in the same run.
+
+The bound of a step is the slowest of three: weights touched at the card's copy rate (bytes moved
+one way), records copied at the rate of pinned host memory to card, records read at the disk's rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import flashmoe
+from flashmoe.bench.apart import Progress
+from flashmoe.bench.decode import touched_bytes
+from flashmoe.bench.disk import Case, measure, supports_direct
+from flashmoe.bench.stretch import random_ids, spread
+from flashmoe.errors import UsageError
+from flashmoe.settings import DEFAULT_READERS
+from flashmoe.store.packed import PackedModel
+
+if TYPE_CHECKING:
+    from flashmoe.api import Model
+
+_RATE_BYTES = 1 << 30
+_RATE_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """prompt: tokens of the timed prefill. tokens: decoded per window, after `prompt` more."""
+
+    prompt: int = 4096
+    tokens: int = 64
+    repeat: int = 3
+    seed: int = 0
+    engine: dict[str, Any] = field(default_factory=dict)
+
+
+def measure_card(path: Path, options: CardOptions, progress: Progress) -> dict[str, Any]:
+    """The figures of `flashmoe bench card`. Raises what flashmoe.load raises."""
+    pack = PackedModel.open(path)
+    progress("measuring disk, card and bus")
+    rates = {**card_rates(), "disk_bytes_per_s": _disk_rate(pack)}
+    progress("loading the model")
+    context = options.prompt + (options.repeat + 1) * options.tokens
+    with flashmoe.load(path, context_length=context, **options.engine) as model:
+        if model.stats.device != "cuda":
+            raise UsageError("this measures a GPU", where="--device", got=model.stats.device)
+        progress("prefill")
+        prefill = _prefill(model, options)
+        progress("decode")
+        windows = _decode(model, options)
+        touched = touched_bytes(pack, model.stats.experts_per_token)
+        return _figures(model, rates, prefill, windows, touched)
+
+
+def card_rates() -> dict[str, Any]:
+    """The card's name, its copy rate (bytes copied, one way) and that of pinned memory to it."""
+    import torch
+
+    there = torch.empty(_RATE_BYTES, dtype=torch.uint8, device="cuda").random_()
+    here = torch.empty(_RATE_BYTES, dtype=torch.uint8, pin_memory=True)
+    copy = torch.empty_like(there)
+    rates = {
+        "card": torch.cuda.get_device_name(),
+        "copy_bytes_per_s": _rate(copy, there),
+        "host_to_card_bytes_per_s": _rate(there, here),
+    }
+    del there, here, copy
+    torch.cuda.empty_cache()  # the model's limit counts from here
+    return rates
+
+
+def _rate(target: Any, source: Any) -> float:
+    import torch
+
+    target.copy_(source, non_blocking=True)
+    torch.cuda.synchronize()
+    begin = perf_counter()
+    for _ in range(_RATE_ROUNDS):
+        target.copy_(source, non_blocking=True)
+    torch.cuda.synchronize()
+    return _RATE_ROUNDS * _RATE_BYTES / (perf_counter() - begin)
+
+
+def _disk_rate(pack: PackedModel) -> float:
+    files = sorted(set(pack.files))
+    record = pack.manifest.experts.record_bytes
+    case = Case(record, DEFAULT_READERS, supports_direct(files[0]), huge_pages=True)
+    result = measure(files, case, 2.0, 0)
+    return result.nbytes / result.seconds
+
+
+def _prefill(model: Model, options: CardOptions) -> list[dict[str, Any]]:
+    """Each repetition is a sequence of its own; the first fills what was empty."""
+    rows = []
+    for number in range(options.repeat):
+        session = model.session()
+        ids = random_ids(session.engine.vocab_size, options.prompt, options.seed + number)
+        before = _counts(model)
+        begin = perf_counter()
+        session.feed(ids)
+        rows.append(_row(model, before, perf_counter() - begin, options.prompt))
+    return rows
+
+
+def _decode(model: Model, options: CardOptions) -> list[dict[str, Any]]:
+    session = model.session()
+    count = (options.repeat + 1) * options.tokens
+    ids = random_ids(session.engine.vocab_size, 32 + count, options.seed + 100)
+    session.feed(ids[:32])
+    rows = []
+    for first in range(32, len(ids), options.tokens):
+        before = _counts(model)
+        begin = perf_counter()
+        for id in ids[first : first + options.tokens]:
+            session.step(id)
+        rows.append(_row(model, before, perf_counter() - begin, options.tokens))
+    return rows[1:]  # the first window warms the slots
+
+
+def _counts(model: Model) -> list[int]:
+    session = model.session()
+    tiers: Any = getattr(session.engine.experts, "stats")  # noqa: B009
+    return [tiers.wanted, tiers.device_hits, tiers.ram_hits, tiers.copied_bytes,
+            model.stats.bytes_read]  # fmt: skip
+
+
+def _row(model: Model, before: list[int], seconds: float, tokens: int) -> dict[str, Any]:
+    after = _counts(model)
+    wanted, device, ram, copied, read = (b - a for a, b in zip(before, after, strict=True))
+    share = {"card": device, "ram": ram, "disk": wanted - device - ram}
+    return {
+        "seconds": seconds,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "copied_bytes": copied,
+        "disk_bytes": read,
+        "share": {name: count / wanted for name, count in share.items()} if wanted else None,
+    }
+
+
+def _figures(
+    model: Model,
+    rates: dict[str, Any],
+    prefill: list[dict[str, Any]],
+    windows: list[dict[str, Any]],
+    touched: int,
+) -> dict[str, Any]:
+    for row, weights in [*((r, 0) for r in prefill), *((r, touched) for r in windows)]:
+        bounds = {
+            "card": weights * row["tokens"] / rates["copy_bytes_per_s"],
+            "bus": row["copied_bytes"] / rates["host_to_card_bytes_per_s"],
+            "disk": row["disk_bytes"] / rates["disk_bytes_per_s"],
+        }
+        row["bound"] = max(bounds, key=lambda name: bounds[name])
+        row["bound_fraction"] = bounds[row["bound"]] / row["seconds"]
+    return {
+        "rates": rates,
+        "prefill": prefill,
+        "decode": windows,
+        "prefill_tokens_per_second": spread([row["tokens_per_second"] for row in prefill]),
+        "decode_tokens_per_second": spread([row["tokens_per_second"] for row in windows]),
+        "bytes_touched_per_token": touched,
+        "device_slots": model.stats.device_slots,
+        "device_bytes": model.stats.device_bytes,
+        "ram_slots": model.stats.cache_slots,
+    }

@@ -1,0 +1,310 @@
+"""From a packed model and settings to an engine on a GPU: the sum first, then memory, then weights.
+
+Imported only where a GPU is used: this is what brings in torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from flashmoe import _native
+from flashmoe.errors import MemoryBudgetError
+from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_limit
+from flashmoe.experts.cache import ExpertCache
+from flashmoe.experts.device import CopyQueue, DeviceExperts
+from flashmoe.experts.mapped import MappedExperts, floor_device_slots, preload
+from flashmoe.experts.memory import Limit, read_system_memory
+from flashmoe.experts.stats import CacheStats
+from flashmoe.experts.tiers import DeviceSlots, device_budget
+from flashmoe.generate.graphed import GraphedEngine, warm_up
+from flashmoe.layers.rope import RotaryTable
+from flashmoe.loading import LoadedModel, load_weights, resident_memory, text_parts
+from flashmoe.models.decoder import Decoder
+from flashmoe.models.registry import load_family
+from flashmoe.ops.base import Ops
+from flashmoe.ops.cuda import memory
+from flashmoe.ops.cuda.backend import CudaOps
+from flashmoe.ops.cuda.rotary import DeviceRotary
+from flashmoe.ops.cuda.routed import WORKSPACE_BYTES, ExpertArena
+from flashmoe.ops.threads import default_threads
+from flashmoe.planning import ModelFacts, read_facts
+from flashmoe.settings import EngineSettings
+from flashmoe.sizes import parse_size
+from flashmoe.sizing import device_workspace_bytes, floor_slots
+from flashmoe.store.packed import PackedModel
+
+# Tokens per prefill chunk where the card has room: weights are dequantised once per chunk.
+CHUNKS = (4096, 2048, 1024, 512, 256, 128, 64)
+# Pinned slots through which the experts pass on their way in when all of them stay on the card.
+_STAGING_SLOTS = 64
+# What the process takes beyond what is resident when the slots in RAM are counted.
+_HOST_RESERVE = 256 << 20
+_INTERPRETED_VRAM = 16 << 30
+
+
+@dataclass(frozen=True)
+class CardPlan:
+    """What will be on the card."""
+
+    facts: ModelFacts
+    prefill_chunk: int
+    budget: Budget
+
+
+@dataclass
+class CardExperts:
+    """flashmoe.loading.ExpertStore of all tiers."""
+
+    experts: DeviceExperts | MappedExperts
+    ram: ExpertCache
+
+    staging: int = 0
+
+    @property
+    def slots(self) -> int:
+        """Experts that RAM keeps for the card; 0 if all are there."""
+        return 0 if self.resident else self.ram.slots
+
+    @property
+    def nbytes(self) -> int:
+        """Pinned memory for experts."""
+        return 0 if self.resident else self.ram.nbytes
+
+    @property
+    def resident(self) -> bool:
+        """Whether every expert is on the card."""
+        return isinstance(self.experts, DeviceExperts) and self.experts.resident
+
+    def reader_stats(self) -> Mapping[str, float]:
+        """What the reader counts."""
+        return self.ram.reader_stats()
+
+    @property
+    def stats(self) -> CacheStats:
+        """hits: experts that were on the card or in RAM; misses: those read from disk."""
+        tiers = self.experts.stats
+        return CacheStats(
+            hits=tiers.device_hits + tiers.ram_hits,
+            misses=tiers.disk_misses,
+            bytes_read=self.ram.stats.bytes_read,
+            wait_seconds=self.ram.stats.wait_seconds,
+        )
+
+    def close(self) -> None:
+        """Wait for copies, stop the reads, let the memory go."""
+        if isinstance(self.experts, DeviceExperts) and self.experts.copies is not None:
+            self.experts.copies.settle()
+        if self.experts.arena.words.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.ram.close()
+
+
+@dataclass(frozen=True)
+class CardMemory:
+    """flashmoe.loading.Keeper: passes of one size, whose memory was taken at load."""
+
+    prefill_chunk: int
+
+    @property
+    def resizes(self) -> Mapping[str, int]:
+        """Nothing changes its size."""
+        return {}
+
+    def chunk(self, tokens: int) -> int:
+        """Tokens per pass, whatever the prompt."""
+        return self.prefill_chunk
+
+    def prompt(self, chunk: int) -> AbstractContextManager[None]:
+        """There is room always."""
+        return nullcontext()
+
+    def after_pass(self, tokens: int, seconds: float) -> None:
+        """Nothing to learn from it."""
+
+
+def load_on_card(
+    path: Path, settings: EngineSettings, device: torch.device | None = None
+) -> LoadedModel:
+    """Open a pack and build its engine on a card; errors as for flashmoe.load.
+
+    device: default the first card; the CPU under Triton's interpreter (tests).
+    """
+    pack = PackedModel.open(path)
+    family = load_family(pack.manifest.family)
+    device = device or memory.open_card()
+    plan = make_card_plan(pack, read_facts(pack, family, settings), settings, device)
+    if device.type == "cuda":
+        memory.cap_tensors(device, plan.budget.limit.nbytes - memory.CONTEXT_BYTES)
+    card = CudaOps(device)
+    ops = cast(Ops, card)  # all that layers use; experts are DeviceExperts' business
+    arena = resident_memory(pack, settings.threads or default_threads())
+    weights = load_weights(pack, ops, arena)
+    del arena  # the weights are copied by now
+    store = _open_tiers(pack, plan, settings, card)
+    keeper = CardMemory(plan.prefill_chunk)
+    engine = GraphedEngine(
+        decoder=_on_card(family.build(plan.facts.config, weights), card),
+        experts=cast(Any, store.experts),
+        ops=ops,
+        memory=keeper,
+        context_length=plan.facts.context_length,
+        vocab_size=plan.facts.config.vocab_size,
+        kv_dtype=f"f{plan.facts.kv_itemsize}",
+        num_experts_per_tok=plan.facts.config.num_experts_per_tok,
+    )
+    if device.type == "cuda":
+        warm_up(engine, plan.prefill_chunk)
+    return LoadedModel(
+        path=path,
+        family=pack.manifest.family,
+        config=plan.facts.config,
+        engine=engine,
+        cache=store,
+        keeper=keeper,
+        rows=None,
+        text=text_parts(pack),
+        fixed_figures=_fixed_figures(pack, plan, store, settings),
+    )
+
+
+def _on_card(decoder: Decoder, ops: CudaOps) -> Decoder:
+    """With rotations made there."""
+    table = decoder.rope
+    assert isinstance(table, RotaryTable)
+    rope: Any = DeviceRotary(table.inv_freq, table.scale, ops)
+    return dataclasses.replace(decoder, rope=rope)
+
+
+def make_card_plan(
+    pack: PackedModel, facts: ModelFacts, settings: EngineSettings, device: torch.device
+) -> CardPlan:
+    """Decide what goes on the card; raises MemoryBudgetError, with the sum, below the floor."""
+    layout = pack.manifest.experts
+    total = len(pack.manifest.layers) * layout.num_experts
+    sizes = ExpertSizes(layout.record_bytes, total, facts.config.num_experts_per_tok)
+    limit = _limit(settings.vram, device)
+
+    def budget(chunk: int) -> Budget:
+        workspace = device_workspace_bytes(facts.config, facts.specs, chunk, WORKSPACE_BYTES)
+        parts = {
+            "CUDA context, kernels, graphs": memory.CONTEXT_BYTES,
+            "resident weights": pack.resident_bytes,
+            f"state of {facts.context_length} tokens": facts.state_bytes,
+            f"workspace of {chunk}-token chunks": workspace,
+        }
+        return device_budget(limit, parts, sizes)
+
+    chunk, fitting = _largest_chunk([c for c in CHUNKS if _useful(c, facts)], budget)
+    return CardPlan(facts, chunk, fitting)
+
+
+def _largest_chunk(chunks: Sequence[int], budget: Callable[[int], Budget]) -> tuple[int, Budget]:
+    """The first of the chunks, falling, whose sum fits; what the last one raises if none does."""
+    for chunk in chunks[:-1]:
+        try:
+            return chunk, budget(chunk)
+        except MemoryBudgetError:
+            continue  # a smaller chunk needs less workspace
+    return chunks[-1], budget(chunks[-1])
+
+
+def _useful(chunk: int, facts: ModelFacts) -> bool:
+    """Whether a chunk is no longer than the context needs."""
+    return chunk == CHUNKS[-1] or chunk < 2 * facts.context_length
+
+
+def _limit(vram: int | str | None, device: torch.device) -> Limit:
+    """The tighter of --vram and what is free on the card; our own context is there already."""
+    if device.type != "cuda":  # Triton's interpreter: any limit is as good as another
+        return Limit(_INTERPRETED_VRAM, "the interpreter")
+    card = memory.card_memory(device)
+    free = Limit(min(card.free + memory.CONTEXT_BYTES, card.total), "free on the card")
+    if vram is None:
+        return Limit(int(free.nbytes * 0.95), "95% of what is free on the card")
+    if isinstance(vram, str):
+        vram = parse_size(vram, option="--vram", whole=card.total)
+    return min(free, Limit(vram, "--vram"), key=lambda limit: limit.nbytes)
+
+
+def _open_tiers(
+    pack: PackedModel, plan: CardPlan, settings: EngineSettings, ops: CudaOps
+) -> CardExperts:
+    layout, layers = pack.manifest.experts, [layer.layer for layer in pack.manifest.layers]
+    total = len(layers) * layout.num_experts
+    words = plan.budget.slots * layout.record_bytes // 4
+    arena = ExpertArena(
+        torch.empty(words, dtype=torch.int32, device=ops.device), layout.record_bytes, layout
+    )
+    everything = plan.budget.slots >= total
+    slots = min(_STAGING_SLOTS, total) if everything else _ram_slots(pack, plan, settings)
+    threads = settings.threads or default_threads()
+    pinned = memory.PinnedArena(slots * layout.record_bytes, threads, ops.device)
+    ram = ExpertCache(
+        pack,
+        pinned,
+        _native.Reader(settings.readers),
+        slot_bytes=layout.record_bytes,
+        verify=settings.verify,
+    )
+    least = floor_device_slots(layout.num_experts, plan.facts.config.num_experts_per_tok)
+    if slots >= total and plan.budget.slots >= least and not everything:
+        preload(ram, pinned.address, layers, layout.num_experts, layout.record_bytes)
+        mapped = MappedExperts(
+            arena, layers, layout.num_experts, pinned, ops.routed, plan.budget.slots
+        )
+        return CardExperts(mapped, ram)
+    experts = DeviceExperts(
+        arena=arena,
+        layers=layers,
+        num_experts=layout.num_experts,
+        ram=ram,
+        copies=CopyQueue(pinned.bytes(), pinned.address, arena),
+        routed=ops.routed,
+        slots=DeviceSlots(plan.budget.slots),
+    )
+    store = CardExperts(experts, ram)
+    if everything:
+        experts.fill()
+    return store
+
+
+def _ram_slots(pack: PackedModel, plan: CardPlan, settings: EngineSettings) -> int:
+    """Pinned slots in RAM: what --ram leaves beside the process."""
+    layout = pack.manifest.experts
+    sizes = ExpertSizes(
+        slot_bytes=layout.record_bytes,
+        total=len(pack.manifest.layers) * layout.num_experts,
+        floor=floor_slots(plan.facts.native_experts_per_token, settings.readers),
+    )
+    system = read_system_memory()
+    ram = settings.ram
+    if isinstance(ram, str):
+        ram = parse_size(ram, option="--ram", whole=system.physical)
+    parts = {"interpreter, torch and tokenizer": system.process + _HOST_RESERVE}
+    return make_budget(memory_limit(system, ram), parts, sizes, "auto").slots
+
+
+def _fixed_figures(
+    pack: PackedModel, plan: CardPlan, store: CardExperts, settings: EngineSettings
+) -> dict[str, Any]:
+    return {
+        "cache_budget_slots": store.slots,
+        "resident_bytes": pack.resident_bytes,
+        "kv_bytes": plan.facts.state_bytes,
+        "num_layers": plan.facts.config.num_hidden_layers,
+        "direct_io": not store.ram.buffered_files,
+        "experts_per_token": plan.facts.config.num_experts_per_tok,
+        "native_experts_per_token": plan.facts.native_experts_per_token,
+        "isa": "cuda",
+        "threads": settings.threads or default_threads(),
+        "device": "cuda",
+        "device_slots": plan.budget.slots,
+        "device_bytes": plan.budget.total,
+    }

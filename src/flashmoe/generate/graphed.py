@@ -1,0 +1,277 @@
+"""Decode steps as captured CUDA graphs: one for the whole token where every expert is on the card,
+else one for each stretch between two routings, whose ids the host must see.
+
+A graph is the model's own forward pass, recorded once per set of states: token and position are
+read from device memory.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from flashmoe.errors import MemoryBudgetError
+from flashmoe.experts.device import DeviceExperts, DeviceTicket
+from flashmoe.experts.mapped import MappedExperts
+from flashmoe.generate.engine import Engine, PhaseTimes, check_finite
+from flashmoe.layers.state import Batch, LayerState, Segment, SequenceState
+from flashmoe.models.decoder import Decoder, OnLayer
+from flashmoe.ops.base import Floats
+from flashmoe.ops.cuda.backend import CudaOps
+from flashmoe.ops.cuda.handles import Normed
+
+LayerStates = list[LayerState]
+CardRouted = DeviceExperts | MappedExperts
+
+
+@dataclass(frozen=True)
+class DeviceSegment(Segment):
+    """A segment whose position is a tensor on the card."""
+
+    position: Any
+
+    @property
+    def start(self) -> Any:
+        """int32 [1]."""
+        return self.position
+
+
+@dataclass(frozen=True)
+class DeviceBatch(Batch):
+    """One token of one sequence, its id and position int32 [1] on the card."""
+
+    position: Any
+
+    def positions(self) -> Any:
+        """int32 [1]."""
+        return self.position
+
+    def advance(self) -> None:
+        """The host counts."""
+
+
+class Cuts:
+    """Routed experts that end the graph at every point where the host has to act.
+
+    Graph 2 i ends with the ids of layer i on their way to the host; graph 2 i + 1 computes what is
+    on the card already.
+    """
+
+    wants_ahead = False
+
+    def __init__(self, experts: DeviceExperts, recorder: Recorder, ids: torch.Tensor) -> None:
+        self._experts, self._recorder, self._ids = experts, recorder, ids
+        self._layer = 0
+
+    def begin(self, layer: int, ids: torch.Tensor, ahead: None = None) -> DeviceTicket:
+        """The ids leave the card; cut."""
+        self._ids[self._layer].copy_(ids[0], non_blocking=True)
+        self._layer += 1
+        self._recorder.cut()
+        return DeviceTicket(layer, ids)
+
+    def finish(
+        self, ticket: DeviceTicket, x: torch.Tensor | Normed, weights: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """What is there; cut; the rest."""
+        layer, ids = ticket.layer, ticket.ids
+        hidden = self._experts.compute_hits(layer, x, ids)
+        self._recorder.cut()
+        self._experts.compute_rest(layer, x, ids, weights, hidden, out)
+
+
+class Recorder:
+    """Captures launches into graphs, one after the other, in one memory pool."""
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
+
+    def __enter__(self) -> Recorder:
+        torch.cuda.synchronize()
+        self._context = torch.cuda.stream(self._stream)
+        self._context.__enter__()
+        self._start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.graphs[-1].capture_end()
+        self._context.__exit__(*error)
+
+    def cut(self) -> None:
+        """What follows goes into the next graph."""
+        self.graphs[-1].capture_end()
+        self._start()
+
+    def _start(self) -> None:
+        self.graphs.append(torch.cuda.CUDAGraph())
+        self.graphs[-1].capture_begin(pool=self._pool, capture_error_mode="thread_local")
+
+
+class DecodeGraphs:
+    """The decode step of one set of layer states."""
+
+    def __init__(
+        self, decoder: Decoder, experts: CardRouted, ops: CudaOps, states: LayerStates, k: int
+    ) -> None:
+        self._experts, self._ops = experts, ops
+        self._given = torch.zeros(2, dtype=torch.int32, pin_memory=True)  # id, position
+        self._given_values = self._given.numpy()
+        self._inputs = torch.zeros(2, dtype=torch.int32, device=ops.device)
+        rows = len(experts.layers)
+        self._ids = torch.zeros((rows, k), dtype=torch.int32, pin_memory=True)
+        # Read as NumPy: items of a tensor cost a microsecond each.
+        self._host_ids = self._ids.numpy()
+        recorder = Recorder()
+        with recorder:
+            routed: Any = experts
+            if isinstance(experts, DeviceExperts) and not experts.static:
+                routed = Cuts(experts, recorder, self._ids)
+            self._logits = self._forward(decoder, routed, ops, states)
+            # Finite only if every term is.
+            self._sum = self._logits.sum()
+        self._graphs = recorder.graphs
+        self._answer = torch.empty(self._logits.shape, dtype=torch.float32, pin_memory=True)
+        self._answer_sum = torch.empty((), dtype=torch.float32, pin_memory=True)
+
+    def _forward(
+        self, decoder: Decoder, experts: Any, ops: CudaOps, states: LayerStates
+    ) -> torch.Tensor:
+        id, position = self._inputs[:1], self._inputs[1:]
+        sequence = SequenceState(0, states)
+        batch = DeviceBatch(id, (DeviceSegment(sequence, 0, 1, position),), position)  # type: ignore[arg-type]
+        h = decoder.forward(batch, experts, ops)  # type: ignore[arg-type]
+        return ops.device_logits(h, decoder.head)  # type: ignore[arg-type]
+
+    def run(self, id: int, position: int) -> Floats:
+        """Feed a token at a position -> logits [1, vocab_size], until the next call.
+
+        Raises NumericError if a logit is NaN or infinite.
+        """
+        self._given_values[:] = id, position
+        self._inputs.copy_(self._given, non_blocking=True)
+        if isinstance(self._experts, DeviceExperts) and not self._experts.static:
+            self._run_in_pieces(self._experts)
+        else:
+            self._graphs[0].replay()
+        self._answer.copy_(self._logits, non_blocking=True)
+        self._answer_sum.copy_(self._sum, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        check_finite(self._answer_sum.numpy(), self._ops)  # type: ignore[arg-type]
+        logits: Floats = self._answer.numpy()
+        return logits
+
+    def _run_in_pieces(self, experts: DeviceExperts) -> None:
+        stream = torch.cuda.current_stream()
+        for row, layer in enumerate(experts.layers):
+            self._graphs[2 * row].replay()
+            stream.synchronize()
+            placement = experts.decide(layer, self._host_ids[row].tolist())
+            self._graphs[2 * row + 1].replay()
+            experts.send(layer, placement)
+        self._graphs[-1].replay()
+
+
+@dataclass
+class _Place:
+    """Layer states that one sequence at a time may use, and their graphs."""
+
+    states: LayerStates
+    graphs: DecodeGraphs | None
+
+
+@dataclass
+class GraphedEngine(Engine):
+    """An Engine on a card. States and graphs outlive a sequence and serve the next one."""
+
+    num_experts_per_tok: int = 0
+    _free: list[_Place] = field(default_factory=list)
+    _used: dict[int, _Place] = field(default_factory=dict)
+
+    @property
+    def _graphed(self) -> bool:
+        """False under Triton's interpreter."""
+        return torch.cuda.is_available()
+
+    def new_state(self) -> SequenceState:
+        """An empty sequence. Raises MemoryBudgetError where the card has no room for one more."""
+        place = self._free.pop() if self._free else self._new_place()
+        sequence = SequenceState(self.context_length, place.states)
+        sequence.reset()
+        self._used[id(sequence)] = place
+        weakref.finalize(sequence, self._give_back, id(sequence))
+        return sequence
+
+    def _give_back(self, key: int) -> None:
+        place = self._used.pop(key, None)
+        if place is not None and not self.closed:
+            self._free.append(place)
+
+    def _new_place(self) -> _Place:
+        ops: Any = self.ops
+        experts: Any = self.experts
+        try:
+            states = self.decoder.new_state(
+                self.context_length, self.kv_dtype, self.ops.state
+            ).layers
+            if not self._graphed:
+                return _Place(states, None)
+            graphs = DecodeGraphs(self.decoder, experts, ops, states, self.num_experts_per_tok)
+        except torch.OutOfMemoryError as error:
+            raise MemoryBudgetError(
+                "no room on the card for another sequence",
+                where="--vram",
+                hint="Let another session go first, raise --vram or shorten the context",
+            ) from error
+        return _Place(states, graphs)
+
+    def close(self) -> None:
+        """Let weights, states and graphs go."""
+        super().close()
+        self._free.clear()
+        self._used.clear()
+
+    def _run(
+        self,
+        batch: Batch,
+        rows: slice,
+        times: PhaseTimes,
+        out: Floats | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> Floats:
+        if len(batch.ids) > 1 or not self._graphed:
+            return super()._run(batch, rows, times, out, on_layer)
+        start = perf_counter()
+        logits = self._replay(batch)
+        if on_layer is not None:
+            on_layer(len(self.decoder.layers), len(self.decoder.layers))
+        seconds = perf_counter() - start
+        times.book(1, seconds, {"graph": seconds})
+        return logits
+
+    def _replay(self, batch: Batch) -> Floats:
+        state = batch.segments[0].state
+        graphs = self._used[id(state)].graphs
+        assert graphs is not None
+        try:
+            logits = graphs.run(int(batch.ids[0]), state.position)
+        finally:
+            self.experts.end_step()
+        batch.advance()
+        return logits
+
+
+def warm_up(engine: GraphedEngine, chunk: int) -> None:
+    """Run a full chunk and single tokens once: kernels are compiled and memory is taken now."""
+    state = engine.decoder.new_state(engine.context_length, engine.kv_dtype, engine.ops.state)
+    for tokens in (min(chunk, engine.context_length - 1), 1):
+        ids = np.zeros(tokens, dtype=np.int32)
+        engine.decoder.forward(Batch.single(state, ids), engine.experts, engine.ops)
+        engine.experts.end_step()

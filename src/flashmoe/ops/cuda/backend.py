@@ -1,0 +1,397 @@
+"""The CUDA backend: each op is a Triton kernel or two on torch tensors.
+
+Shapes are those of flashmoe.ops.base; arrays are torch tensors of one device. Where a caller gives
+the position of a token as a tensor instead of a number, the op can be captured in a CUDA graph.
+Under Triton's interpreter the same code runs on the CPU, for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from numpy.typing import DTypeLike, NDArray
+
+from flashmoe.ops.composed import HEAD_ROWS, ComposedParts
+from flashmoe.ops.cuda import products
+from flashmoe.ops.cuda.clock import DeviceClock
+from flashmoe.ops.cuda.handles import DeviceMatrix, Normed, Rotated
+from flashmoe.ops.cuda.kernels import attention as attending
+from flashmoe.ops.cuda.kernels import delta, dequantize, routing, rows
+from flashmoe.ops.cuda.products import FEW_TOKENS, next_power
+from flashmoe.ops.cuda.routed import RoutedProducts
+from flashmoe.ops.parts import HeadWeights
+from flashmoe.quant import Format
+
+_SPLITS = 32
+Input = torch.Tensor | Normed
+Position = int | torch.Tensor
+
+
+class CudaOps(ComposedParts):
+    """flashmoe.ops.base.Ops on one device, without `experts` and `combine`: routed experts are
+    computed where they lie (`routed`), not handed over one by one.
+
+    Missing: biases, windows, sinks, latent attention, sigmoid routing; families that need them are
+    refused before (models.registry.CARD_FAMILIES). Results of `rms_norm` and `head_norm_rope` wait
+    as handles for the kernel that reads them, which the order of calls in ops/composed.py suits.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.clock = DeviceClock(device)
+        self.routed = RoutedProducts(device)
+        self._counters = torch.zeros(FEW_TOKENS, dtype=torch.int32, device=device)
+
+    def begin_pass(self) -> None:
+        self.clock.take()
+
+    def begin_layer(self) -> None:
+        """Nothing to give back: torch reuses what is no longer referred to."""
+
+    def release_scratch(self) -> None:
+        """Nothing to do: the memory of a pass was taken at load, and is planned for."""
+
+    # Between host and device.
+
+    def matrix(self, fmt: Format, rows: int, cols: int, data: NDArray[np.uint8]) -> DeviceMatrix:
+        """A copy in device memory."""
+        words = torch.from_numpy(data.view(np.int32)).to(self.device, copy=True)
+        return DeviceMatrix(fmt, rows, cols, words)
+
+    def vector(self, values: NDArray[np.float32]) -> torch.Tensor:
+        """A copy in device memory."""
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, copy=True)
+
+    def state(self, shape: tuple[int, ...], dtype: DTypeLike) -> torch.Tensor:
+        """Zeros that a sequence keeps."""
+        kind = torch.from_numpy(np.empty(0, dtype)).dtype
+        return torch.zeros(shape, dtype=kind, device=self.device)
+
+    def integers(self, values: NDArray[np.int32] | torch.Tensor) -> torch.Tensor:
+        """Ids or positions on the device."""
+        if isinstance(values, torch.Tensor):
+            return values
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+    def concat(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+    # Products.
+
+    def embed(self, table: DeviceMatrix, ids: NDArray[np.int32] | torch.Tensor) -> torch.Tensor:
+        on_device = self.integers(ids)
+        out = self.empty(len(on_device), table.cols)
+        fmt = table.format
+        units = table.cols // products.UNIT_COLS[fmt.name]
+        dequantize.embed[(len(on_device), triton.cdiv(units, 64))](
+            table.data, on_device, out, COLS=table.cols, FORMAT=fmt.name, GROUP=fmt.group, UNITS=64
+        )
+        return out
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> Input:
+        normed = Normed(x, weight, eps)
+        return normed if len(x) <= FEW_TOKENS else self._values(normed)
+
+    def _values(self, x: Input) -> torch.Tensor:
+        """x itself, normed by now."""
+        if not isinstance(x, Normed):
+            return x
+        if x.value is None:
+            out, cols = torch.empty_like(x.x), x.x.shape[1]
+            rows.rms_norm[(len(x),)](x.x, x.weight, out, x.eps, COLS=cols, BLOCK=next_power(cols))
+            x.value = out
+        return x.value
+
+    def linear(self, x: Input, *matrices: DeviceMatrix) -> tuple[torch.Tensor, ...]:
+        if len(x) <= FEW_TOKENS:
+            return self._few_rows(x, matrices)
+        values = self._values(x)
+        outs = [self.empty(len(x), matrix.rows) for matrix in matrices]
+        planes: dict[bool, products.Planes] = {}
+        for matrix, out in zip(matrices, outs, strict=True):
+            kind = bool(matrix.format.group)
+            if kind not in planes:
+                planes[kind] = products.split(values, matrix.format)
+            self._many_rows(planes[kind], matrix, out, add=False)
+        return tuple(outs)
+
+    def _few_rows(self, x: Input, matrices: Sequence[DeviceMatrix]) -> tuple[torch.Tensor, ...]:
+        """One launch per format; the results are views of one buffer."""
+        outs: dict[int, torch.Tensor] = {}
+        for fmt in dict.fromkeys(matrix.format for matrix in matrices):
+            chosen = [i for i, matrix in enumerate(matrices) if matrix.format == fmt]
+            group = [matrices[i] for i in chosen]
+            joined = self.empty(len(x), 8 * sum(matrix.blocks for matrix in group))
+            products.few_rows(x, group, joined)
+            begin = 0
+            for i in chosen:
+                outs[i] = joined[:, begin : begin + matrices[i].rows]
+                begin += 8 * matrices[i].blocks
+        return tuple(outs[i] for i in range(len(matrices)))
+
+    def _many_rows(
+        self, x: products.Planes, matrix: DeviceMatrix, out: torch.Tensor, *, add: bool
+    ) -> None:
+        w = products.dequantize(products.Source.of(matrix), pairs=False)
+        products.many_rows(x, w, matrix.rows, out, add=add)
+
+    def linear_add(self, x: Input, matrix: DeviceMatrix, out: torch.Tensor) -> None:
+        if len(x) <= FEW_TOKENS:
+            products.few_rows(x, [matrix], out, add=True)
+        else:
+            self._many_rows(products.split(self._values(x), matrix.format), matrix, out, add=True)
+
+    def ffn_add(
+        self,
+        x: Input,
+        gate_up: DeviceMatrix,
+        down: DeviceMatrix,
+        out: torch.Tensor,
+        scale: torch.Tensor | None,
+    ) -> None:
+        if len(x) <= FEW_TOKENS:
+            hidden = self.routed.few_hidden_of(x, gate_up)
+            products.few_rows(hidden, [down], out, add=True, row_scale=scale)
+            return
+        planes = products.split(self._values(x), gate_up.format)
+        w = products.dequantize(products.Source.of(gate_up), pairs=True)
+        hidden = self.empty(len(x), gate_up.rows // 2)
+        tiles = products.Tiles.plain(len(x), self.device)
+        products.hidden_rows(planes, w, hidden, tiles, topk=1, grouped=False, first=0)
+        if scale is not None:
+            hidden *= scale[:, None]
+        self._many_rows(products.split(hidden, down.format), down, out, add=True)
+
+    # Attention.
+
+    def head_norm_rope(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        eps: float,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        out: None = None,
+    ) -> Rotated:
+        assert out is None, "rotated heads are not stored"
+        return Rotated(x, weight, eps, cos, sin)
+
+    def kv_store(
+        self,
+        k: Rotated,
+        v: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        start: Position,
+        window: int = 0,
+    ) -> None:
+        assert not window, "no rings on a card"
+        heads, context, dim = k_cache.shape
+        assert k.x.stride(1) == v.stride(1) == dim
+        rows.kv_store[(len(k.x),)](
+            k.x, v, *k.turn, k_cache, v_cache, self._position(start), k.eps,
+            k.x.stride(0), v.stride(0), context, heads,
+            **_head_constants(k), ROWS=next_power(heads),
+        )  # fmt: skip
+
+    def attention(
+        self,
+        q: Rotated,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        start: Position,
+        scale: float,
+        window: int = 0,
+        sinks: None = None,
+    ) -> torch.Tensor:
+        assert not window, "no rings on a card"
+        assert sinks is None, "no sinks on a card"
+        attend = self._attend_few if len(q.x) <= FEW_TOKENS else self._attend_many
+        return attend(q, k_cache, v_cache, self._position(start), scale)
+
+    def _attend_few(
+        self, q: Rotated, k: torch.Tensor, v: torch.Tensor, start: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        tokens, heads, dim = q.x.shape
+        key_heads, context, _ = k.shape
+        group = heads // key_heads
+        parts = self.empty(tokens, heads, _SPLITS, dim)
+        peaks, sums = self.empty(tokens, heads, _SPLITS), self.empty(tokens, heads, _SPLITS)
+        attending.attend_split[(key_heads, _SPLITS, tokens)](
+            q.x, *q.turn, k, v, start, parts, peaks, sums, q.eps, scale,
+            q.x.stride(0), q.x.stride(1), context, HEADS=heads, GROUP=group,
+            ROWS=max(16, next_power(group)), SPLITS=_SPLITS, BN=32, **_head_constants(q),
+            num_warps=4,
+        )  # fmt: skip
+        out = self.empty(tokens, heads, dim)
+        attending.attend_join[(heads, tokens)](
+            parts, peaks, sums, out, HEADS=heads, D=dim, SPLITS=_SPLITS, BLOCK=next_power(dim),
+            num_warps=4,
+        )  # fmt: skip
+        return out
+
+    def _attend_many(
+        self, q: Rotated, k: torch.Tensor, v: torch.Tensor, start: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        tokens, heads, dim = q.x.shape
+        turned = torch.empty((tokens, heads, dim), dtype=k.dtype, device=self.device)
+        rows.rotate[(triton.cdiv(heads, 4), tokens)](
+            q.x, *q.turn, turned, q.eps, q.x.stride(0), q.x.stride(1), heads,
+            **_head_constants(q), ROWS=4,
+        )  # fmt: skip
+        out = self.empty(tokens, heads, dim)
+        wide = k.dtype == torch.float32 or dim > 128
+        block = 64 if wide else 128
+        attending.attend_block[(triton.cdiv(tokens, block), heads)](
+            turned, k, v, start, out, scale, tokens, k.shape[1], HEADS=heads,
+            GROUP=heads // k.shape[0], D=dim, BM=block, BN=32 if wide else 64,
+            BLOCK=next_power(dim), num_warps=4 if wide else 8, num_stages=2,
+        )  # fmt: skip
+        return out
+
+    def _position(self, start: Position) -> torch.Tensor:
+        if isinstance(start, torch.Tensor):
+            return start
+        return torch.full((1,), start, dtype=torch.int32, device=self.device)
+
+    def sigmoid(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(x)
+
+    def sigmoid_gate(self, x: torch.Tensor, gate: torch.Tensor) -> None:
+        tokens, heads, dim = x.shape
+        rows.sigmoid_gate[(heads, tokens)](
+            x, gate, gate.stride(0), gate.stride(1), heads, D=dim, BLOCK=next_power(dim)
+        )
+
+    # The delta rule.
+
+    def causal_conv_silu(
+        self, u: torch.Tensor, weight: torch.Tensor, state: torch.Tensor
+    ) -> torch.Tensor:
+        tokens, channels = u.shape
+        width, pieces = weight.shape[1], triton.cdiv(channels, 256)
+        out = self.empty(tokens, channels)
+        rows.causal_conv_silu[(tokens, pieces)](
+            u, weight, state, out, u.stride(0), channels, WIDTH=width, BLOCK=256
+        )
+        rows.conv_state[(pieces,)](u, state, u.stride(0), tokens, channels, WIDTH=width, BLOCK=256)
+        return out
+
+    def gated_delta(
+        self,
+        qkv: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        a_log: torch.Tensor,
+        dt_bias: torch.Tensor,
+        state: torch.Tensor,
+        position: Position,
+    ) -> torch.Tensor:
+        heads, key_dim, value_dim = state.shape
+        assert a.stride(0) == b.stride(0)
+        out = self.empty(len(qkv), heads, value_dim)
+        delta.gated_delta[(heads, triton.cdiv(value_dim, 16))](
+            qkv, a, b, a_log, dt_bias, state, out, len(qkv), qkv.stride(0), a.stride(0),
+            KEY_HEADS=(qkv.shape[1] - heads * value_dim) // (2 * key_dim), HEADS=heads,
+            KEY_DIM=key_dim, VALUE_DIM=value_dim, DK=next_power(key_dim), BV=16, num_warps=2,
+        )  # fmt: skip
+        return out
+
+    def gated_rms_norm(
+        self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> None:
+        cols = x.shape[1]
+        rows.gated_rms_norm[(len(x),)](
+            x, gate.contiguous(), weight, eps, COLS=cols, BLOCK=next_power(cols)
+        )
+
+    # Routing.
+
+    def route(
+        self,
+        x: Input,
+        gate: DeviceMatrix,
+        k: int,
+        renormalize: bool,
+        bias: None = None,
+        sigmoid: None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert bias is None, "no router biases on a card"
+        assert sigmoid is None, "no sigmoid routing on a card"
+        ids = torch.empty((len(x), k), dtype=torch.int32, device=self.device)
+        weights = self.empty(len(x), k)
+        logits = self.empty(len(x), gate.rows)
+        choice = {
+            "TOPK": k,
+            "RENORMALIZE": renormalize,
+            "BLOCK": next_power(gate.rows),
+            "SLOTS": next_power(k),
+        }
+        tile = products.unit_tile(gate.format, gate.cols)
+        if (
+            len(x) <= FEW_TOKENS
+            and tile["UNITS"] * products.UNIT_COLS[gate.format.name] >= gate.cols
+        ):
+            self._route_few(x, gate, logits, ids, weights, {**choice, **tile})
+        else:
+            # Kept, as in _route_few: what follows reads x after the residual has changed.
+            logits = self.linear(self._values(x), gate)[0].contiguous()
+            routing.softmax_topk[(len(x),)](logits, ids, weights, gate.rows, **choice, num_warps=1)
+        return ids, weights
+
+    def _route_few(
+        self,
+        x: Input,
+        gate: DeviceMatrix,
+        logits: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        constants: dict[str, Any],
+    ) -> None:
+        values, norm, eps, normed = products.input_of(x)
+        kept = torch.empty_like(values) if normed else values
+        routing.route[(gate.blocks, len(values))](
+            values, norm, gate.data, logits, kept, self._count(len(values)), ids, weights, eps,
+            COLS=gate.cols, EXPERTS=gate.rows, FORMAT=gate.format.name, GROUP=gate.format.group,
+            NORM=normed, EMULATED=self.device.type == "cpu",
+            **constants,
+        )  # fmt: skip
+        if isinstance(x, Normed):
+            # What follows reads x after the residual has changed.
+            x.value = kept
+
+    def _count(self, needed: int) -> torch.Tensor:
+        """Counters, all zero between kernels."""
+        assert needed <= len(self._counters)
+        return self._counters
+
+    # The head.
+
+    def head(self, h: Any, weights: HeadWeights, out: NDArray[np.float32]) -> None:
+        """Of h [T, H] on the device, into memory of the host, once everything before has run."""
+        self.clock.phase = "head"
+        for begin in range(0, len(h), HEAD_ROWS):
+            rows = slice(begin, begin + HEAD_ROWS)
+            out[rows] = self.device_logits(h[rows], weights).cpu().numpy()
+
+    def device_logits(self, h: torch.Tensor, weights: HeadWeights) -> torch.Tensor:
+        """h [T, H], at most 16 rows -> [T, vocab_size] on the device."""
+        norm: Any = weights.norm
+        return self.linear(self.rms_norm(h, norm, weights.eps), weights.lm_head)[0]
+
+    def empty(self, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
+
+
+def _head_constants(x: Rotated) -> dict[str, Any]:
+    dim = x.x.shape[2]
+    return {
+        "D": dim,
+        "HALF": x.cos.shape[1],
+        "NORM": x.weight is not None,
+        "BLOCK": next_power(dim),
+    }

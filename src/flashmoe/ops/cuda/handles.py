@@ -1,0 +1,61 @@
+"""What the CUDA backend hands to layers: stored matrices, and results yet to be computed.
+
+Norms and rotations are cheap beside a kernel launch, so they are not run on their own for a few
+tokens: they wait as a handle and become part of the kernel that reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from flashmoe.quant import Format
+from flashmoe.quant.layout import row_blocks
+
+
+@dataclass(frozen=True)
+class DeviceMatrix:
+    """A stored matrix [rows, cols] in device memory: data int32, the words of the pack."""
+
+    format: Format
+    rows: int
+    cols: int
+    data: torch.Tensor
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of 8 rows."""
+        return row_blocks(self.rows)
+
+
+@dataclass
+class Normed:
+    """x [T, H] / rms(x) * weight, not yet computed; `value` once some kernel has kept it."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    eps: float
+    value: torch.Tensor | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """Heads [T, heads, D] to be normed (if weight) and rotated by cos, sin [T, half]."""
+
+    x: torch.Tensor
+    weight: torch.Tensor | None
+    eps: float
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    @property
+    def turn(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As kernels take it: weight (or anything), cos, sin."""
+        return self.cos if self.weight is None else self.weight, self.cos, self.sin
+
+    def __getitem__(self, rows: slice) -> Rotated:
+        return Rotated(self.x[rows], self.weight, self.eps, self.cos[rows], self.sin[rows])

@@ -1,0 +1,93 @@
+"""The routed experts of a few tokens: two kernels, each reading every weight once per token.
+
+Expert records lie in slots of one arena, as they are on disk. A pair p is token p // K with its
+p % K-th expert; `slots` says where each expert of the layer is.
+"""
+
+import triton
+import triton.language as tl
+
+from flashmoe.ops.cuda.kernels.gemv import block_products, input_squares, unit_products
+from flashmoe.ops.cuda.kernels.weights import (
+    block_words,
+    load_bias,
+    load_scale,
+    load_words,
+    unit_cols,
+)
+
+
+@triton.jit
+def experts_hidden(
+    x_ptr, norm_ptr, eps, arena_ptr, ids_ptr, slots_ptr, hidden_ptr,
+    TOPK: tl.constexpr, COLS: tl.constexpr, INTERMEDIATE: tl.constexpr,
+    RECORD_WORDS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
+    UNITS: tl.constexpr, EMULATED: tl.constexpr,
+):  # fmt: skip
+    """hidden [T * K, I] = silu(gate(x)) * up(x) of each pair's expert; grid (I / 8, T * K).
+
+    Blocks of gate and up rows alternate: a program makes one of each and multiplies them. Pairs
+    whose expert has no slot (-1) are left out.
+    """
+    i, pair = tl.program_id(0), tl.program_id(1)
+    slot = tl.load(slots_ptr + tl.load(ids_ptr + pair)).to(tl.int64)
+    if slot >= 0:
+        words: tl.constexpr = block_words(COLS, FORMAT, GROUP)
+        units: tl.constexpr = COLS // unit_cols(FORMAT)
+        off = slot * RECORD_WORDS + i * 2 * words
+        x = x_ptr + (pair // TOPK).to(tl.int64) * COLS
+        squares = tl.zeros([UNITS], tl.float32)
+        gates = tl.zeros([UNITS, 8], tl.float32)
+        ups = tl.zeros([UNITS, 8], tl.float32)
+        for begin in range(0, units, UNITS):
+            k = begin + tl.arange(0, UNITS)
+            valid = k < units
+            if NORM:
+                squares += input_squares(x, k, valid, FORMAT)
+            gates += block_products(
+                arena_ptr, off, x, norm_ptr, k, valid, valid, FORMAT, GROUP, NORM, EMULATED
+            )
+            ups += block_products(
+                arena_ptr, off + words, x, norm_ptr, k, valid, valid, FORMAT, GROUP, NORM, EMULATED
+            )
+        scale = 1.0
+        if NORM:
+            scale = tl.rsqrt(tl.sum(squares, 0) / COLS + eps)
+        gate, up = tl.sum(gates, 0) * scale, tl.sum(ups, 0) * scale
+        out = hidden_ptr + pair.to(tl.int64) * INTERMEDIATE + i * 8 + tl.arange(0, 8)
+        tl.store(out, gate / (1.0 + tl.exp(-gate)) * up)
+
+
+@triton.jit
+def experts_down(
+    hidden_ptr, weights_ptr, arena_ptr, ids_ptr, slots_ptr, out_ptr,
+    TOPK: tl.constexpr, HIDDEN: tl.constexpr, INTERMEDIATE: tl.constexpr,
+    RECORD_WORDS: tl.constexpr, DOWN_WORDS: tl.constexpr, FORMAT: tl.constexpr,
+    GROUP: tl.constexpr, UNITS: tl.constexpr, EMULATED: tl.constexpr,
+):  # fmt: skip
+    """out [T, H] += sum over k of weights[t, k] * down(hidden[t, k]); grid (H / 8, T).
+
+    The units of all K experts form one row, summed in one order: it does not matter where the
+    experts came from, or when. DOWN_WORDS: where the down blob begins in a record.
+    """
+    block, t = tl.program_id(0), tl.program_id(1)
+    words: tl.constexpr = block_words(INTERMEDIATE, FORMAT, GROUP)
+    units: tl.constexpr = INTERMEDIATE // unit_cols(FORMAT)
+    sums = tl.zeros([UNITS, 8], tl.float32)
+    for begin in range(0, TOPK * units, UNITS):
+        at = begin + tl.arange(0, UNITS)
+        valid = at < TOPK * units
+        pair, k = t * TOPK + at // units, at % units
+        expert = tl.load(ids_ptr + pair, mask=valid, other=0)
+        slot = tl.load(slots_ptr + expert, mask=valid, other=0).to(tl.int64)
+        weight = tl.load(weights_ptr + pair, mask=valid, other=0.0)
+        off = slot * RECORD_WORDS + DOWN_WORDS + block * words
+        words_k = load_words(arena_ptr, off[:, None], k, valid, FORMAT, GROUP)
+        scale = load_scale(arena_ptr, off, k, valid, FORMAT, GROUP)
+        bias = load_bias(arena_ptr, off, k, valid, FORMAT, GROUP)
+        x = hidden_ptr + pair * INTERMEDIATE
+        part = unit_products(words_k, scale, bias, x, x, k, valid, FORMAT, False, EMULATED)
+        sums += part * weight[:, None]
+    row = block * 8 + tl.arange(0, 8)
+    out = out_ptr + t.to(tl.int64) * HIDDEN + row
+    tl.store(out, tl.load(out, mask=row < HIDDEN, other=0.0) + tl.sum(sums, 0), mask=row < HIDDEN)

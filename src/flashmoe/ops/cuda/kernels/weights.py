@@ -1,0 +1,113 @@
+"""Stored weights to numbers: units of 4 bytes, in each format."""
+
+import triton
+import triton.language as tl
+
+# Small integers become floats by writing them into the mantissa of 2^23: exact, and at full rate
+# where the conversion instruction runs at a quarter of it.
+_MAGIC = tl.constexpr(0x4B000000)
+_MAGIC_FLOAT = tl.constexpr(8388608.0)
+
+
+@triton.constexpr_function
+def unit_cols(fmt):
+    """Columns in a unit of 4 bytes."""
+    return {"q4": 8, "q8": 4, "bf16": 2}[fmt]
+
+
+@triton.constexpr_function
+def block_words(cols, fmt, group):
+    """Words of a block of 8 rows."""
+    if fmt == "q4":
+        return cols // group * (group + 8)
+    return cols // group * (2 * group + 8) if fmt == "q8" else cols * 4
+
+
+@triton.constexpr_function
+def unit_column(n, fmt):
+    """Which of its unit's columns value n is: q4 pairs columns j and j + 4 in byte j."""
+    return n % 2 * 4 + n // 2 if fmt == "q4" else n
+
+
+@triton.jit
+def load_words(w_ptr, off, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr):
+    """Units k [U] of the block at word `off` -> uint32 [U, 8]; zeros where not valid."""
+    at = k * 8
+    if FORMAT == "q4":
+        at += k // (GROUP // 8) * 8
+    elif FORMAT == "q8":
+        at += k // (GROUP // 4) * 8
+    r = tl.arange(0, 8)
+    words = tl.load(w_ptr + off + at[:, None] + r[None, :], mask=valid[:, None], other=0)
+    return words.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def load_scale(w_ptr, off, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr):
+    """Scales of the groups that units k [U] belong to -> float32 [U, 8]; 1 without groups."""
+    r = tl.arange(0, 8)
+    if FORMAT == "q4":
+        group = off + k // (GROUP // 8) * (GROUP + 8) + GROUP
+        at = group[:, None] * 2 + r[None, :]
+        bits = tl.load(w_ptr.to(tl.pointer_type(tl.uint16)) + at, mask=valid[:, None], other=0)
+        scale = (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif FORMAT == "q8":
+        group = off + k // (GROUP // 4) * (2 * GROUP + 8) + 2 * GROUP
+        at = group[:, None] + r[None, :]
+        scale = tl.load(w_ptr.to(tl.pointer_type(tl.float32)) + at, mask=valid[:, None], other=0.0)
+    else:
+        scale = tl.full([k.shape[0], 8], 1.0, tl.float32)
+    return scale
+
+
+@triton.jit
+def load_bias(w_ptr, off, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr):
+    """Biases of q4 groups, as load_scale; zeros for other formats."""
+    if FORMAT == "q4":
+        group = off + k // (GROUP // 8) * (GROUP + 8) + GROUP + 4
+        at = group[:, None] * 2 + tl.arange(0, 8)[None, :]
+        bits = tl.load(w_ptr.to(tl.pointer_type(tl.uint16)) + at, mask=valid[:, None], other=0)
+        bias = (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        bias = tl.zeros([k.shape[0], 8], tl.float32)
+    return bias
+
+
+@triton.jit
+def code(words, n: tl.constexpr, FORMAT: tl.constexpr):
+    """Value n of each unit, before scale and bias -> float32 of the shape of words."""
+    if FORMAT == "q4":
+        value = ((words >> (4 * n) & 15) | _MAGIC).to(tl.float32, bitcast=True) - _MAGIC_FLOAT
+    elif FORMAT == "q8":
+        # Signed bytes, shifted to 0..255 by flipping the sign bit.
+        byte = (words >> (8 * n) & 255) ^ 128
+        value = (byte | _MAGIC).to(tl.float32, bitcast=True) - (_MAGIC_FLOAT + 128.0)
+    elif n == 0:
+        value = (words << 16).to(tl.float32, bitcast=True)
+    else:
+        value = (words & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return value
+
+
+@triton.jit
+def unit_values(w_ptr, off, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr):
+    """Decoded weights of units k [U] of a block -> float32 [U, 8, columns of a unit]."""
+    words = load_words(w_ptr, off, k, valid, FORMAT, GROUP)
+    scale = load_scale(w_ptr, off, k, valid, FORMAT, GROUP)
+    bias = load_bias(w_ptr, off, k, valid, FORMAT, GROUP)
+    # join adds an inner axis: columns come out in order when the axes go from high bit to low.
+    if FORMAT == "q4":
+        v00 = tl.join(code(words, 0, FORMAT), code(words, 1, FORMAT))
+        v01 = tl.join(code(words, 2, FORMAT), code(words, 3, FORMAT))
+        v10 = tl.join(code(words, 4, FORMAT), code(words, 5, FORMAT))
+        v11 = tl.join(code(words, 6, FORMAT), code(words, 7, FORMAT))
+        joined = tl.join(tl.join(v00, v10), tl.join(v01, v11))
+        values = tl.reshape(joined, [k.shape[0], 8, 8])
+        values = values * scale[:, :, None] + bias[:, :, None]
+    elif FORMAT == "q8":
+        even = tl.join(code(words, 0, FORMAT), code(words, 2, FORMAT))
+        odd = tl.join(code(words, 1, FORMAT), code(words, 3, FORMAT))
+        values = tl.reshape(tl.join(even, odd), [k.shape[0], 8, 4]) * scale[:, :, None]
+    else:
+        values = tl.join(code(words, 0, FORMAT), code(words, 1, FORMAT))
+    return values

@@ -1,0 +1,181 @@
+"""The routed experts of a layer on the device: records in slots of one arena, computed in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from flashmoe.ops.base import ExpertShape
+from flashmoe.ops.cuda import products
+from flashmoe.ops.cuda.handles import DeviceMatrix, Normed
+from flashmoe.ops.cuda.kernels import experts as kernels
+from flashmoe.ops.cuda.kernels import rows as row_kernels
+from flashmoe.quant import Format
+
+# Dequantised weights that are alive at a time, in bytes: experts are taken in pieces of this size.
+WORKSPACE_BYTES = 512 << 20
+# Units of all the experts of a token that a program of the down projection takes at a time.
+DOWN_TILE = {"UNITS": 1024, "num_warps": 8}
+
+
+@dataclass(frozen=True)
+class ExpertArena:
+    """Slots of expert records in device memory. words: int32, `record_bytes` per slot."""
+
+    words: torch.Tensor
+    record_bytes: int
+    shape: ExpertShape
+
+
+class RoutedProducts:
+    """The kernels of routed experts. Results do not depend on which slot an expert is in."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._zero = torch.zeros(products.FEW_TOKENS, dtype=torch.int32, device=device)
+
+    def add(
+        self,
+        x: torch.Tensor | Normed,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        arena: ExpertArena,
+        slots: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """out [T, H] += sum over k of weights[t, k] * expert ids[t, k] (x[t]).
+
+        slots int32 [E]: where each expert of the layer is; those of experts not named are not read.
+        """
+        if len(ids) <= products.FEW_TOKENS:
+            hidden = self.few_hidden(x, ids, arena, slots)
+            self.few_down(hidden, ids, weights, arena, slots, out)
+            return
+        assert isinstance(x, torch.Tensor)
+        call = ManyTokens(x, ids, arena, len(slots))
+        call.run(slots)
+        call.finish(weights, out)
+
+    def few_hidden(
+        self,
+        x: torch.Tensor | Normed,
+        ids: torch.Tensor,
+        arena: ExpertArena,
+        slots: torch.Tensor,
+        hidden: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """silu(gate) * up of every pair whose expert has a slot -> [T * K, I], in `hidden` if any.
+
+        Experts with slot -1 are left out.
+        """
+        shape = arena.shape
+        if hidden is None:
+            hidden = _empty(ids.device, ids.numel(), shape.intermediate_size)
+        _hidden(x, ids, arena.words, slots, hidden, shape.gate_up, arena.record_bytes // 4)
+        return hidden
+
+    def few_hidden_of(self, x: torch.Tensor | Normed, gate_up: DeviceMatrix) -> torch.Tensor:
+        """The same of one matrix that every token uses -> [T, I]."""
+        hidden = _empty(gate_up.data.device, len(x), gate_up.rows // 2)
+        ids = self._zero[: len(x), None]
+        _hidden(x, ids, gate_up.data, self._zero, hidden, gate_up.format, 0)
+        return hidden
+
+    def few_down(
+        self,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        arena: ExpertArena,
+        slots: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """out [T, H] += the weighted down projections of hidden [T * K, I]."""
+        shape = arena.shape
+        kernels.experts_down[(triton.cdiv(shape.hidden_size, 8), len(ids))](
+            hidden, weights, arena.words, ids, slots, out,
+            TOPK=ids.shape[1], HIDDEN=shape.hidden_size, INTERMEDIATE=shape.intermediate_size,
+            RECORD_WORDS=arena.record_bytes // 4, DOWN_WORDS=shape.down_offset // 4,
+            FORMAT=shape.down.name, GROUP=shape.down.group, **DOWN_TILE,
+            EMULATED=out.device.type == "cpu",
+        )  # fmt: skip
+
+
+class ManyTokens:
+    """The routed experts of one layer for many tokens, in one piece or expert by expert.
+
+    x [T, H], ids [T, K]. Every result has a row of its own until `finish` sums them in routing
+    order: the pieces and their order do not matter.
+    """
+
+    def __init__(
+        self, x: torch.Tensor, ids: torch.Tensor, arena: ExpertArena, num_experts: int
+    ) -> None:
+        shape = arena.shape
+        self._arena, self._topk, self._experts = arena, ids.shape[1], num_experts
+        self._tiles = products.Tiles.of(ids, num_experts)
+        self._planes = products.split(x, shape.gate_up)
+        self._hidden = _empty(ids.device, ids.numel(), shape.intermediate_size)
+        self._rows = _empty(ids.device, ids.numel(), shape.hidden_size)
+
+    def run(self, slots: torch.Tensor) -> None:
+        """The experts that have a slot; slots int32 [E], -1: not this time."""
+        tiles = self._tiles.only(slots >= 0)
+        gate_up, down = _sources(self._arena, slots, tiles.counts)
+        for first, count in _pieces(gate_up, self._experts):
+            w = products.dequantize(gate_up, first, count, pairs=True)
+            products.hidden_rows(
+                self._planes, w, self._hidden, tiles, topk=self._topk, grouped=True, first=first
+            )
+        planes = products.split(self._hidden, self._arena.shape.down)
+        for first, count in _pieces(down, self._experts):
+            w = products.dequantize(down, first, count, pairs=False)
+            products.grouped_rows(
+                planes, w, self._arena.shape.hidden_size, self._rows, tiles, first
+            )
+
+    def finish(self, weights: torch.Tensor, out: torch.Tensor) -> None:
+        """out [T, H] += the weighted rows."""
+        hidden_size = out.shape[1]
+        row_kernels.combine[(len(out), triton.cdiv(hidden_size, 1024))](
+            self._rows, weights, out, COLS=hidden_size, TOPK=self._topk, BLOCK=1024
+        )
+
+
+def _hidden(
+    x: torch.Tensor | Normed, ids: torch.Tensor, words: torch.Tensor, slots: torch.Tensor,
+    hidden: torch.Tensor, fmt: Format, record_words: int,
+) -> None:  # fmt: skip
+    values, norm, eps, normed = products.input_of(x)
+    cols = values.shape[1]
+    kernels.experts_hidden[(hidden.shape[1] // 8, ids.numel())](
+        values, norm, eps, words, ids, slots, hidden,
+        TOPK=ids.shape[1], COLS=cols, INTERMEDIATE=hidden.shape[1], RECORD_WORDS=record_words,
+        FORMAT=fmt.name, GROUP=fmt.group, NORM=normed,
+        EMULATED=hidden.device.type == "cpu",
+        **products.unit_tile(fmt, cols),
+    )  # fmt: skip
+
+
+def _sources(
+    arena: ExpertArena, slots: torch.Tensor, counts: torch.Tensor
+) -> tuple[products.Source, products.Source]:
+    shape, words = arena.shape, arena.record_bytes // 4
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    return (
+        products.Source(arena.words, shape.gate_up, 2 * inner, hidden, 0, words, slots, counts),
+        products.Source(
+            arena.words, shape.down, hidden, inner, shape.down_offset // 4, words, slots, counts
+        ),
+    )
+
+
+def _pieces(source: products.Source, experts: int) -> list[tuple[int, int]]:
+    """(first, count) of the experts whose dequantised weights fit the workspace at a time."""
+    size = max(1, WORKSPACE_BYTES // (2 * source.rows * source.cols))
+    return [(first, min(size, experts - first)) for first in range(0, experts, size)]
+
+
+def _empty(device: torch.device, *shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=device)

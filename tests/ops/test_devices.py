@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flashmoe
+from flashmoe import api
+from flashmoe.errors import UsageError
+from flashmoe.models.registry import CARD_FAMILIES
+from flashmoe.ops import devices
+from tests.support.packs import TinyPacks
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> Path:
+    """A root whose /dev shows one card."""
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+    (tmp_path / "dev/nvidiactl").touch()
+    return tmp_path
+
+
+def test_auto_takes_the_cpu_without_a_driver(tmp_path: Path) -> None:
+    assert devices.pick_device("auto", tmp_path) == ("cpu", "no NVIDIA driver")
+
+
+def test_cuda_without_a_driver_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--device: CUDA cannot be used: no NVIDIA driver"):
+        devices.pick_device("cuda", tmp_path)
+
+
+def test_missing_packages_are_named(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "missing_packages", lambda: ["triton"])
+    assert devices.pick_device("auto", card) == ("cpu", "triton not installed")
+    with pytest.raises(UsageError, match=r"triton not installed. Install flashmoe\[cuda\]"):
+        devices.pick_device("cuda", card)
+
+
+def test_a_card_is_taken(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "missing_packages", lambda: [])
+    assert devices.pick_device("auto", card)[0] == "cuda"
+    assert devices.pick_device("cpu", card) == ("cpu", "asked for")
+
+
+def test_an_unknown_device_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"unknown device; expected auto \| cpu \| cuda, got tpu"):
+        devices.pick_device("tpu")
+
+
+def test_a_model_that_a_card_can_run_stays_there() -> None:
+    assert devices.settle_device("why", "auto", None) == ("cuda", "why")
+
+
+def test_auto_takes_the_cpu_for_other_models() -> None:
+    assert devices.settle_device("why", "auto", "this") == (
+        "cpu",
+        "this does not run on a card yet",
+    )
+
+
+@pytest.fixture
+def no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a card, and the CUDA backend must not be touched."""
+    monkeypatch.setattr(api, "pick_device", lambda wanted: ("cuda", "a card"))
+    monkeypatch.setitem(sys.modules, "flashmoe.cuda", None)
+
+
+@pytest.mark.usefixtures("no_backend")
+@pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v3"])
+def test_other_families_are_refused_before_anything_is_loaded(
+    tiny_packs: TinyPacks, family: str
+) -> None:
+    path = tiny_packs.get(family)
+    with pytest.raises(UsageError, match=f"--device cuda, family {family}.*Use --device cpu"):
+        flashmoe.load(path, device="cuda", context_length=64)
+    with flashmoe.load(path, device="auto", context_length=64) as model:
+        assert model.stats.device == "cpu"
+        assert model.stats.device_reason == f"family {family} does not run on a card yet"
+
+
+@pytest.mark.usefixtures("no_backend")
+def test_a_format_without_kernels_is_refused(tiny_packs: TinyPacks) -> None:
+    with pytest.raises(UsageError, match="--device cuda, mxfp4"):
+        flashmoe.load(tiny_packs.get("qwen3_moe", "mxfp4"), device="cuda", context_length=64)
+
+
+@pytest.mark.usefixtures("no_backend")
+@pytest.mark.parametrize("family", sorted(CARD_FAMILIES))
+def test_the_families_of_a_card_get_there(tiny_packs: TinyPacks, family: str) -> None:
+    with pytest.raises(ImportError):
+        flashmoe.load(tiny_packs.get(family), device="cuda", context_length=64)
+
+
+def test_the_cpu_does_not_import_torch() -> None:
+    code = (
+        "import flashmoe, sys; flashmoe.load(device='cpu', context_length=64).close();"
+        "sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,121 @@
+"""Whole models on a card: against the NumPy backend, and the same whatever tier experts are in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from flashmoe.api import Model
+from flashmoe.experts.budget import Budget
+from flashmoe.models.registry import CARD_FAMILIES
+from flashmoe.ops import reference_linear
+from flashmoe.ops.base import Floats, Ops
+from flashmoe.ops.reference import ReferenceOps
+from flashmoe.settings import EngineSettings
+from tests.support.card import card
+from tests.support.packs import VOCAB, TinyPacks, load_with, some_ids
+from tests.support.tolerances import LOGITS_CUDA
+
+pytestmark = pytest.mark.cuda
+
+# Longer than what is multiplied row by row, so that prefill runs on tensor cores.
+PROMPT = some_ids(40)
+STEPS = (3, 5, 7)
+GB = 1 << 30
+
+
+def run(model: Model, after_prompt: Callable[[], None] = lambda: None) -> list[Floats]:
+    """Logits after the prompt and after each step."""
+    session = model.session()
+    prompt = session.feed(PROMPT).copy()
+    after_prompt()
+    return [prompt, *(session.step(id).copy() for id in STEPS)]
+
+
+class CardProducts:
+    """reference_linear.linear with the rounding of a card: in prompts, quantised weights and their
+    inputs become float16, a row of inputs at a power-of-two scale; the head reads few rows."""
+
+    def __init__(self) -> None:
+        self.in_prompt = True
+
+    def steps_follow(self) -> None:
+        self.in_prompt = False
+
+    def linear(self, x: Floats, w: Floats, group: int) -> NDArray[np.float64]:
+        inputs, weights = x.astype(np.float64), w.astype(np.float64)
+        if group and self.in_prompt and len(w) != VOCAB:
+            largest = np.abs(inputs).max(axis=1, keepdims=True, initial=1e-30)
+            scale = 2.0 ** np.floor(np.log2(largest))
+            inputs = (inputs / scale).astype(np.float16) * scale
+            weights = weights.astype(np.float16).astype(np.float64)
+        product: NDArray[np.float64] = inputs @ weights.T
+        return product
+
+
+def reference(threads: int, isa: str) -> Ops:
+    return ReferenceOps()
+
+
+def open_on_card(path: Path, slots: int | None = None, **settings: Any) -> Model:
+    """On the device of the tests; slots: fewer expert slots than would fit."""
+    device = card()
+    import flashmoe.cuda as cuda
+
+    real: Callable[..., Budget] = cuda.device_budget
+    chosen = EngineSettings(**{"vram": 8 * GB, "context_length": 64, "device": "cuda", **settings})
+    with pytest.MonkeyPatch.context() as patch:
+        if slots is not None:
+            few = lambda *given: dataclasses.replace(real(*given), slots=slots)  # noqa: E731
+            patch.setattr(cuda, "device_budget", few)
+        return Model(cuda.load_on_card(path, chosen, device))
+
+
+@pytest.mark.parametrize("formats", [("bf16", "bf16"), ("q4", "q8")], ids="-".join)
+@pytest.mark.parametrize("family", sorted(CARD_FAMILIES))
+def test_logits(
+    tiny_packs: TinyPacks, family: str, formats: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_packs.get(family, *formats)
+    with open_on_card(path) as model:
+        got = run(model)
+    products = CardProducts()
+    monkeypatch.setattr(reference_linear, "linear", products.linear)
+    with load_with(path, make_ops=reference, context_length=64) as model:
+        expected = run(model, products.steps_follow)
+    bound = LOGITS_CUDA["bf16" if formats[0] == "bf16" else "quantised"]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert np.abs(ours - theirs).max() <= bound
+
+
+# Every expert, the card planning by itself, the host planning in one wave and in several.
+@pytest.mark.parametrize("slots", [40, 20, 5])
+def test_the_tier_of_an_expert_does_not_matter(tiny_packs: TinyPacks, slots: int) -> None:
+    path = tiny_packs.get("qwen3_5_moe")
+    with open_on_card(path) as model:
+        expected = run(model)
+    with open_on_card(path, slots=slots) as model:
+        got = run(model)
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_all_that_is_on_the_card_stays_below_the_limit(tiny_packs: TinyPacks) -> None:
+    device = card()
+    if device.type != "cuda":
+        pytest.skip("CUDA TESTS SKIPPED: no GPU")
+    import torch
+
+    limit = 3 * GB
+    path = tiny_packs.get("qwen3_moe")
+    with open_on_card(path, vram=limit) as model:
+        run(model)
+        free, total = torch.cuda.mem_get_info()
+        assert total - free <= limit  # nobody else is on a card that tests run on
+        assert torch.cuda.max_memory_reserved() <= limit
