@@ -112,7 +112,8 @@ def test_no_products_beside_our_own_threads() -> None:
 
 
 def test_files_are_short() -> None:
-    assert [path for path in SOURCES if len(path.read_text().splitlines()) >= 400] == []
+    written = [path for path in SOURCES if path.suffix != ".pyi"]  # the stub is generated
+    assert [path for path in written if len(path.read_text().splitlines()) >= 400] == []
 
 
 def test_the_environment_is_read_in_one_place() -> None:
