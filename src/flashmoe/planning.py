@@ -19,9 +19,10 @@ from flashmoe.experts.budget import (
     swap_warning,
 )
 from flashmoe.experts.memory import read_system_memory
-from flashmoe.experts.room import CHUNK_STEP, PromptCosts
+from flashmoe.experts.room import PromptCosts
 from flashmoe.models.registry import CARD_FAMILIES, family_name
 from flashmoe.models.specs import WeightSpecs
+from flashmoe.ops.parts import CHUNK_STEP
 from flashmoe.ops.threads import default_threads
 from flashmoe.settings import DEFAULT_CONTEXT, EngineSettings
 from flashmoe.sizes import parse_size

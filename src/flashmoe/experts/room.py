@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from flashmoe.experts.cache import ExpertCache
-
-CHUNK_STEP: Final = 64
-"""Chunks are multiples of the delta rule's block, so that a cut does not change the result."""
+from flashmoe.ops.parts import CHUNK_STEP
 
 LONGEST_CHUNK: Final = 4096
 """Then each expert serves hundreds of tokens per read, and computing takes longer than reading."""

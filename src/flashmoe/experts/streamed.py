@@ -62,15 +62,14 @@ class OneTokenGroups:
 
     def select(self, chosen: list[int]) -> tuple[Ints, Ints, Ints]:
         """As ExpertGroups.select: one entry per expert."""
-        offsets, tokens, _ = _one_entry_each(len(chosen))
+        offsets, tokens = _one_entry_each(len(chosen))
         return offsets, tokens, np.array(chosen, dtype=np.int32)
 
 
 @functools.lru_cache(maxsize=64)
-def _one_entry_each(experts: int) -> tuple[Ints, Ints, Ints]:
-    """offsets, tokens and dests where each of one token's experts is computed, in routing order."""
-    every = np.arange(experts + 1, dtype=np.int32)
-    return every, np.zeros(experts, dtype=np.int32), every[:-1]
+def _one_entry_each(experts: int) -> tuple[Ints, Ints]:
+    """offsets and tokens where each of so many experts computes the one token."""
+    return np.arange(experts + 1, dtype=np.int32), np.zeros(experts, dtype=np.int32)
 
 
 def by_demand(ids: Ints) -> list[int]:

@@ -18,11 +18,9 @@ from flashmoe.layers.moe import RoutedExperts
 from flashmoe.layers.state import Batch, SequenceState
 from flashmoe.models.decoder import Decoder, OnLayer
 from flashmoe.ops.base import Floats, Ints, Ops
+from flashmoe.ops.parts import CHUNK_STEP
 
 TokensDone = Callable[[int], None]
-
-# Chunks are multiples of the delta rule's block, so that a cut does not change the result.
-CHUNK_STEP = 64
 
 
 class StepExperts(RoutedExperts, Protocol):

@@ -14,7 +14,7 @@ from flashmoe.layers.embedding import Embedding, ResidentEmbedding
 from flashmoe.layers.moe import DenseMlp, RoutedExperts, SparseMoe
 from flashmoe.layers.state import Batch, LayerState, Rotary, SequenceState, StateMemory, Step
 from flashmoe.ops.base import Floats, Matrix, Ops
-from flashmoe.ops.parts import AttentionWeights, HeadWeights
+from flashmoe.ops.parts import AttentionWeights, HeadWeights, RouterWeights, SigmoidRouting
 
 # Called as (layers done, layers) after each layer of a pass.
 OnLayer = Callable[[int, int], None]
@@ -48,6 +48,22 @@ def attention_weights(
         head_dim=head_dim,
         eps=eps,
         gated=gated,
+    )
+
+
+def router_weights(
+    n: int, config: Any, weights: Weights, sigmoid: SigmoidRouting | None = None
+) -> RouterWeights:
+    """The router of layer n under its usual names; config: any family's, for num_experts_per_tok,
+    norm_topk_prob and rms_norm_eps."""
+    p = f"layers.{n}."
+    return RouterWeights(
+        norm=weights.vectors[p + "post_attention_layernorm"],
+        gate=weights.matrices[p + "mlp.gate"],
+        num_experts_per_tok=config.num_experts_per_tok,
+        renormalize=config.norm_topk_prob,
+        eps=config.rms_norm_eps,
+        sigmoid=sigmoid,
     )
 
 

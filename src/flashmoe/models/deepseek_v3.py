@@ -11,13 +11,12 @@ from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader, Yarn
 from flashmoe.layers.latent_attention import LatentAttention
 from flashmoe.layers.moe import DenseMlp, SparseMoe
 from flashmoe.layers.rope import RotaryTable, yarn_mscale
-from flashmoe.models.decoder import Decoder, DecoderLayer, Weights, assemble
+from flashmoe.models.decoder import Decoder, DecoderLayer, Weights, assemble, router_weights
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import Source, WeightSpecs
 from flashmoe.ops.parts import (
     DenseMlpWeights,
     LatentAttentionWeights,
-    RouterWeights,
     SharedExpertWeights,
     SigmoidRouting,
 )
@@ -242,12 +241,10 @@ def _dense_mlp(n: int, config: Config, weights: Weights) -> DenseMlpWeights:
 
 def _sparse_moe(n: int, config: Config, weights: Weights) -> SparseMoe:
     m, v, p = weights.matrices, weights.vectors, f"layers.{n}."
-    router = RouterWeights(
-        norm=v[p + "post_attention_layernorm"],
-        gate=m[p + "mlp.gate"],
-        num_experts_per_tok=config.num_experts_per_tok,
-        renormalize=config.norm_topk_prob,
-        eps=config.rms_norm_eps,
+    router = router_weights(
+        n,
+        config,
+        weights,
         sigmoid=SigmoidRouting(
             correction=v[p + "mlp.gate.e_score_correction_bias"],
             groups=config.n_group,

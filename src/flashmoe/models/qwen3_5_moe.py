@@ -18,10 +18,11 @@ from flashmoe.models.decoder import (
     Weights,
     assemble,
     attention_weights,
+    router_weights,
 )
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import WeightSpecs
-from flashmoe.ops.parts import GatedDeltaWeights, RouterWeights, SharedExpertWeights
+from flashmoe.ops.parts import GatedDeltaWeights, SharedExpertWeights
 
 # What adds the specs of in_proj_{qkv,z,b,a} under a stem: families store them differently.
 InProjections = Callable[[SpecList, str, "Config"], None]
@@ -206,14 +207,8 @@ def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
 
 
 def _sparse_moe(n: int, config: Config, weights: Weights) -> SparseMoe:
-    m, v, p = weights.matrices, weights.vectors, f"layers.{n}."
-    router = RouterWeights(
-        norm=v[p + "post_attention_layernorm"],
-        gate=m[p + "mlp.gate"],
-        num_experts_per_tok=config.num_experts_per_tok,
-        renormalize=config.norm_topk_prob,
-        eps=config.rms_norm_eps,
-    )
+    m, p = weights.matrices, f"layers.{n}."
+    router = router_weights(n, config, weights)
     shared = SharedExpertWeights(
         gate_up=m[p + "mlp.shared_expert.gate_up"],
         down=m[p + "mlp.shared_expert.down_proj"],

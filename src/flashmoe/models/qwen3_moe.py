@@ -9,10 +9,16 @@ from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader
 from flashmoe.layers.attention import Attention
 from flashmoe.layers.moe import SparseMoe
 from flashmoe.layers.rope import RotaryTable
-from flashmoe.models.decoder import Decoder, DecoderLayer, Weights, assemble, attention_weights
+from flashmoe.models.decoder import (
+    Decoder,
+    DecoderLayer,
+    Weights,
+    assemble,
+    attention_weights,
+    router_weights,
+)
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import WeightSpecs
-from flashmoe.ops.parts import RouterWeights
 
 
 @dataclass(frozen=True)
@@ -109,14 +115,7 @@ def build(config: Config, weights: Weights) -> Decoder:
 
 
 def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
-    m, v, p = weights.matrices, weights.vectors, f"layers.{n}."
-    router = RouterWeights(
-        norm=v[p + "post_attention_layernorm"],
-        gate=m[p + "mlp.gate"],
-        num_experts_per_tok=config.num_experts_per_tok,
-        renormalize=config.norm_topk_prob,
-        eps=config.rms_norm_eps,
-    )
+    router = router_weights(n, config, weights)
     attention = attention_weights(weights, n, config.head_dim, config.rms_norm_eps)
     return DecoderLayer(Attention(attention, n), SparseMoe(n, router))
 

@@ -67,6 +67,10 @@ LatentSpans = Sequence[Span[LatentState]]
 RecurrentSpans = Sequence[Span[RecurrentState]]
 
 
+# Block of the delta rule's chunked form, at absolute positions: a prompt that is cut at multiples
+# of it has the same result as in one piece.
+CHUNK_STEP = 64
+
 # Tokens that go through the cache of a layer with a window at a time: a ring has room for so many.
 WINDOW_PIECE = 512
 
