@@ -90,15 +90,13 @@ def test_a_loss_of_a_tenth_is_found_in_noise(world: dict[str, Any]) -> None:
 
 
 def test_a_gain_is_kept() -> None:
-    made = decode(PrefetchControl("auto"), FIRST_REST + SURE_TRIAL + 2 * FIRST_REST)
-    assert all(made[:FIRST_REST])
+    made = decode(PrefetchControl("auto"), SURE_TRIAL + FIRST_REST)
     assert made.count(False) == VOTES * WINDOW
-    assert all(made[FIRST_REST + SURE_TRIAL :])
+    assert all(made[SURE_TRIAL:])
 
 
 def test_a_lost_trial_turns_nothing_off_and_a_second_one_does() -> None:
     control = PrefetchControl("auto")
-    decode(control, FIRST_REST)
     first = decode(control, SURE_TRIAL, with_guesses=0.3)
     assert first.count(False) == VOTES * WINDOW
     made = decode(control, SURE_TRIAL + REST[False][0], with_guesses=0.3)
@@ -107,17 +105,16 @@ def test_a_lost_trial_turns_nothing_off_and_a_second_one_does() -> None:
 
 def test_a_lost_trial_is_forgotten_after_one_that_was_won() -> None:
     control = PrefetchControl("auto")
-    decode(control, FIRST_REST)
     for with_guesses in (0.3, 0.2):
         decode(control, SURE_TRIAL, with_guesses=with_guesses)
     assert all(decode(control, FIRST_REST))
-    decode(control, FIRST_REST + SURE_TRIAL - 1, with_guesses=0.3)
+    decode(control, SURE_TRIAL, with_guesses=0.3)
     assert all(decode(control, WINDOW))  # the first window of a second trial, not a rest
 
 
 def test_rests_are_shorter_while_off() -> None:
     control = PrefetchControl("auto")
-    made = decode(control, FIRST_REST + 2 * SURE_TRIAL + REST[False][0], with_guesses=0.3)
+    made = decode(control, 2 * SURE_TRIAL + REST[False][0], with_guesses=0.3)
     assert not any(made[-REST[False][0] :])
     made = decode(control, SURE_TRIAL + FIRST_REST)
     assert made[0]
@@ -125,27 +122,27 @@ def test_rests_are_shorter_while_off() -> None:
 
 
 def test_no_gain_means_off() -> None:
-    made = decode(PrefetchControl("auto"), FIRST_REST + 2 * SURE_TRIAL + 50, without=0.2)
+    made = decode(PrefetchControl("auto"), 2 * SURE_TRIAL + 50, without=0.2)
     assert not any(made[-50:])
 
 
 @pytest.mark.parametrize("drift", [0.005, -0.002])
 def test_what_changes_evenly_favours_neither(drift: float) -> None:
-    tokens = FIRST_REST + 2 * SURE_TRIAL + 50
+    tokens = 2 * SURE_TRIAL + 50
     made = decode(PrefetchControl("auto"), tokens, without=0.2 * 1.001, drift=drift)
     assert not any(made[-50:])
 
 
 def test_one_slow_token_decides_nothing() -> None:
     control = PrefetchControl("auto")
-    decode(control, FIRST_REST + WINDOW + 2)
+    decode(control, WINDOW + 2)
     control.book(60.0, 50)
     assert all(decode(control, LONGEST_TRIAL + FIRST_REST // 2)[LONGEST_TRIAL:])
 
 
 def test_a_changed_world_is_noticed() -> None:
     control = PrefetchControl("auto")
-    decode(control, FIRST_REST + SURE_TRIAL + 10)
+    decode(control, SURE_TRIAL + 10)
     made = decode(control, 2 * FIRST_REST + 2 * SURE_TRIAL, with_guesses=0.3)
     assert not made[-1]
 

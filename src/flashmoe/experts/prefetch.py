@@ -29,14 +29,14 @@ _MEMORY: Final = 1 / 64
 
 
 class PrefetchControl:
-    """Decides for the next token. Starts as if a trial had said on: the misses of a cache that is
-    still filling say little, and a short answer would pass in trials."""
+    """Decides for the next token. Starts with a trial: guesses stay on only after a measured gain.
+    Off still takes two lost trials, since a cache that is filling says little."""
 
     def __init__(self, mode: Prefetch) -> None:
         self._mode = mode
         self._verdict = mode != "off"
         self._doubted = False
-        self._rest = self._resting = REST[self._verdict][0]
+        self._rest, self._resting = REST[True][0] // 2, 0
         self._misses_per_token = FEWEST_MISSES
         self._cost = _MissCost()
         self._trial = _Trial()
