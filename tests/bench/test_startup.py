@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import flashmoe
+from flashmoe._native import Reader
 from flashmoe.bench.startup import StartupOptions, measure_startup, open_once
 from flashmoe.errors import UsageError
+from flashmoe.experts.source import Read
 from flashmoe.files import read_exactly
 from flashmoe.store import packed
+from flashmoe.store.format import PAGE
 from flashmoe.store.packed import PackedModel
 
 
@@ -41,6 +45,11 @@ def test_opening_reads_the_resident_part_once_and_of_experts_only_headers(
 ) -> None:
     counts: list[int] = []
 
+    class Counting(Reader):
+        def submit_many(self, reads: Sequence[Read], guess: bool = False) -> None:
+            counts.extend(read[3] for read in reads)
+            super().submit_many(reads, guess)
+
     def counted(fd: int, view: memoryview, offset: int, where: object) -> None:
         counts.append(len(view))
         read_exactly(fd, view, offset, where)
@@ -48,9 +57,11 @@ def test_opening_reads_the_resident_part_once_and_of_experts_only_headers(
     pack = PackedModel.open(tiny_pack)
     headers = sum(len(header) for header, _ in pack.manifest.data_files().values())
     monkeypatch.setattr(packed, "read_exactly", counted)
+    monkeypatch.setattr("flashmoe._native.Reader", Counting)
     with flashmoe.load(tiny_pack) as model:
         assert model.stats.bytes_read == 0
-    assert sum(counts) == headers + pack.resident_bytes
+    whole_pages = 2 * PAGE  # where tensors that are kept border on one that is not
+    assert 0 <= sum(counts) - (headers + pack.resident_bytes) <= whole_pages
 
 
 def test_a_shared_experts_file_is_opened_once(

@@ -30,10 +30,6 @@ from flashmoe.ops.base import Ints
 
 _log = logging.getLogger(__name__)
 
-# For which opening waits while memory is pre-faulted; the reads take the rest. Slots are used in
-# order, so that these are the first ones, and a gigabyte takes about a tenth of a second.
-_PREFAULT_S = 1.0
-
 # Uses kept back from the policy while nothing is missed: together they cost it fewer cache misses.
 _MOST_USES = 4096
 
@@ -251,7 +247,6 @@ def open_cache(
     slot_bytes: int,
     staging: int = 0,
     reader_threads: int | None = None,
-    prefault_threads: int = 1,
     policy: Policy | None = None,
     keep: bool = True,
     verify: Verify = "first",
@@ -264,9 +259,7 @@ def open_cache(
     Raises MemoryBudgetError if the system does not give the memory, StorageError if a file of the
     source cannot be opened.
     """
-    memory = take_arena(
-        slots * slot_bytes, prefault_threads, "the expert cache", seconds=_PREFAULT_S
-    )
+    memory = take_arena(slots * slot_bytes, "the expert cache")
     reader = (make_reader or _native.Reader)(reader_threads or default_reader_threads())
     return ExpertCache(
         source,
