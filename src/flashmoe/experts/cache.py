@@ -19,6 +19,7 @@ from flashmoe import _native
 from flashmoe.experts.addresses import AddressBook, Addresses
 from flashmoe.experts.arena import take_arena
 from flashmoe.experts.fetch import Fetcher, Verify
+from flashmoe.experts.interrupts import uninterrupted
 from flashmoe.experts.plan import plan
 from flashmoe.experts.policy import Key, Lru, Policy
 from flashmoe.experts.residency import Residency, SlotState
@@ -179,19 +180,24 @@ class ExpertCache:
 
         Fewer: the coldest experts are dropped, the others moved together, and the memory behind
         them is given back (whole huge pages: single slots would leave pieces of them). More: the
-        new slots are empty. Raises StorageError if the system does not take the memory back.
+        new slots are empty. Ctrl-C is heard before or after, never in between. Raises StorageError
+        if the system does not take the memory back.
         """
         assert self._memory is not None, "the cache is closed"
         assert 1 <= slots <= self.capacity, "more slots than the memory holds"
         self._close_ticket()
         self._fetcher.drain()  # no guess may write into memory that moves or goes
+        with uninterrupted():
+            self._resize(self._memory, slots)
+
+    def _resize(self, memory: SlotMemory, slots: int) -> None:
         before = self.nbytes
         for key in self._residency.surplus(slots):
             self._drop(key)
-        self._move_together(self._memory, self._residency.resize(slots))
+        self._move_together(memory, self._residency.resize(slots))
         if self.nbytes < before:
             with storage_errors("the memory of the cache cannot be given back", "cache"):
-                self._memory.release(self.nbytes, before - self.nbytes)
+                memory.release(self.nbytes, before - self.nbytes)
 
     def _move_together(self, memory: SlotMemory, renumbered: list[tuple[int, int]]) -> None:
         moves = self._book.resize(self._places(memory), self.slots, renumbered)
