@@ -10,6 +10,7 @@ import pytest
 
 import flashmoe
 from flashmoe._native import Reader
+from flashmoe.bench import startup
 from flashmoe.bench.startup import StartupOptions, measure_startup, open_once
 from flashmoe.errors import UsageError
 from flashmoe.experts.source import Read
@@ -27,12 +28,17 @@ def test_parts_add_up(tiny_pack: Path) -> None:
 
 
 @pytest.mark.parametrize("start", ["cold", "warm"])
-def test_every_run_is_counted(tiny_pack: Path, start: str) -> None:
+def test_every_run_is_counted(tiny_pack: Path, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "SETTLE_S", 0.0)
+    monkeypatch.setattr(startup, "SAMPLE_S", 0.1)
     options = StartupOptions(repeat=2, start=start)  # type: ignore[arg-type]
     figures = measure_startup(tiny_pack, options, lambda text: None)
     assert len(figures["runs"]) == 2
     assert figures["help_seconds"] > 0
     assert figures["pack_bytes"] > figures["resident_bytes"]
+    assert figures["first_token_bytes_read"] > 0
+    for rate in ("resident", "disk", "fresh_memory"):
+        assert figures[f"{rate}_bytes_per_s"] > 0
 
 
 def test_no_runs() -> None:
