@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -102,14 +101,19 @@ def test_what_was_lent_comes_back(source: TaggedSource) -> None:
 def test_the_handler_is_put_back() -> None:
     before = signal.getsignal(signal.SIGINT)
     after: list[str] = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
-        signal.raise_signal(signal.SIGINT)
-        after.append("the rest of the body")
+
+    def work() -> None:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            after.append("the rest of the body")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert after
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_other_threads_are_left_alone(tmp_path: Path) -> None:
+def test_other_threads_are_left_alone() -> None:
     done: list[bool] = []
 
     def work() -> None:
