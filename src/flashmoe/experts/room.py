@@ -86,7 +86,11 @@ class CacheSize:
 
     @contextmanager
     def lend(self, slots: int) -> Iterator[None]:
-        """Give up so many slots for as long as the body runs, however it ends."""
+        """Give up so many slots for as long as the body runs.
+
+        They come back however it ends, but for Ctrl-C in the instant before they do: then after
+        the next loan.
+        """
         try:
             self._lent = slots
             self._apply()
