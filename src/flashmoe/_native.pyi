@@ -345,7 +345,7 @@ class Arena:
         """
 
     def lock(self) -> None:
-        """Keep all of it in memory until the end; raises OSError."""
+        """Keep in memory what is or becomes resident; raises OSError."""
 
     def view(self, offset: int, nbytes: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """uint8 [nbytes] of the arena, without a copy; keeps the arena alive."""

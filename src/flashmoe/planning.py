@@ -100,7 +100,7 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
     def parts(streamed: frozenset[str]) -> dict[str, int]:
         rows = {f"rows of {name}": pack.rows(name).buffer_bytes for name in streamed}
         return {
-            "resident weights": pack.resident_bytes_without(streamed),
+            "resident weights": pack.resident_room(streamed),
             **rows,
             f"state of {facts.context_length} tokens": facts.state_bytes,
             f"scratch of {CHUNK_STEP}-token chunks": scratch_bytes(config, specs, CHUNK_STEP),
