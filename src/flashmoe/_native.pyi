@@ -286,14 +286,14 @@ def read_sum(pool: Pool, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,
     Sum of the 8-byte words of data (whole 128-byte lines of it), modulo 2^64: read bandwidth.
     """
 
-def float_work(pool: Pool, rounds: int) -> int:
-    """
-    Run float32 multiply-adds in registers on every thread; returns the operations done.
-    """
-
 def int8_work(pool: Pool, rounds: int) -> int:
     """
     Run int8 multiply-adds in registers on every thread; returns the operations done.
+    """
+
+def float_work(pool: Pool, rounds: int) -> int:
+    """
+    Run float32 multiply-adds in registers on every thread; returns the operations done.
     """
 
 class Lookup:
