@@ -291,6 +291,11 @@ def int8_work(pool: Pool, rounds: int) -> int:
     Run int8 multiply-adds in registers on every thread; returns the operations done.
     """
 
+def float_work(pool: Pool, rounds: int) -> int:
+    """
+    Run float32 multiply-adds in registers on every thread; returns the operations done.
+    """
+
 class Lookup:
     """ids i32 [1, K] to look up, found u64 [K] to fill; kept alive."""
 
