@@ -119,12 +119,13 @@ def _spans(tokenizer: Any, text: str) -> list[tuple[int, int, int, str]]:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_reply_may_break_off_anywhere(tmp_path: Path, name: str) -> None:
-    """Whatever was told stays a beginning of the whole, and every call that began ends."""
+    """Every call that began ends, and nothing is told that was not said."""
     _, reply = made_format(tmp_path, name, as_tokens=False)
     text = whole(name)
     for length in range(len(text)):
         got = parsed(reply, [(0, text[:length])], tools=TOOLS)
-        assert "Hm, 2 < 3.\n\nYes".startswith(got.reasoning)
+        assert got.reasoning in text
+        assert got.content in text
         assert len(got.calls) <= 2
 
 
