@@ -26,10 +26,17 @@ def add_latent_attention(
     ops: CudaOps, h: torch.Tensor, w: LatentAttentionWeights, rope: Turn, spans: LatentSpans
 ) -> None:
     """h [T, H] += latent attention of norm(h)."""
-    tokens, heads = len(h), w.num_heads
+    values = head_linear(_attended(ops, h, w, rope, spans), w.v_up)
+    ops.linear_add(values.reshape(len(h), -1), w.o_proj, h)
+
+
+def _attended(
+    ops: CudaOps, h: torch.Tensor, w: LatentAttentionWeights, rope: Turn, spans: LatentSpans
+) -> torch.Tensor:
+    """Sums of latent vectors [T, Hq, R]; the queries, as large, go with the call."""
     latent, key, q_nope, q_rope = _projections(ops, h, w)
-    q = head_linear(q_nope.unflatten(1, (heads, -1)), w.k_up)
-    turned = q_rope.unflatten(1, (heads, -1))
+    q = head_linear(q_nope.unflatten(1, (w.num_heads, -1)), w.k_up)
+    turned = q_rope.unflatten(1, (w.num_heads, -1))
     outs = []
     for begin, end, start, cache in spans:
         rows, at = slice(begin, end), ops.position(start)
@@ -37,8 +44,7 @@ def add_latent_attention(
         kept: Any = cache.rows
         store(latent[rows], key[rows], w.kv_norm, turn, kept, at)
         outs.append(attend(q[rows], turned[rows], turn, kept, at, w.scale))
-    values = head_linear(ops.concat(outs), w.v_up)
-    ops.linear_add(values.reshape(tokens, -1), w.o_proj, h)
+    return ops.concat(outs)
 
 
 def _projections(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from flashmoe.generate.sampling import Sampler, SamplingOptions
+from tests.support.card import card as card_device
 from tests.support.tolerances import LOGPROB_ATOL
 
 pytestmark = pytest.mark.cuda
@@ -25,8 +24,11 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_same_tokens_as_on_the_host(ops: Any, options: SamplingOptions) -> None:
-    from flashmoe.ops.cuda.sampling import DeviceSampler
+def test_the_same_tokens_as_on_the_host(options: SamplingOptions) -> None:
+    device = card_device()
+    import torch
+
+    from flashmoe.generate.device_sampling import DeviceSampler
 
     rng, host, card = np.random.default_rng(9), Sampler(options), DeviceSampler(options)
     history: list[int] = [3, 3, 250]
@@ -34,7 +36,7 @@ def test_the_same_tokens_as_on_the_host(ops: Any, options: SamplingOptions) -> N
         # Halves, so that many are equal.
         logits = np.round(8 * rng.standard_normal(257)).astype(np.float32) / 2
         expected, logprob = host.sample(logits, history)
-        token, ours = card.sample(ops.vector(logits), history)
+        token, ours = card.sample(torch.from_numpy(logits).to(device), history)
         assert token == expected
         assert abs(ours - logprob) <= 20 * LOGPROB_ATOL
         history.append(token)
