@@ -35,8 +35,8 @@ class CudaOps(ComposedParts):
     """flashmoe.ops.base.Ops on one device, without `experts` and `combine`: routed experts are
     computed where they lie (`routed`), not handed over one by one.
 
-    Results of `rms_norm` and `head_norm_rope` wait
-    as handles for the kernel that reads them, which the order of calls in ops/composed.py suits.
+    Results of `rms_norm` and `head_norm_rope` wait as handles for the kernel that reads them, which
+    the order of calls in ops/composed.py suits.
     """
 
     def __init__(self, device: torch.device) -> None:
