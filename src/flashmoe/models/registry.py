@@ -20,8 +20,8 @@ FAMILIES = {
     "glm4_moe_lite": "deepseek_v3",
 }
 
-# Those whose forward pass the CUDA backend can run: the others need primitives that it lacks.
-CARD_FAMILIES = frozenset({"qwen3_moe", "qwen3_next", "qwen3_5_moe"})
+# Those whose forward pass the CUDA backend has kernels for.
+CARD_FAMILIES = frozenset({"qwen3_moe", "qwen3_next", "qwen3_5_moe", "deepseek_v3", "gpt_oss"})
 
 
 def family_name(config: Mapping[str, Any]) -> str:

@@ -71,6 +71,20 @@ RecurrentSpans = Sequence[Span[RecurrentState]]
 # of it has the same result as in one piece.
 CHUNK_STEP = 64
 
+
+def delta_spans(position: int, tokens: int) -> list[tuple[slice, int]]:
+    """Cut tokens at positions position... into (rows, chunk): whole blocks of 64 in the chunked
+    form, what is left at either end in the recurrent form (chunk 0).
+
+    Blocks start at absolute multiples of 64, so that the result does not depend on how a prompt
+    is cut into passes as long as the cuts fall on such multiples.
+    """
+    head = min(-position % CHUNK_STEP, tokens)
+    body = (tokens - head) // CHUNK_STEP * CHUNK_STEP
+    spans = [(0, head, 0), (head, head + body, CHUNK_STEP), (head + body, tokens, 0)]
+    return [(slice(begin, end), chunk) for begin, end, chunk in spans if end > begin]
+
+
 # Tokens that go through the cache of a layer with a window at a time: a ring has room for so many.
 WINDOW_PIECE = 512
 

@@ -16,14 +16,14 @@ import triton
 from numpy.typing import DTypeLike, NDArray
 
 from flashmoe.ops.composed import HEAD_ROWS, ComposedParts
-from flashmoe.ops.cuda import products
+from flashmoe.ops.cuda import choosing, delta_rule, latent, products
 from flashmoe.ops.cuda.clock import DeviceClock
 from flashmoe.ops.cuda.handles import DeviceMatrix, Normed, Rotated
 from flashmoe.ops.cuda.kernels import attention as attending
-from flashmoe.ops.cuda.kernels import delta, dequantize, routing, rows
+from flashmoe.ops.cuda.kernels import dequantize, routing, rows
 from flashmoe.ops.cuda.products import FEW_TOKENS, next_power
 from flashmoe.ops.cuda.routed import RoutedProducts
-from flashmoe.ops.parts import HeadWeights
+from flashmoe.ops.parts import HeadWeights, LatentAttentionWeights, LatentSpans, SigmoidRouting
 from flashmoe.quant import Format
 
 _SPLITS = 32
@@ -35,9 +35,8 @@ class CudaOps(ComposedParts):
     """flashmoe.ops.base.Ops on one device, without `experts` and `combine`: routed experts are
     computed where they lie (`routed`), not handed over one by one.
 
-    Missing: biases, windows, sinks, latent attention, sigmoid routing; families that need them are
-    refused before (models.registry.CARD_FAMILIES). Results of `rms_norm` and `head_norm_rope` wait
-    as handles for the kernel that reads them, which the order of calls in ops/composed.py suits.
+    Results of `rms_norm` and `head_norm_rope` wait as handles for the kernel that reads them, which
+    the order of calls in ops/composed.py suits.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -98,13 +97,7 @@ class CudaOps(ComposedParts):
 
     def _values(self, x: Input) -> torch.Tensor:
         """x itself, normed by now."""
-        if not isinstance(x, Normed):
-            return x
-        if x.value is None:
-            out, cols = torch.empty_like(x.x), x.x.shape[1]
-            rows.rms_norm[(len(x),)](x.x, x.weight, out, x.eps, COLS=cols, BLOCK=next_power(cols))
-            x.value = out
-        return x.value
+        return x.computed() if isinstance(x, Normed) else x
 
     def linear(self, x: Input, *matrices: DeviceMatrix) -> tuple[torch.Tensor, ...]:
         if len(x) <= FEW_TOKENS:
@@ -189,11 +182,10 @@ class CudaOps(ComposedParts):
         start: Position,
         window: int = 0,
     ) -> None:
-        assert not window, "no rings on a card"
         heads, context, dim = k_cache.shape
         assert k.x.stride(1) == v.stride(1) == dim
         rows.kv_store[(len(k.x),)](
-            k.x, v, *k.turn, k_cache, v_cache, self._position(start), k.eps,
+            k.x, v, *k.turn, k_cache, v_cache, self.position(start), k.eps,
             k.x.stride(0), v.stride(0), context, heads,
             **_head_constants(k), ROWS=next_power(heads),
         )  # fmt: skip
@@ -206,16 +198,15 @@ class CudaOps(ComposedParts):
         start: Position,
         scale: float,
         window: int = 0,
-        sinks: None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        assert not window, "no rings on a card"
-        assert sinks is None, "no sinks on a card"
         attend = self._attend_few if len(q.x) <= FEW_TOKENS else self._attend_many
-        return attend(q, k_cache, v_cache, self._position(start), scale)
+        return attend(q, k_cache, v_cache, self.position(start), scale, window, sinks)
 
     def _attend_few(
-        self, q: Rotated, k: torch.Tensor, v: torch.Tensor, start: torch.Tensor, scale: float
-    ) -> torch.Tensor:
+        self, q: Rotated, k: torch.Tensor, v: torch.Tensor, start: torch.Tensor, scale: float,
+        window: int, sinks: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
         tokens, heads, dim = q.x.shape
         key_heads, context, _ = k.shape
         group = heads // key_heads
@@ -224,19 +215,20 @@ class CudaOps(ComposedParts):
         attending.attend_split[(key_heads, _SPLITS, tokens)](
             q.x, *q.turn, k, v, start, parts, peaks, sums, q.eps, scale,
             q.x.stride(0), q.x.stride(1), context, HEADS=heads, GROUP=group,
-            ROWS=max(16, next_power(group)), SPLITS=_SPLITS, BN=32, **_head_constants(q),
-            num_warps=4,
+            ROWS=max(16, next_power(group)), SPLITS=_SPLITS, BN=32, WINDOW=window,
+            **_head_constants(q), num_warps=4,
         )  # fmt: skip
         out = self.empty(tokens, heads, dim)
         attending.attend_join[(heads, tokens)](
-            parts, peaks, sums, out, HEADS=heads, D=dim, SPLITS=_SPLITS, BLOCK=next_power(dim),
-            num_warps=4,
+            parts, peaks, sums, sums if sinks is None else sinks, out, HEADS=heads, D=dim,
+            SPLITS=_SPLITS, BLOCK=next_power(dim), SINKS=sinks is not None, num_warps=4,
         )  # fmt: skip
         return out
 
     def _attend_many(
-        self, q: Rotated, k: torch.Tensor, v: torch.Tensor, start: torch.Tensor, scale: float
-    ) -> torch.Tensor:
+        self, q: Rotated, k: torch.Tensor, v: torch.Tensor, start: torch.Tensor, scale: float,
+        window: int, sinks: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
         tokens, heads, dim = q.x.shape
         turned = torch.empty((tokens, heads, dim), dtype=k.dtype, device=self.device)
         rows.rotate[(triton.cdiv(heads, 4), tokens)](
@@ -247,16 +239,28 @@ class CudaOps(ComposedParts):
         wide = k.dtype == torch.float32 or dim > 128
         block = 64 if wide else 128
         attending.attend_block[(triton.cdiv(tokens, block), heads)](
-            turned, k, v, start, out, scale, tokens, k.shape[1], HEADS=heads,
+            turned, k, v, start, out if sinks is None else sinks, out, scale, tokens, k.shape[1],
+            HEADS=heads, WINDOW=window, SINKS=sinks is not None,
             GROUP=heads // k.shape[0], D=dim, BM=block, BN=32 if wide else 64,
             BLOCK=next_power(dim), num_warps=4 if wide else 8, num_stages=2,
         )  # fmt: skip
         return out
 
-    def _position(self, start: Position) -> torch.Tensor:
+    def position(self, start: Position) -> torch.Tensor:
+        """On the device, int32 [1]."""
         if isinstance(start, torch.Tensor):
             return start
         return torch.full((1,), start, dtype=torch.int32, device=self.device)
+
+    def add_latent_attention(
+        self,
+        h: Any,
+        weights: LatentAttentionWeights,
+        rope: tuple[Any, Any],
+        spans: LatentSpans,
+    ) -> None:
+        self.clock.phase = "attention"
+        latent.add_latent_attention(self, h, weights, rope, spans)
 
     def sigmoid(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(x)
@@ -266,6 +270,9 @@ class CudaOps(ComposedParts):
         rows.sigmoid_gate[(heads, tokens)](
             x, gate, gate.stride(0), gate.stride(1), heads, D=dim, BLOCK=next_power(dim)
         )
+
+    def add_bias(self, x: torch.Tensor, bias: torch.Tensor) -> None:
+        x += bias
 
     # The delta rule.
 
@@ -291,15 +298,8 @@ class CudaOps(ComposedParts):
         state: torch.Tensor,
         position: Position,
     ) -> torch.Tensor:
-        heads, key_dim, value_dim = state.shape
-        assert a.stride(0) == b.stride(0)
-        out = self.empty(len(qkv), heads, value_dim)
-        delta.gated_delta[(heads, triton.cdiv(value_dim, 16))](
-            qkv, a, b, a_log, dt_bias, state, out, len(qkv), qkv.stride(0), a.stride(0),
-            KEY_HEADS=(qkv.shape[1] - heads * value_dim) // (2 * key_dim), HEADS=heads,
-            KEY_DIM=key_dim, VALUE_DIM=value_dim, DK=next_power(key_dim), BV=16, num_warps=2,
-        )  # fmt: skip
-        return out
+        gates = delta_rule.Gates(a, b, a_log, dt_bias)
+        return delta_rule.gated_delta(qkv, gates, state, position)
 
     def gated_rms_norm(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float
@@ -317,11 +317,11 @@ class CudaOps(ComposedParts):
         gate: DeviceMatrix,
         k: int,
         renormalize: bool,
-        bias: None = None,
-        sigmoid: None = None,
+        bias: torch.Tensor | None = None,
+        sigmoid: SigmoidRouting | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        assert bias is None, "no router biases on a card"
-        assert sigmoid is None, "no sigmoid routing on a card"
+        if bias is not None or sigmoid is not None:
+            return choosing.route(self, x, gate, k, renormalize, bias, sigmoid)
         ids = torch.empty((len(x), k), dtype=torch.int32, device=self.device)
         weights = self.empty(len(x), k)
         logits = self.empty(len(x), gate.rows)

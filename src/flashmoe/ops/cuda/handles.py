@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import triton
 
+from flashmoe.ops.cuda.kernels import rows
 from flashmoe.quant import Format
 from flashmoe.quant.layout import row_blocks
 
@@ -40,6 +42,16 @@ class Normed:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def computed(self) -> torch.Tensor:
+        """The value, computed now if no kernel has kept it."""
+        if self.value is None:
+            self.value, cols = torch.empty_like(self.x), self.x.shape[1]
+            block = triton.next_power_of_2(cols)
+            rows.rms_norm[(len(self),)](
+                self.x, self.weight, self.value, self.eps, COLS=cols, BLOCK=block
+            )
+        return self.value
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from flashmoe.quant import Format
 
 # Up to here every token reads the weights anew (out of the L2 cache); beyond, tensor cores pay.
 FEW_TOKENS = 16
-UNIT_COLS = {"q4": 8, "q8": 4, "bf16": 2}
+UNIT_COLS = {"q4": 8, "mxfp4": 8, "q8": 4, "bf16": 2}
 _MATRICES_PER_LAUNCH = 4
 _PAIRS_FROM = 512
 _SHARED_TILE = {"BN": 128, "BK": 64}
@@ -208,39 +208,50 @@ def many_rows(
 
 
 def grouped_rows(
-    x: Planes, w: torch.Tensor, rows: int, out: torch.Tensor, tiles: Tiles, first: int
-) -> None:
-    """out[pair] = x[position] @ W[expert].T for the experts from first on that w holds."""
-    _gemm(x, w, rows, out, tiles, grouped=True, first=first, add=False)
+    x: Planes, w: torch.Tensor, rows: int, out: torch.Tensor, tiles: Tiles, first: int,
+    bias: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """out[pair] = x[position] @ W[expert].T for the experts from first on that w holds.
+
+    bias [E, rows], strided: one row per expert."""
+    _gemm(x, w, rows, out, tiles, grouped=True, first=first, add=False, bias=bias)
 
 
 def _gemm(
     x: Planes, w: torch.Tensor, rows: int, out: torch.Tensor, tiles: Tiles,
-    *, grouped: bool, first: int, add: bool,
+    *, grouped: bool, first: int, add: bool, bias: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
     grid = (len(tiles.experts), triton.cdiv(rows, _SHARED_TILE["BN"]))
     gemms.gemm[grid](
         x.halves, x.scales, x.halves[0].numel(), w, out,
-        tiles.order, tiles.experts, tiles.starts, tiles.offsets,
+        tiles.order, tiles.experts, tiles.starts, tiles.offsets, *_bias(bias, x),
         first, first + len(w), len(out), rows, w.shape[1],
-        GROUPED=grouped, ADD=add, BM=tiles.size, **x.constants, **_SHARED_TILE, **_warps(tiles),
+        GROUPED=grouped, ADD=add, BIASED=bias is not None, BM=tiles.size, **x.constants,
+        **_SHARED_TILE, **_warps(tiles),
     )  # fmt: skip
 
 
 def hidden_rows(
     x: Planes, w: torch.Tensor, hidden: torch.Tensor, tiles: Tiles, *,
-    topk: int, grouped: bool, first: int,
+    topk: int, grouped: bool, first: int, clamped: bool = False, bias: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
-    """hidden [positions, I] = silu(gate(x)) * up(x); w [experts, 2 I, cols], gate rows first."""
+    """hidden [positions, I] = activation of gate and up; w [experts, 2 I, cols], gate rows first.
+
+    bias [E, 2 I], strided: its gate and up rows alternate by 8, as stored."""
     intermediate = hidden.shape[1]
     grid = (len(tiles.experts), triton.cdiv(intermediate, 64))
     gemms.gemm_hidden[grid](
         x.halves, x.scales, x.halves[0].numel(), w, hidden,
-        tiles.order, tiles.experts, tiles.starts, tiles.offsets,
-        first, first + len(w), len(hidden), topk,
+        tiles.order, tiles.experts, tiles.starts, tiles.offsets, *_bias(bias, x),
+        first, first + len(w), len(hidden), topk, CLAMPED=clamped, BIASED=bias is not None,
         INTERMEDIATE=intermediate, GROUPED=grouped, BM=tiles.size, BN=64, BK=64,
         **x.constants, **_warps(tiles),
     )  # fmt: skip
+
+
+def _bias(bias: torch.Tensor | None, x: Planes) -> tuple[torch.Tensor, int]:
+    """As kernels take it: biases (or anything), and from one expert's to the next."""
+    return (x.scales, 0) if bias is None else (bias, bias.stride(0))
 
 
 def _warps(tiles: Tiles) -> dict[str, int]:

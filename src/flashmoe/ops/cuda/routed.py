@@ -28,6 +28,25 @@ class ExpertArena:
     record_bytes: int
     shape: ExpertShape
 
+    @property
+    def bias_words(self) -> int:
+        """Where the biases of gate and up begin in a record, in words; 0: there are none."""
+        return self.shape.bias_offset // 4
+
+    @property
+    def clamped(self) -> bool:
+        """Which activation it is."""
+        return self.shape.activation == "swiglu_clamped"
+
+    def biases(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+        """Of gate and up [E, 2 I], of down [E, H], copied from slots int32 [E] (-1: anything)."""
+        if not self.bias_words:
+            return None, None
+        inner = 2 * self.shape.intermediate_size
+        records = self.words.view(torch.float32).view(-1, self.record_bytes // 4)
+        rows = records[slots.clamp(min=0).long(), self.bias_words :]
+        return rows[:, :inner], rows[:, inner : inner + self.shape.hidden_size]
+
 
 class RoutedProducts:
     """The kernels of routed experts. Results do not depend on which slot an expert is in."""
@@ -72,7 +91,10 @@ class RoutedProducts:
         shape = arena.shape
         if hidden is None:
             hidden = _empty(ids.device, ids.numel(), shape.intermediate_size)
-        _hidden(x, ids, arena.words, slots, hidden, shape.gate_up, arena.record_bytes // 4)
+        _hidden(
+            x, ids, arena.words, slots, hidden, shape.gate_up, arena.record_bytes // 4,
+            clamped=arena.clamped, bias_words=arena.bias_words,
+        )  # fmt: skip
         return hidden
 
     def few_hidden_of(self, x: torch.Tensor | Normed, gate_up: DeviceMatrix) -> torch.Tensor:
@@ -98,6 +120,7 @@ class RoutedProducts:
             TOPK=ids.shape[1], HIDDEN=shape.hidden_size, INTERMEDIATE=shape.intermediate_size,
             RECORD_WORDS=arena.record_bytes // 4, DOWN_WORDS=shape.down_offset // 4,
             FORMAT=shape.down.name, GROUP=shape.down.group, **DOWN_TILE,
+            BIAS_WORDS=arena.bias_words and arena.bias_words + 2 * shape.intermediate_size,
             EMULATED=out.device.type == "cpu",
         )  # fmt: skip
 
@@ -122,17 +145,19 @@ class ManyTokens:
     def run(self, slots: torch.Tensor) -> None:
         """The experts that have a slot; slots int32 [E], -1: not this time."""
         tiles = self._tiles.only(slots >= 0)
+        first_bias, second_bias = self._arena.biases(slots)
         gate_up, down = _sources(self._arena, slots, tiles.counts)
         for first, count in _pieces(gate_up, self._experts):
             w = products.dequantize(gate_up, first, count, pairs=True)
             products.hidden_rows(
-                self._planes, w, self._hidden, tiles, topk=self._topk, grouped=True, first=first
-            )
+                self._planes, w, self._hidden, tiles, topk=self._topk, grouped=True, first=first,
+                clamped=self._arena.clamped, bias=first_bias,
+            )  # fmt: skip
         planes = products.split(self._hidden, self._arena.shape.down)
         for first, count in _pieces(down, self._experts):
             w = products.dequantize(down, first, count, pairs=False)
             products.grouped_rows(
-                planes, w, self._arena.shape.hidden_size, self._rows, tiles, first
+                planes, w, self._arena.shape.hidden_size, self._rows, tiles, first, second_bias
             )
 
     def finish(self, weights: torch.Tensor, out: torch.Tensor) -> None:
@@ -145,14 +170,15 @@ class ManyTokens:
 
 def _hidden(
     x: torch.Tensor | Normed, ids: torch.Tensor, words: torch.Tensor, slots: torch.Tensor,
-    hidden: torch.Tensor, fmt: Format, record_words: int,
+    hidden: torch.Tensor, fmt: Format, record_words: int, *, clamped: bool = False,
+    bias_words: int = 0,
 ) -> None:  # fmt: skip
     values, norm, eps, normed = products.input_of(x)
     cols = values.shape[1]
     kernels.experts_hidden[(hidden.shape[1] // 8, ids.numel())](
         values, norm, eps, words, ids, slots, hidden,
         TOPK=ids.shape[1], COLS=cols, INTERMEDIATE=hidden.shape[1], RECORD_WORDS=record_words,
-        FORMAT=fmt.name, GROUP=fmt.group, NORM=normed,
+        FORMAT=fmt.name, GROUP=fmt.group, NORM=normed, CLAMPED=clamped, BIAS_WORDS=bias_words,
         EMULATED=hidden.device.type == "cpu",
         **products.unit_tile(fmt, cols),
     )  # fmt: skip

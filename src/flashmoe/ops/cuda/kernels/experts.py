@@ -7,6 +7,7 @@ p % K-th expert; `slots` says where each expert of the layer is.
 import triton
 import triton.language as tl
 
+from flashmoe.ops.cuda.kernels.activation import activated, gate_biases
 from flashmoe.ops.cuda.kernels.gemv import block_products, input_squares, unit_products
 from flashmoe.ops.cuda.kernels.weights import (
     block_words,
@@ -22,12 +23,13 @@ def experts_hidden(
     x_ptr, norm_ptr, eps, arena_ptr, ids_ptr, slots_ptr, hidden_ptr,
     TOPK: tl.constexpr, COLS: tl.constexpr, INTERMEDIATE: tl.constexpr,
     RECORD_WORDS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
-    UNITS: tl.constexpr, EMULATED: tl.constexpr,
+    UNITS: tl.constexpr, EMULATED: tl.constexpr, CLAMPED: tl.constexpr,
+    BIAS_WORDS: tl.constexpr,
 ):  # fmt: skip
-    """hidden [T * K, I] = silu(gate(x)) * up(x) of each pair's expert; grid (I / 8, T * K).
+    """hidden [T * K, I] = activation of gate(x), up(x) of each pair's expert; grid (I / 8, T * K).
 
     Blocks of gate and up rows alternate: a program makes one of each and multiplies them. Pairs
-    whose expert has no slot (-1) are left out.
+    whose expert has no slot (-1) are left out. BIAS_WORDS: where biases begin, 0: none.
     """
     i, pair = tl.program_id(0), tl.program_id(1)
     slot = tl.load(slots_ptr + tl.load(ids_ptr + pair)).to(tl.int64)
@@ -54,8 +56,14 @@ def experts_hidden(
         if NORM:
             scale = tl.rsqrt(tl.sum(squares, 0) / COLS + eps)
         gate, up = tl.sum(gates, 0) * scale, tl.sum(ups, 0) * scale
-        out = hidden_ptr + pair.to(tl.int64) * INTERMEDIATE + i * 8 + tl.arange(0, 8)
-        tl.store(out, gate / (1.0 + tl.exp(-gate)) * up)
+        row = i * 8 + tl.arange(0, 8)
+        if BIAS_WORDS:
+            biases = (arena_ptr + slot * RECORD_WORDS + BIAS_WORDS).to(tl.pointer_type(tl.float32))
+            gate_bias, up_bias = gate_biases(biases, row, row < INTERMEDIATE)
+            gate += gate_bias
+            up += up_bias
+        out = hidden_ptr + pair.to(tl.int64) * INTERMEDIATE + row
+        tl.store(out, activated(gate, up, CLAMPED))
 
 
 @triton.jit
@@ -63,12 +71,13 @@ def experts_down(
     hidden_ptr, weights_ptr, arena_ptr, ids_ptr, slots_ptr, out_ptr,
     TOPK: tl.constexpr, HIDDEN: tl.constexpr, INTERMEDIATE: tl.constexpr,
     RECORD_WORDS: tl.constexpr, DOWN_WORDS: tl.constexpr, FORMAT: tl.constexpr,
-    GROUP: tl.constexpr, UNITS: tl.constexpr, EMULATED: tl.constexpr,
+    GROUP: tl.constexpr, UNITS: tl.constexpr, EMULATED: tl.constexpr, BIAS_WORDS: tl.constexpr,
 ):  # fmt: skip
     """out [T, H] += sum over k of weights[t, k] * down(hidden[t, k]); grid (H / 8, T).
 
     The units of all K experts form one row, summed in one order: it does not matter where the
-    experts came from, or when. DOWN_WORDS: where the down blob begins in a record.
+    experts came from, or when. DOWN_WORDS: where the down blob begins in a record;
+    BIAS_WORDS: where its biases do (0: none).
     """
     block, t = tl.program_id(0), tl.program_id(1)
     words: tl.constexpr = block_words(INTERMEDIATE, FORMAT, GROUP)
@@ -89,5 +98,12 @@ def experts_down(
         part = unit_products(words_k, scale, bias, x, x, k, valid, FORMAT, False, EMULATED)
         sums += part * weight[:, None]
     row = block * 8 + tl.arange(0, 8)
+    total = tl.sum(sums, 0)
+    if BIAS_WORDS:
+        for k in tl.static_range(TOPK):
+            slot = tl.load(slots_ptr + tl.load(ids_ptr + t * TOPK + k)).to(tl.int64)
+            biases = (arena_ptr + slot * RECORD_WORDS + BIAS_WORDS).to(tl.pointer_type(tl.float32))
+            bias = tl.load(biases + row, mask=row < HIDDEN, other=0.0)
+            total += tl.load(weights_ptr + t * TOPK + k) * bias
     out = out_ptr + t.to(tl.int64) * HIDDEN + row
-    tl.store(out, tl.load(out, mask=row < HIDDEN, other=0.0) + tl.sum(sums, 0), mask=row < HIDDEN)
+    tl.store(out, tl.load(out, mask=row < HIDDEN, other=0.0) + total, mask=row < HIDDEN)

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from flashmoe.ops.cuda.kernels.weights import (
+    block_align,
     block_words,
     code,
     load_bias,
@@ -145,13 +146,13 @@ def input_squares(x_ptr, k, valid, FORMAT: tl.constexpr):
 
 
 @triton.jit
-def locate(block, n0, n1, n2, n3, o1, o2, o3, words, units):
+def locate(block, n0, n1, n2, n3, o1, o2, o3, words, units, ALIGN: tl.constexpr):
     """Where a block lies among up to four matrices of n blocks -> its word, its units (or none)."""
     off = block.to(tl.int64) * words
     off = tl.where(block < n0, off, o1 + (block - n0).to(tl.int64) * words)
     off = tl.where(block < n0 + n1, off, o2 + (block - n0 - n1).to(tl.int64) * words)
     off = tl.where(block < n0 + n1 + n2, off, o3 + (block - n0 - n1 - n2).to(tl.int64) * words)
-    return tl.multiple_of(off, 8), tl.where(block < n0 + n1 + n2 + n3, units, 0)
+    return tl.multiple_of(off, ALIGN), tl.where(block < n0 + n1 + n2 + n3, units, 0)
 
 
 @triton.jit
@@ -170,12 +171,13 @@ def gemv(
     first, t = tl.program_id(0) * (2 if PAIR else 1), tl.program_id(1).to(tl.int64)
     words: tl.constexpr = block_words(COLS, FORMAT, GROUP)
     units: tl.constexpr = COLS // unit_cols(FORMAT)
+    align: tl.constexpr = block_align(FORMAT)
     x_ptr += t * COLS
     k = tl.arange(0, UNITS)
-    off0, units0 = locate(first, n0, n1, n2, n3, o1, o2, o3, words, units)
+    off0, units0 = locate(first, n0, n1, n2, n3, o1, o2, o3, words, units, align)
     words0, scale0, bias0 = stored_units(w_ptr, off0, k, k < units0, FORMAT, GROUP)
     if PAIR:
-        off1, units1 = locate(first + 1, n0, n1, n2, n3, o1, o2, o3, words, units)
+        off1, units1 = locate(first + 1, n0, n1, n2, n3, o1, o2, o3, words, units, align)
         words1, scale1, bias1 = stored_units(w_ptr, off1, k, k < units1, FORMAT, GROUP)
     valid = k < units
     sums0 = unit_products(words0, scale0, bias0, x_ptr, norm_ptr, k, valid, FORMAT, NORM, EMULATED)

@@ -97,7 +97,8 @@ def kv_store(
     at = tl.arange(0, BLOCK)
     inside = mine[:, None] & (at < D)[None, :]
     v = tl.load(v_ptr + t * v_stride + head[:, None] * D + at[None, :], mask=inside, other=0.0)
-    where = (head.to(tl.int64)[:, None] * context + position) * D + at[None, :]
+    # Modulo only matters to the rings of layers with a window.
+    where = (head.to(tl.int64)[:, None] * context + position % context) * D + at[None, :]
     tl.store(k_cache + where, k.to(k_cache.dtype.element_ty), mask=inside)
     tl.store(v_cache + where, v.to(v_cache.dtype.element_ty), mask=inside)
 
