@@ -37,7 +37,7 @@ def route(
     if sigmoid is None:
         routing.softmax_topk[(len(values),)](
             logits.contiguous(), ids, weights, gate.rows, TOPK=k, RENORMALIZE=renormalize,
-            BLOCK=next_power(gate.rows), SLOTS=next_power(k), num_warps=1,
+            BLOCK=next_power(gate.rows), SLOTS=next_power(k), num_warps=4,
         )  # fmt: skip
     else:
         _sigmoids(logits, ids, weights, renormalize, sigmoid)
