@@ -22,8 +22,8 @@ from flashmoe.ops.cuda.kernels import placement as kernels
 from flashmoe.ops.cuda.products import FEW_TOKENS, next_power
 from flashmoe.ops.cuda.routed import ExpertArena, ManyTokens, RoutedProducts
 
-# Programs that copy one record: enough reads in flight to fill the bus even for a single miss.
-_PIECES = 64
+# Programs that copy a record: as few as fill the bus.
+_PIECES = 32
 _COPY_WORDS = 4096
 # The likeliest experts of the next layer that are sent for ahead: about what the bus can bring
 # while a layer is computed.
@@ -76,13 +76,15 @@ class MappedExperts:
         self._clock = torch.zeros(1, dtype=torch.int32, device=device)
         # By the card's own count (kernels/placement.py).
         self._counts = torch.zeros(4, dtype=torch.int64, device=device)
-        self._ahead: list[tuple[torch.Tensor, torch.Tensor]] = []  # what copies under way read
+        # What copies for guesses read: not freed, since nothing waits for these copies.
+        self._ahead: list[tuple[torch.Tensor, torch.Tensor]] = []
         both = torch.arange(2 * self.num_experts, dtype=torch.int32, device=device)
         self._buffers = both.view(2, self.num_experts)
         self._stream = torch.cuda.Stream() if device.type == "cuda" else None
         self._computed: list[torch.cuda.Event | None] = [None, None]
         self._swept: int | None = None
         self._landed: torch.cuda.Event | None = None  # the layer's missing experts are there
+        self._loads: torch.Tensor | None = None  # read by copies until then
 
     @property
     def stats(self) -> TierStats:
@@ -110,9 +112,11 @@ class MappedExperts:
     ) -> DeviceTicket:
         """Copies of what is missing, then of what the next layer is likely to miss, are started."""
         if len(ids) <= FEW_TOKENS:
-            self._send(layer, ids, self._place(layer, ids, guess=False))
+            self._loads = self._place(layer, ids, guess=False)
+            self._send(layer, ids, self._loads)
             if ahead is not None:
                 self._guess(*ahead)
+                self.routed.rejoin()
         return DeviceTicket(layer, ids)
 
     def finish(
@@ -121,7 +125,6 @@ class MappedExperts:
     ) -> None:  # fmt: skip
         """out [T, H] += the weighted experts of x."""
         if len(ticket.ids) <= FEW_TOKENS:
-            self.routed.rejoin()
             if self._landed is not None:
                 torch.cuda.current_stream().wait_event(self._landed)
             slots = self._table[self._key(ticket.layer) :][: self.num_experts]
@@ -163,9 +166,9 @@ class MappedExperts:
 
     def _copy(self, layer: int, ids: torch.Tensor, loads: torch.Tensor) -> None:
         words = self.arena.record_bytes // 4
-        kernels.fetch[(_PIECES, ids.numel())](
-            self._host, self.arena.words, ids, loads, self._key(layer), RECORD_WORDS=words,
-            PIECE=triton.cdiv(words, _PIECES * 4) * 4, BLOCK=_COPY_WORDS, num_warps=8,
+        kernels.fetch[(_PIECES,)](
+            self._host, self.arena.words, ids, loads, self._key(layer), ids.numel(),
+            RECORD_WORDS=words, PIECE=triton.cdiv(words, _PIECES * 4) * 4, BLOCK=_COPY_WORDS, num_warps=8,
         )  # fmt: skip
 
     def _guess(self, layer: int, ids: torch.Tensor) -> None:

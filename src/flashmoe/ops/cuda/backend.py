@@ -8,7 +8,6 @@ Under Triton's interpreter the same code runs on the CPU, for tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -343,7 +342,7 @@ class CudaOps(ComposedParts):
             k, how = ahead.num_experts_per_tok, (ahead.renormalize, ahead.bias, ahead.sigmoid)
             gate: Any = ahead.gate
             guess: Any = self.route(seen, gate, k, *cast(Any, how))[0]
-        return replace(routed, ids_ahead=guess)
+        return routed._replace(ids_ahead=guess)
 
     def route(
         self,

@@ -60,7 +60,7 @@ class RoutedProducts:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Device work inside runs beside what follows, after what came before; see `rejoin`."""
+        """Device work inside runs beside what follows, after what came before, up to `rejoin`."""
         if self._ahead is None:
             yield
             return

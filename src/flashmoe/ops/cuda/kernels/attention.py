@@ -50,13 +50,12 @@ def attend_split(
     peak = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, BLOCK], tl.float32)
-    if STORE:
-        if (begin < length) & (end == length):
-            store_heads(
-                new_k_ptr, new_v_ptr, new_w_ptr, cos_ptr, sin_ptr, k_cache, v_cache, length - 1,
-                new_eps, context, head + tl.arange(0, 1), HEADS // GROUP, D, HALF, NORM, BLOCK,
-            )  # fmt: skip
-            tl.debug_barrier()  # the loop below reads them
+    if STORE and (begin < length) & (end == length):
+        store_heads(
+            new_k_ptr, new_v_ptr, new_w_ptr, cos_ptr, sin_ptr, k_cache, v_cache, length - 1,
+            new_eps, context, head + tl.arange(0, 1), HEADS // GROUP, D, HALF, NORM, BLOCK,
+        )  # fmt: skip
+        tl.debug_barrier()  # the loop below reads them
     for first in range(begin, end, BN):
         position = first + n
         seen = position < end

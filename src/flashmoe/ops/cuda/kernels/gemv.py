@@ -42,7 +42,9 @@ def stored_units(w_ptr, off, k, stored, FORMAT: tl.constexpr, GROUP: tl.constexp
 
 
 @triton.jit
-def float_products(words, scale, x_ptr, norm_ptr, k, valid, FORMAT: tl.constexpr, NORM: tl.constexpr):
+def float_products(
+    words, scale, x_ptr, norm_ptr, k, valid, FORMAT: tl.constexpr, NORM: tl.constexpr
+):
     """Weights times inputs in float32, summed within each unit -> [U, 8]; x_ptr: one row."""
     total = tl.zeros([k.shape[0], 8], tl.float32)
     for n in tl.static_range(unit_cols(FORMAT)):
@@ -55,7 +57,7 @@ def float_products(words, scale, x_ptr, norm_ptr, k, valid, FORMAT: tl.constexpr
 def fixed_products(
     words, scale, bias, low, high, low4, high4, step, inputs, EMULATED: tl.constexpr
 ):
-    """The same of q4 units and inputs from fixed_point, with integer products: exact until scaled."""
+    """The same of q4 units and inputs from fixed_point: integers until scaled."""
     first, second = (words & 0x0F0F0F0F).to(tl.int32), (words >> 4 & 0x0F0F0F0F).to(tl.int32)
     none = tl.zeros(first.shape, tl.int32)
     small = dot4(second, low4, dot4(first, low, none, EMULATED), EMULATED)
@@ -91,7 +93,14 @@ def fixed_point(y):
     inputs = tl.sum(y, 1)
     # A NaN or infinity among the inputs must not become a number.
     step = largest * (1.0 / 32512.0) + inputs * 0.0
-    return _join(low, at < 4), _join(high, at < 4), _join(low, at > 3), _join(high, at > 3), step, inputs
+    return (
+        _join(low, at < 4),
+        _join(high, at < 4),
+        _join(low, at > 3),
+        _join(high, at > 3),
+        step,
+        inputs,
+    )
 
 
 @triton.jit
@@ -101,9 +110,7 @@ def _join(shifted, chosen):
 
 
 @triton.jit
-def store_fixed(
-    codes_ptr, units, k, valid, low, high, low4, high4, step, inputs
-):
+def store_fixed(codes_ptr, units, k, valid, low, high, low4, high4, step, inputs):
     """What fixed_point makes of units k of a row -> codes [6, units] int32; see load_codes."""
     at = codes_ptr + k
     tl.store(at, low, mask=valid)
@@ -157,8 +164,8 @@ def two_blocks(
 ):  # fmt: skip
     """Units k [U] of the blocks at off0 and (if PAIR) off1 times the inputs.
 
-    -> the products [U, 8] of each, and the squares of the inputs [U] (if NORM). valid, stored: which
-    units have inputs, weights. CODED: x is a row of codes (see load_codes), for q4 only.
+    -> the products [U, 8] of each, and the squares of the inputs [U] (if NORM). valid, stored: which units
+    have inputs, weights. CODED: x is a row of codes (see load_codes), for q4 only.
     """
     words0, scale0, bias0 = stored_units(w_ptr, off0, k, stored0, FORMAT, GROUP)
     words1, scale1, bias1 = words0, scale0, bias0

@@ -33,11 +33,10 @@ def place(
         key = layer_key + tl.load(ids_ptr + p)
         load = -1
         slot = tl.load(table_ptr + key)
-        if not GUESS:
-            if slot >= 0:
-                used += tl.load(fresh_ptr + slot)
-                tl.debug_barrier()
-                tl.store(fresh_ptr + slot, 0)
+        if (slot >= 0) & (not GUESS):
+            used += tl.load(fresh_ptr + slot)
+            tl.debug_barrier()
+            tl.store(fresh_ptr + slot, 0)
         if slot < 0:
             load = tl.argmin(stamps, 0, tie_break_left=True)
             stamps = tl.where(at == load, now, stamps)
@@ -62,21 +61,22 @@ def place(
 
 @triton.jit
 def fetch(
-    host_ptr, arena_ptr, ids_ptr, loads_ptr, layer_key,
+    host_ptr, arena_ptr, ids_ptr, loads_ptr, layer_key, pairs,
     RECORD_WORDS: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Copy the records that `place` has given slots; grid (pieces of a record, pairs).
+    """Copy the records that `place` has given slots; grid (pieces of a record).
 
-    host: every record of the model in order, in pinned memory that the card reads itself.
+    host: every record of the model in order, in pinned memory that the card reads itself. Few
+    programs, one record after the other: reads that wait for the bus hold up all other reads.
     """
-    pair = tl.program_id(1)
-    slot = tl.load(loads_ptr + pair)
-    if slot >= 0:
-        key = layer_key + tl.load(ids_ptr + pair)
-        source = host_ptr + key.to(tl.int64) * RECORD_WORDS
-        target = arena_ptr + slot.to(tl.int64) * RECORD_WORDS
-        first = tl.program_id(0) * PIECE
-        for begin in range(first, first + PIECE, BLOCK):
-            at = begin + tl.arange(0, BLOCK)
-            mine = (at < RECORD_WORDS) & (at < first + PIECE)
-            tl.store(target + at, tl.load(source + at, mask=mine), mask=mine)
+    first = tl.program_id(0) * PIECE
+    for pair in range(pairs):
+        slot = tl.load(loads_ptr + pair)
+        if slot >= 0:
+            key = layer_key + tl.load(ids_ptr + pair)
+            source = host_ptr + key.to(tl.int64) * RECORD_WORDS
+            target = arena_ptr + slot.to(tl.int64) * RECORD_WORDS
+            for begin in range(first, first + PIECE, BLOCK):
+                at = begin + tl.arange(0, BLOCK)
+                mine = (at < RECORD_WORDS) & (at < first + PIECE)
+                tl.store(target + at, tl.load(source + at, mask=mine), mask=mine)
