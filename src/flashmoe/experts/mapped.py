@@ -168,7 +168,8 @@ class MappedExperts:
         words = self.arena.record_bytes // 4
         kernels.fetch[(_PIECES,)](
             self._host, self.arena.words, ids, loads, self._key(layer), ids.numel(),
-            RECORD_WORDS=words, PIECE=triton.cdiv(words, _PIECES * 4) * 4, BLOCK=_COPY_WORDS, num_warps=8,
+            RECORD_WORDS=words, PIECE=triton.cdiv(words, _PIECES * 4) * 4, BLOCK=_COPY_WORDS,
+            num_warps=8,
         )  # fmt: skip
 
     def _guess(self, layer: int, ids: torch.Tensor) -> None:

@@ -333,7 +333,8 @@ class CudaOps(ComposedParts):
         self, h: Any, weights: RouterWeights, ahead: RouterWeights | None = None
     ) -> Routed:
         """A guess of what the next layer will want is made beside what follows (routed.ahead)."""
-        routed = super().norm_and_route(h, weights)
+        ops: Any = super()
+        routed: Routed = ops.norm_and_route(h, weights)
         if ahead is None:
             return routed
         with self.routed.aside():

@@ -46,7 +46,8 @@ class DeviceClock(PhaseClock):
     @contextmanager
     def marked(self) -> Iterator[list[Mark]]:
         """What is captured inside records an event at each change of phase when it is replayed."""
-        self._captured = marks = []
+        marks: list[Mark] = []
+        self._captured = marks
         try:
             yield marks
         finally:

@@ -164,8 +164,8 @@ def two_blocks(
 ):  # fmt: skip
     """Units k [U] of the blocks at off0 and (if PAIR) off1 times the inputs.
 
-    -> the products [U, 8] of each, and the squares of the inputs [U] (if NORM). valid, stored: which units
-    have inputs, weights. CODED: x is a row of codes (see load_codes), for q4 only.
+    -> the products [U, 8] of each, and the squares of the inputs [U] (if NORM). valid, stored:
+    which units have inputs, weights. CODED: x is a row of codes (see load_codes), for q4 only.
     """
     words0, scale0, bias0 = stored_units(w_ptr, off0, k, stored0, FORMAT, GROUP)
     words1, scale1, bias1 = words0, scale0, bias0
