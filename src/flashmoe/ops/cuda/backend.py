@@ -20,7 +20,7 @@ from flashmoe.ops.cuda import choosing, delta_rule, latent, products
 from flashmoe.ops.cuda.clock import DeviceClock
 from flashmoe.ops.cuda.handles import DeviceMatrix, NewKeys, Normed, Rotated
 from flashmoe.ops.cuda.kernels import attention as attending
-from flashmoe.ops.cuda.kernels import dequantize, routing, rows
+from flashmoe.ops.cuda.kernels import dequantize, rows
 from flashmoe.ops.cuda.products import FEW_TOKENS, next_power
 from flashmoe.ops.cuda.routed import RoutedProducts
 from flashmoe.ops.parts import (
@@ -34,7 +34,6 @@ from flashmoe.ops.parts import (
 from flashmoe.quant import Format
 
 _SPLITS = 32
-_FLOATS = Format("bf16")
 Input = torch.Tensor | Normed
 Position = int | torch.Tensor
 
@@ -102,16 +101,16 @@ class CudaOps(ComposedParts):
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> Input:
         normed = Normed(x, weight, eps)
-        return normed if len(x) <= FEW_TOKENS else self._values(normed)
+        return normed if len(x) <= FEW_TOKENS else self.values(normed)
 
-    def _values(self, x: Input) -> torch.Tensor:
+    def values(self, x: Input) -> torch.Tensor:
         """x itself, normed by now."""
         return x.computed() if isinstance(x, Normed) else x
 
     def linear(self, x: Input, *matrices: DeviceMatrix) -> tuple[torch.Tensor, ...]:
         if len(x) <= FEW_TOKENS:
             return self._few_rows(x, matrices)
-        values = self._values(x)
+        values = self.values(x)
         outs = [self.empty(len(x), matrix.rows) for matrix in matrices]
         planes: dict[bool, products.Planes] = {}
         for matrix, out in zip(matrices, outs, strict=True):
@@ -145,7 +144,7 @@ class CudaOps(ComposedParts):
         if len(x) <= FEW_TOKENS:
             products.few_rows(x, [matrix], out, add=True)
         else:
-            self._many_rows(products.split(self._values(x), matrix.format), matrix, out, add=True)
+            self._many_rows(products.split(self.values(x), matrix.format), matrix, out, add=True)
 
     def ffn_add(
         self,
@@ -159,7 +158,7 @@ class CudaOps(ComposedParts):
             hidden = self.routed.few_hidden_of(x, gate_up, down)
             products.few_rows(hidden, [down], out, add=True, row_scale=scale)
             return
-        planes = products.split(self._values(x), gate_up.format)
+        planes = products.split(self.values(x), gate_up.format)
         w = products.dequantize(products.Source.of(gate_up), pairs=True)
         hidden = self.empty(len(x), gate_up.rows // 2)
         tiles = products.Tiles.plain(len(x), self.device)
@@ -356,55 +355,9 @@ class CudaOps(ComposedParts):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if bias is not None or sigmoid is not None:
             return choosing.route(self, x, gate, k, renormalize, bias, sigmoid)
-        ids = torch.empty((len(x), k), dtype=torch.int32, device=self.device)
-        weights = self.empty(len(x), k)
-        logits = self.empty(len(x), gate.rows)
-        choice = {
-            "TOPK": k,
-            "RENORMALIZE": renormalize,
-            "BLOCK": next_power(gate.rows),
-            "SLOTS": next_power(k),
-        }
-        tile = products.unit_tile(gate.format, gate.cols)
-        if (
-            len(x) <= FEW_TOKENS
-            and gate.cols % 8 == 0
-            and tile["UNITS"] * products.UNIT_COLS[gate.format.name] >= gate.cols
-        ):
-            self._route_few(x, gate, logits, ids, weights, {**choice, **tile})
-        else:
-            # Kept, as in _route_few: what follows reads x after the residual has changed.
-            logits = self.linear(self._values(x), gate)[0].contiguous()
-            routing.softmax_topk[(len(x),)](logits, ids, weights, gate.rows, **choice, num_warps=4)
-        return ids, weights
+        return choosing.route_softmax(self, x, gate, k, renormalize)
 
-    def _route_few(
-        self,
-        x: Input,
-        gate: DeviceMatrix,
-        logits: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-        constants: dict[str, Any],
-    ) -> None:
-        pending = isinstance(x, Normed) and x.value is None
-        values, norm, eps, _ = products.input_of(x, _FLOATS)
-        kept, codes = values, ids
-        if pending:
-            # What follows reads x after the residual has changed.
-            kept = torch.empty_like(values)
-            codes = products.empty_codes(len(values), gate.cols, self.device)
-        routing.route[(gate.blocks, len(values))](
-            values, norm, gate.data, logits, kept, codes, self._count(len(values)), ids, weights,
-            eps, COLS=gate.cols, EXPERTS=gate.rows, FORMAT=gate.format.name,
-            GROUP=gate.format.group, NORM=pending,
-            SHARE=next_power(triton.cdiv(gate.cols, 8 * gate.blocks)),
-            EMULATED=self.device.type == "cpu", **constants,
-        )  # fmt: skip
-        if isinstance(x, Normed) and pending:
-            x.value, x.codes = kept, codes
-
-    def _count(self, needed: int) -> torch.Tensor:
+    def count(self, needed: int) -> torch.Tensor:
         """Counters, all zero between kernels."""
         assert needed <= len(self._counters)
         return self._counters
