@@ -153,18 +153,43 @@ def test_the_card_evicts_what_was_used_least_recently(ops: Any) -> None:
     rng, twin = np.random.default_rng(5), Lru([-1] * slots, [0] * slots)
     table = ops.integers(np.full(layers * experts, -1, dtype=np.int32))
     owner = ops.integers(np.full(slots, -1, dtype=np.int32))
-    stamp, clock = (ops.integers(np.zeros(n, dtype=np.int32)) for n in (slots, 1))
-    counts, loads = ops.state((2,), "i8"), ops.integers(np.zeros(k, dtype=np.int32))
+    stamp, fresh, clock = (ops.integers(np.zeros(n, dtype=np.int32)) for n in (slots, slots, 1))
+    counts, loads = ops.state((4,), "i8"), ops.integers(np.zeros(k, dtype=np.int32))
     misses = 0
     for step in range(30):
         first, ids = step % layers * experts, rng.integers(0, experts, k).astype(np.int32)
         place[(1,)](
-            ops.integers(ids), table, owner, stamp, clock, loads, counts, first, k,
-            SLOTS=slots, BLOCK=16,
+            ops.integers(ids), table, owner, stamp, fresh, clock, loads, counts, first, k,
+            SLOTS=slots, BLOCK=16, GUESS=False,
         )  # fmt: skip
         expected = twin.place((first + ids).tolist(), step + 1)
         misses += sum(slot >= 0 for slot in expected)
         np.testing.assert_array_equal(host(loads), expected)
         np.testing.assert_array_equal(host(owner), twin.owner)
         np.testing.assert_array_equal(host(owner)[host(table)[first + ids]], first + ids)
-    assert host(counts).tolist() == [misses, 30 * k]
+    assert host(counts).tolist() == [misses, 30 * k, 0, 0]
+
+
+def test_a_guess_brings_experts_without_evicting_what_the_layer_before_uses(ops: Any) -> None:
+    from flashmoe.ops.cuda.kernels.placement import place
+
+    experts, slots = 8, 4
+    table = ops.integers(np.full(2 * experts, -1, dtype=np.int32))
+    owner = ops.integers(np.full(slots, -1, dtype=np.int32))
+    stamp, fresh, clock = (ops.integers(np.zeros(n, dtype=np.int32)) for n in (slots, slots, 1))
+    counts = ops.state((4,), "i8")
+
+    def placed(layer: int, ids: list[int], *, guess: bool) -> list[int]:
+        loads = ops.integers(np.zeros(len(ids), dtype=np.int32))
+        place[(1,)](
+            ops.integers(np.array(ids, dtype=np.int32)), table, owner, stamp, fresh, clock, loads,
+            counts, layer * experts, len(ids), SLOTS=slots, BLOCK=4, GUESS=guess,
+        )  # fmt: skip
+        return host(loads).astype(int).tolist()
+
+    assert placed(0, [3, 5], guess=False) == [0, 1]
+    assert placed(1, [1, 2], guess=True) == [2, 3]
+    assert host(owner).tolist() == [3, 5, experts + 1, experts + 2]
+    # One guess was right; what was not asked for goes as early as what the layer before used.
+    assert placed(1, [1, 7], guess=False) == [-1, 0]
+    assert host(counts).tolist() == [3, 4, 2, 1]

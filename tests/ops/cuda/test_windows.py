@@ -42,7 +42,6 @@ def test_attention_over_a_ring(ops: Any, case: tuple[Any, ...]) -> None:
     keys[:, slots] = ref.head_norm_rope(k, None, 0, cos, sin).transpose(1, 0, 2)
     values[:, slots] = v.transpose(1, 0, 2)
     loose = CUDA_ATTENTION_F16 if kind == "f2" else CUDA_ROW
-    assert error(device_keys.float(), keys.astype(np.float32)) <= loose
     got = ops.attention(
         ops.head_norm_rope(ops.vector(q), *turn), device_keys, device_values, start, dim**-0.5,
         window, None if sinks is None else ops.vector(sinks),
@@ -50,3 +49,5 @@ def test_attention_over_a_ring(ops: Any, case: tuple[Any, ...]) -> None:
     turned = ref.head_norm_rope(q, None, 0, cos, sin).astype(np.float32)
     expected = ref.attention(turned, keys, values, start, dim**-0.5, window, sinks)
     assert error(got, expected) <= loose
+    # A single token is stored by the attention itself.
+    assert error(device_keys.float(), keys.astype(np.float32)) <= loose

@@ -8,7 +8,7 @@ Under Triton's interpreter the same code runs on the CPU, for tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,12 +18,19 @@ from numpy.typing import DTypeLike, NDArray
 from flashmoe.ops.composed import HEAD_ROWS, ComposedParts
 from flashmoe.ops.cuda import choosing, delta_rule, latent, products
 from flashmoe.ops.cuda.clock import DeviceClock
-from flashmoe.ops.cuda.handles import DeviceMatrix, Normed, Rotated
+from flashmoe.ops.cuda.handles import DeviceMatrix, NewKeys, Normed, Rotated
 from flashmoe.ops.cuda.kernels import attention as attending
-from flashmoe.ops.cuda.kernels import dequantize, routing, rows
+from flashmoe.ops.cuda.kernels import dequantize, rows
 from flashmoe.ops.cuda.products import FEW_TOKENS, next_power
 from flashmoe.ops.cuda.routed import RoutedProducts
-from flashmoe.ops.parts import HeadWeights, LatentAttentionWeights, LatentSpans, SigmoidRouting
+from flashmoe.ops.parts import (
+    HeadWeights,
+    LatentAttentionWeights,
+    LatentSpans,
+    Routed,
+    RouterWeights,
+    SigmoidRouting,
+)
 from flashmoe.quant import Format
 
 _SPLITS = 32
@@ -43,6 +50,7 @@ class CudaOps(ComposedParts):
         self.device = device
         self.clock = DeviceClock(device)
         self.routed = RoutedProducts(device)
+        self._new_keys: NewKeys | None = None  # stored with the attention that follows
         self._counters = torch.zeros(FEW_TOKENS, dtype=torch.int32, device=device)
 
     def begin_pass(self) -> None:
@@ -93,16 +101,16 @@ class CudaOps(ComposedParts):
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> Input:
         normed = Normed(x, weight, eps)
-        return normed if len(x) <= FEW_TOKENS else self._values(normed)
+        return normed if len(x) <= FEW_TOKENS else self.values(normed)
 
-    def _values(self, x: Input) -> torch.Tensor:
+    def values(self, x: Input) -> torch.Tensor:
         """x itself, normed by now."""
         return x.computed() if isinstance(x, Normed) else x
 
     def linear(self, x: Input, *matrices: DeviceMatrix) -> tuple[torch.Tensor, ...]:
         if len(x) <= FEW_TOKENS:
             return self._few_rows(x, matrices)
-        values = self._values(x)
+        values = self.values(x)
         outs = [self.empty(len(x), matrix.rows) for matrix in matrices]
         planes: dict[bool, products.Planes] = {}
         for matrix, out in zip(matrices, outs, strict=True):
@@ -136,7 +144,7 @@ class CudaOps(ComposedParts):
         if len(x) <= FEW_TOKENS:
             products.few_rows(x, [matrix], out, add=True)
         else:
-            self._many_rows(products.split(self._values(x), matrix.format), matrix, out, add=True)
+            self._many_rows(products.split(self.values(x), matrix.format), matrix, out, add=True)
 
     def ffn_add(
         self,
@@ -147,10 +155,10 @@ class CudaOps(ComposedParts):
         scale: torch.Tensor | None,
     ) -> None:
         if len(x) <= FEW_TOKENS:
-            hidden = self.routed.few_hidden_of(x, gate_up)
+            hidden = self.routed.few_hidden_of(x, gate_up, down)
             products.few_rows(hidden, [down], out, add=True, row_scale=scale)
             return
-        planes = products.split(self._values(x), gate_up.format)
+        planes = products.split(self.values(x), gate_up.format)
         w = products.dequantize(products.Source.of(gate_up), pairs=True)
         hidden = self.empty(len(x), gate_up.rows // 2)
         tiles = products.Tiles.plain(len(x), self.device)
@@ -184,6 +192,9 @@ class CudaOps(ComposedParts):
     ) -> None:
         heads, context, dim = k_cache.shape
         assert k.x.stride(1) == v.stride(1) == dim
+        if len(k) == 1:
+            self._new_keys = NewKeys(k, v, k_cache)
+            return
         rows.kv_store[(len(k.x),)](
             k.x, v, *k.turn, k_cache, v_cache, self.position(start), k.eps,
             k.x.stride(0), v.stride(0), context, heads,
@@ -212,12 +223,18 @@ class CudaOps(ComposedParts):
         group = heads // key_heads
         parts = self.empty(tokens, heads, _SPLITS, dim)
         peaks, sums = self.empty(tokens, heads, _SPLITS), self.empty(tokens, heads, _SPLITS)
+        new = self._new_keys
+        assert new is None or new.k_cache is k
+        keys = q if new is None else new.k
         attending.attend_split[(key_heads, _SPLITS, tokens)](
             q.x, *q.turn, k, v, start, parts, peaks, sums, q.eps, scale,
-            q.x.stride(0), q.x.stride(1), context, HEADS=heads, GROUP=group,
+            q.x.stride(0), q.x.stride(1), context,
+            keys.x, q.x if new is None else new.v, keys.turn[0], keys.eps,
+            STORE=new is not None, HEADS=heads, GROUP=group,
             ROWS=max(16, next_power(group)), SPLITS=_SPLITS, BN=32, WINDOW=window,
             **_head_constants(q), num_warps=4,
         )  # fmt: skip
+        self._new_keys = None
         out = self.empty(tokens, heads, dim)
         attending.attend_join[(heads, tokens)](
             parts, peaks, sums, sums if sinks is None else sinks, out, HEADS=heads, D=dim,
@@ -311,6 +328,22 @@ class CudaOps(ComposedParts):
 
     # Routing.
 
+    def norm_and_route(
+        self, h: Any, weights: RouterWeights, ahead: RouterWeights | None = None
+    ) -> Routed:
+        """A guess of what the next layer will want is made beside what follows (routed.ahead)."""
+        ops: Any = super()
+        routed: Routed = ops.norm_and_route(h, weights)
+        if ahead is None:
+            return routed
+        with self.routed.aside():
+            norm: Any = ahead.norm
+            seen: Any = self.rms_norm(h, norm, ahead.eps)
+            k, how = ahead.num_experts_per_tok, (ahead.renormalize, ahead.bias, ahead.sigmoid)
+            gate: Any = ahead.gate
+            guess: Any = self.route(seen, gate, k, *cast(Any, how))[0]
+        return routed._replace(ids_ahead=guess)
+
     def route(
         self,
         x: Input,
@@ -322,49 +355,9 @@ class CudaOps(ComposedParts):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if bias is not None or sigmoid is not None:
             return choosing.route(self, x, gate, k, renormalize, bias, sigmoid)
-        ids = torch.empty((len(x), k), dtype=torch.int32, device=self.device)
-        weights = self.empty(len(x), k)
-        logits = self.empty(len(x), gate.rows)
-        choice = {
-            "TOPK": k,
-            "RENORMALIZE": renormalize,
-            "BLOCK": next_power(gate.rows),
-            "SLOTS": next_power(k),
-        }
-        tile = products.unit_tile(gate.format, gate.cols)
-        if (
-            len(x) <= FEW_TOKENS
-            and tile["UNITS"] * products.UNIT_COLS[gate.format.name] >= gate.cols
-        ):
-            self._route_few(x, gate, logits, ids, weights, {**choice, **tile})
-        else:
-            # Kept, as in _route_few: what follows reads x after the residual has changed.
-            logits = self.linear(self._values(x), gate)[0].contiguous()
-            routing.softmax_topk[(len(x),)](logits, ids, weights, gate.rows, **choice, num_warps=1)
-        return ids, weights
+        return choosing.route_softmax(self, x, gate, k, renormalize)
 
-    def _route_few(
-        self,
-        x: Input,
-        gate: DeviceMatrix,
-        logits: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-        constants: dict[str, Any],
-    ) -> None:
-        values, norm, eps, normed = products.input_of(x)
-        kept = torch.empty_like(values) if normed else values
-        routing.route[(gate.blocks, len(values))](
-            values, norm, gate.data, logits, kept, self._count(len(values)), ids, weights, eps,
-            COLS=gate.cols, EXPERTS=gate.rows, FORMAT=gate.format.name, GROUP=gate.format.group,
-            NORM=normed, EMULATED=self.device.type == "cpu",
-            **constants,
-        )  # fmt: skip
-        if isinstance(x, Normed):
-            # What follows reads x after the residual has changed.
-            x.value = kept
-
-    def _count(self, needed: int) -> torch.Tensor:
+    def count(self, needed: int) -> torch.Tensor:
         """Counters, all zero between kernels."""
         assert needed <= len(self._counters)
         return self._counters

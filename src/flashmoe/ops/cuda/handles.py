@@ -33,12 +33,16 @@ class DeviceMatrix:
 
 @dataclass
 class Normed:
-    """x [T, H] / rms(x) * weight, not yet computed; `value` once some kernel has kept it."""
+    """x [T, H] / rms(x) * weight, not yet computed; `value` once some kernel has kept it.
+
+    codes: the value in fixed point too, int32 [T, 6, H / 8] (kernels/gemv.py, load_codes).
+    """
 
     x: torch.Tensor
     weight: torch.Tensor
     eps: float
     value: torch.Tensor | None = field(default=None)
+    codes: torch.Tensor | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -69,5 +73,20 @@ class Rotated:
         """As kernels take it: weight (or anything), cos, sin."""
         return self.cos if self.weight is None else self.weight, self.cos, self.sin
 
+    def __len__(self) -> int:
+        return len(self.x)
+
     def __getitem__(self, rows: slice) -> Rotated:
         return Rotated(self.x[rows], self.weight, self.eps, self.cos[rows], self.sin[rows])
+
+
+@dataclass(frozen=True)
+class NewKeys:
+    """Keys and values [1, Hkv, D] of one token, for the attention that reads their caches to store.
+
+    They are stored by the kernel of that attention: a launch less.
+    """
+
+    k: Rotated
+    v: torch.Tensor
+    k_cache: torch.Tensor

@@ -32,16 +32,37 @@ def next_power(n: int) -> int:
 def unit_tile(fmt: Format, cols: int) -> dict[str, int]:
     """How many units of a row a program takes at a time, and with how many warps."""
     units = min(1024, next_power(cols // UNIT_COLS[fmt.name]))
-    return {"UNITS": units, "num_warps": min(8, max(1, units // 64))}
+    return {"UNITS": units, "num_warps": min(8, max(1, units // 128))}
 
 
-def input_of(x: torch.Tensor | Normed) -> tuple[torch.Tensor, torch.Tensor, float, bool]:
-    """x as the kernels take it: values, norm weight (or anything), eps, whether to norm."""
-    if not isinstance(x, Normed):
-        return x, x, 0.0, False
-    if x.value is not None:
-        return x.value, x.value, 0.0, False
-    return x.x, x.weight, x.eps, True
+def input_of(
+    x: torch.Tensor | Normed, fmt: Format
+) -> tuple[torch.Tensor, torch.Tensor, float, dict[str, bool]]:
+    """x as the kernels take it for weights of a format: values, norm weight (or anything), eps,
+    whether to norm and whether the values are codes (int32, see kernels/gemv.py, load_codes)."""
+    if isinstance(x, Normed) and x.value is None:
+        return x.x, x.weight, x.eps, {"NORM": True, "CODED": False}
+    if isinstance(x, Normed):
+        assert x.value is not None
+        x = x.codes if x.codes is not None and coded(fmt) else x.value
+    return x, x, 0.0, {"NORM": False, "CODED": x.dtype == torch.int32}
+
+
+def coded(fmt: Format) -> bool:
+    """Whether weights of a format meet inputs in fixed point."""
+    return fmt.name == "q4"
+
+
+def empty_input(rows: int, cols: int, fmt: Format, device: torch.device) -> torch.Tensor:
+    """Memory for rows that weights of a format will meet: float32 [rows, cols], or codes."""
+    if coded(fmt):
+        return empty_codes(rows, cols, device)
+    return torch.empty((rows, cols), dtype=torch.float32, device=device)
+
+
+def empty_codes(rows: int, cols: int, device: torch.device) -> torch.Tensor:
+    """Memory for rows in fixed point (kernels/gemv.py, load_codes)."""
+    return torch.empty((rows, 6, cols // 8), dtype=torch.int32, device=device)
 
 
 def few_rows(
@@ -56,8 +77,8 @@ def few_rows(
 
     Each matrix begins at a multiple of 8 rows of out.
     """
-    values, norm, eps, normed = input_of(x)
     first, others = matrices[0], list(matrices[1:])
+    values, norm, eps, kind = input_of(x, first.format)
     assert len(matrices) <= _MATRICES_PER_LAUNCH
     blocks = [m.blocks for m in matrices] + [0] * (_MATRICES_PER_LAUNCH - len(matrices))
     offsets = [(m.data.data_ptr() - first.data.data_ptr()) // 4 for m in others]
@@ -69,7 +90,7 @@ def few_rows(
         values, norm, first.data, out, values if row_scale is None else row_scale, eps,
         *blocks, *offsets, out.shape[1],
         COLS=first.cols, FORMAT=first.format.name, GROUP=first.format.group,
-        NORM=normed, ADD=add, SCALED=row_scale is not None, PAIR=pair,
+        **kind, ADD=add, SCALED=row_scale is not None, PAIR=pair,
         EMULATED=values.device.type == "cpu",
         **unit_tile(first.format, first.cols),
     )  # fmt: skip

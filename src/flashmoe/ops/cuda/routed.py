@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +54,24 @@ class RoutedProducts:
     """The kernels of routed experts. Results do not depend on which slot an expert is in."""
 
     def __init__(self, device: torch.device) -> None:
+        # Guesses of what the next layer will want are made on a stream of their own.
+        self._ahead = torch.cuda.Stream() if device.type == "cuda" else None
         self._zero = torch.zeros(products.FEW_TOKENS, dtype=torch.int32, device=device)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Device work inside runs beside what follows, after what came before, up to `rejoin`."""
+        if self._ahead is None:
+            yield
+            return
+        self._ahead.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._ahead):
+            yield
+
+    def rejoin(self) -> None:
+        """Device work from now on comes after what was done aside."""
+        if self._ahead is not None:
+            torch.cuda.current_stream().wait_stream(self._ahead)
 
     def add(
         self,
@@ -84,22 +103,26 @@ class RoutedProducts:
         slots: torch.Tensor,
         hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """silu(gate) * up of every pair whose expert has a slot -> [T * K, I], in `hidden` if any.
+        """silu(gate) * up of every pair whose expert has a slot -> [T * K, I] or codes, in `hidden`
+        if any.
 
         Experts with slot -1 are left out.
         """
         shape = arena.shape
         if hidden is None:
-            hidden = _empty(ids.device, ids.numel(), shape.intermediate_size)
+            inner = shape.intermediate_size
+            hidden = products.empty_input(ids.numel(), inner, shape.down, ids.device)
         _hidden(
             x, ids, arena.words, slots, hidden, shape.gate_up, arena.record_bytes // 4,
             clamped=arena.clamped, bias_words=arena.bias_words,
         )  # fmt: skip
         return hidden
 
-    def few_hidden_of(self, x: torch.Tensor | Normed, gate_up: DeviceMatrix) -> torch.Tensor:
-        """The same of one matrix that every token uses -> [T, I]."""
-        hidden = _empty(gate_up.data.device, len(x), gate_up.rows // 2)
+    def few_hidden_of(
+        self, x: torch.Tensor | Normed, gate_up: DeviceMatrix, down: DeviceMatrix
+    ) -> torch.Tensor:
+        """The same of one matrix that every token uses -> [T, I] or codes, as `down` takes it."""
+        hidden = products.empty_input(len(x), down.cols, down.format, down.data.device)
         ids = self._zero[: len(x), None]
         _hidden(x, ids, gate_up.data, self._zero, hidden, gate_up.format, 0)
         return hidden
@@ -113,7 +136,7 @@ class RoutedProducts:
         slots: torch.Tensor,
         out: torch.Tensor,
     ) -> None:
-        """out [T, H] += the weighted down projections of hidden [T * K, I]."""
+        """out [T, H] += the weighted down projections of what few_hidden has made."""
         shape = arena.shape
         kernels.experts_down[(triton.cdiv(shape.hidden_size, 8), len(ids))](
             hidden, weights, arena.words, ids, slots, out,
@@ -173,12 +196,15 @@ def _hidden(
     hidden: torch.Tensor, fmt: Format, record_words: int, *, clamped: bool = False,
     bias_words: int = 0,
 ) -> None:  # fmt: skip
-    values, norm, eps, normed = products.input_of(x)
-    cols = values.shape[1]
-    kernels.experts_hidden[(hidden.shape[1] // 8, ids.numel())](
+    values, norm, eps, kind = products.input_of(x, fmt)
+    cols = (x.x if isinstance(x, Normed) else x).shape[1]
+    codes = hidden.dtype == torch.int32
+    inner = hidden.shape[-1] * (8 if codes else 1)
+    kernels.experts_hidden[(inner // 8, ids.numel())](
         values, norm, eps, words, ids, slots, hidden,
-        TOPK=ids.shape[1], COLS=cols, INTERMEDIATE=hidden.shape[1], RECORD_WORDS=record_words,
-        FORMAT=fmt.name, GROUP=fmt.group, NORM=normed, CLAMPED=clamped, BIAS_WORDS=bias_words,
+        TOPK=ids.shape[1], COLS=cols, INTERMEDIATE=inner, RECORD_WORDS=record_words,
+        FORMAT=fmt.name, GROUP=fmt.group, **kind, CODES=codes,
+        CLAMPED=clamped, BIAS_WORDS=bias_words,
         EMULATED=hidden.device.type == "cpu",
         **products.unit_tile(fmt, cols),
     )  # fmt: skip

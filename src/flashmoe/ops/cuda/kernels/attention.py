@@ -7,7 +7,7 @@ any position. Dots run in the cache's type (float16, or float32 in full precisio
 import triton
 import triton.language as tl
 
-from flashmoe.ops.cuda.kernels.rows import rotated_row
+from flashmoe.ops.cuda.kernels.rows import rotated_row, store_heads
 
 
 @triton.jit
@@ -18,16 +18,17 @@ def _dot(a, b, dtype: tl.constexpr):
 @triton.jit
 def attend_split(
     q_ptr, w_ptr, cos_ptr, sin_ptr, k_cache, v_cache, start_ptr, part_ptr, peak_ptr, sum_ptr,
-    eps, scale, stride_t, stride_h, context,
+    eps, scale, stride_t, stride_h, context, new_k_ptr, new_v_ptr, new_w_ptr, new_eps,
     HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
     HALF: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr, BN: tl.constexpr,
-    BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK: tl.constexpr, WINDOW: tl.constexpr, STORE: tl.constexpr,
 ):  # fmt: skip
     """One stretch of the keys for the GROUP query heads of a key head; grid (Hkv, SPLITS, T).
 
     Queries are normed and rotated here. part [T, Hq, SPLITS, D]: sums of values weighted by
     exp(score - peak); peak, sum [T, Hq, SPLITS]. WINDOW: only so many keys are seen, in a ring of
-    `context` positions (0: all).
+    `context` positions (0: all). STORE (a single token): the program with the last stretch first
+    stores new_k and new_v [Hkv, D], as kv_store does.
     """
     head, split, t = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     length = tl.load(start_ptr) + t.to(tl.int32) + 1
@@ -49,6 +50,12 @@ def attend_split(
     peak = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, BLOCK], tl.float32)
+    if STORE and (begin < length) & (end == length):
+        store_heads(
+            new_k_ptr, new_v_ptr, new_w_ptr, cos_ptr, sin_ptr, k_cache, v_cache, length - 1,
+            new_eps, context, head + tl.arange(0, 1), HEADS // GROUP, D, HALF, NORM, BLOCK,
+        )  # fmt: skip
+        tl.debug_barrier()  # the loop below reads them
     for first in range(begin, end, BN):
         position = first + n
         seen = position < end
