@@ -7,7 +7,7 @@ PROMPT ?= What is the capital of Italy?
 ORACLE ?= ,oracle
 SOURCES := $(shell find native src -name '*.cpp' -o -name '*.h' -o -name '*.py') CMakeLists.txt
 
-.PHONY: demo check check-cuda check-cuda-interpreted check-neon test lint stubs format clean
+.PHONY: demo check check-cuda check-cuda-interpreted check-neon test lint stubs models-doc format clean
 
 demo: .stamp/demo
 	$(BIN)/flashmoe run "$(PROMPT)"
@@ -38,6 +38,10 @@ check-neon:
 # After a change of native/bind: what Python sees of it, for mypy and readers.
 stubs: .stamp/dev
 	$(BIN)/python -m nanobind.stubgen -m flashmoe._native -o src/flashmoe/_native.pyi
+
+# After a change of a family or a shape: the table of what is supported.
+models-doc: .stamp/dev
+	$(BIN)/flashmoe families --markdown > docs/models.md
 
 format: .stamp/dev
 	$(BIN)/ruff check --fix .
