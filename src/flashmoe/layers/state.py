@@ -33,8 +33,15 @@ class KvCache:
     """
 
     def __init__(
-        self, heads: int, positions: int, head_dim: int, dtype: DTypeLike, memory: StateMemory
+        self,
+        heads: int,
+        positions: int,
+        head_dim: int,
+        dtype: DTypeLike,
+        memory: StateMemory,
+        ring: bool = False,
     ) -> None:
+        self.ring = ring
         self.k = memory((heads, positions, head_dim), dtype)
         self.v = memory((heads, positions, head_dim), dtype)
         self.handle: Any = None  # of the backend that uses the arrays
@@ -97,6 +104,18 @@ class SequenceState:
         self.position = 0
         for layer in self.layers:
             layer.reset()
+
+    def can_repeat(self, tokens: int) -> bool:
+        """Whether the next `tokens` can be run again after a pass over them broke off.
+
+        Keys and values are written at the same places again; a ring has lost none that they see
+        if they were one piece; the state of a delta rule has moved on for good.
+        """
+        return all(
+            not isinstance(layer, DeltaState)
+            and (tokens <= WINDOW_PIECE or isinstance(layer, LatentCache) or not layer.ring)
+            for layer in self.layers
+        )
 
 
 @dataclass(frozen=True)
