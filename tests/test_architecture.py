@@ -26,6 +26,7 @@ ORDER = """
     __init__
     cli
     bench evals
+    server
     api packing
     cuda
     loading

@@ -10,6 +10,7 @@
     │   └── ChecksumError       its bytes are not those that were written
     ├── StorageError            the system failed to read or write (EIO, short read, disk full)
     ├── MemoryBudgetError       the model does not fit the memory limit
+    ├── QueueFullError          too many requests wait already
     └── NumericError            the computation gave NaN or infinity
 
 Asserts are for our own bugs; whatever a user or a disk can cause is one of these.
@@ -92,3 +93,21 @@ class MemoryBudgetError(FlashMoeError):
 
 class NumericError(FlashMoeError):
     """The computation gave NaN or infinity."""
+
+
+class QueueFullError(FlashMoeError):
+    """Too many requests wait already.
+
+    Args:
+        waiting: how many.
+        retry_after: seconds until it is worth trying again, an estimate.
+    """
+
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(
+            "too many requests wait already",
+            where="queue",
+            got=f"{waiting} requests",
+            hint=f"Try again in {retry_after:.0f} s",
+        )

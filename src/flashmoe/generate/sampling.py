@@ -7,8 +7,8 @@ from PCG64, so that a seed gives the same answer on every platform. Ties go to t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf
 from numbers import Integral, Real
 from typing import Any
@@ -43,6 +43,8 @@ class SamplingOptions:
     it. min_p: tokens of at least this share of the most likely one's probability.
     repeat_penalty: logits of tokens seen before (prompt included) are divided by it when positive
     and multiplied when negative.
+    presence_penalty, frequency_penalty: subtracted from the logits of tokens of the answer so far,
+    once, and once per occurrence. logit_bias: added to the logits of these ids.
     seed: None draws a fresh one. stop: texts that end the answer and are not shown.
     """
 
@@ -52,6 +54,9 @@ class SamplingOptions:
     top_k: int = 0
     min_p: float = 0.0
     repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     seed: int | None = None
     stop: Sequence[str] = ()
 
