@@ -38,6 +38,7 @@ ORDER = """
     models
     layers
     ops
+    parsers
     checkpoint quant text
     _native demo files settings sizes stats strict_json
     errors
