@@ -126,7 +126,9 @@ class FakeWorker:
             on_event(Generated(Token(token.id, shown, shown, token.logprob, token.top)))
         return self._finish(ticket, "stop" if request.answer else "length", len(ids) + 1)
 
-    def _tokens(self, ids: Sequence[int], top: int | None, prompt: bool = False) -> tuple[Token, ...]:
+    def _tokens(
+        self, ids: Sequence[int], top: int | None, prompt: bool = False
+    ) -> tuple[Token, ...]:
         made = []
         for place, id in enumerate(ids):
             raw = self.tokenizer.decode([id], skip_special=False)

@@ -120,6 +120,7 @@ class Answers:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._choices = [_Choice(question.parser) for question in questions]
         self._open = len(questions)
+        self.prompt_tokens = len(questions[0].request.prompt_ids)
         self.phase = "queued"
         self._tickets: list[Ticket] = []
         self._submit(submit, questions)

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flashmoe.errors import RequestError
-from flashmoe.generate.request import Prefill, Usage
+from flashmoe.generate.request import Usage
 from flashmoe.parsers.base import CallArguments, CallStart, Content, Reasoning, ReplyEvent
 from flashmoe.server.anthropic_shapes import anthropic_form, anthropic_tools, conversation
 from flashmoe.server.answers import Answers, End, Part, Update
@@ -133,25 +133,18 @@ class _Writer:
     def __init__(self, model: str, task: ChatTask) -> None:
         self._model, self._task = model, task
         self._index, self._kind = -1, ""
-        self._calls, self._prompt = 0, 0
+        self._calls = 0
 
     async def chunks(self, answers: Answers) -> AsyncGenerator[bytes, None]:
-        """The stream. It begins once the engine has told the prompt's length."""
+        usage = _usage(Usage(prompt_tokens=answers.prompt_tokens))
+        message = _head(self._model) | {"usage": usage}
+        yield event({"type": "message_start", "message": message}, "message_start")
         try:
-            started = False
             async for _, update in answers.updates():
-                if not started and (started := True):
-                    yield self._start(update)
                 for chunk in self._update(update):
                     yield chunk
         except RequestError as error:
             yield event(anthropic_error(error), "error")
-
-    def _start(self, update: Update) -> bytes:
-        total, cached = (update.total, update.cached) if isinstance(update, Prefill) else (0, 0)
-        usage = _usage(Usage(prompt_tokens=total, cached_tokens=cached))
-        message = _head(self._model) | {"usage": usage}
-        return event({"type": "message_start", "message": message}, "message_start")
 
     def _update(self, update: Update) -> Iterator[bytes]:
         match update:

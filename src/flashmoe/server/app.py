@@ -14,7 +14,12 @@ from starlette.types import Lifespan
 
 from flashmoe.errors import FlashMoeError
 from flashmoe.server import (
+    anthropic,
+    ollama,
+    ollama_models,
     openai_chat,
+    openai_completions,
+    openai_responses,
     status,
     tokens,
 )
@@ -57,6 +62,16 @@ def routes() -> list[Route]:
         _get("/models", status.models),
         _get("/v1/models/{name:path}", status.model),
         _post("/v1/chat/completions", openai_chat.chat_completions),
+        _post("/v1/completions", openai_completions.completions),
+        _post("/v1/responses", openai_responses.responses),
+        _post("/v1/messages", anthropic.messages),
+        _post("/v1/messages/count_tokens", anthropic.count_tokens),
+        _post("/api/chat", ollama.chat),
+        _post("/api/generate", ollama.generate),
+        _post("/api/show", ollama_models.show),
+        _get("/api/tags", ollama_models.tags),
+        _get("/api/ps", ollama_models.running),
+        _get("/api/version", ollama_models.version),
         _post("/tokenize", tokens.tokenize),
         _post("/detokenize", tokens.detokenize),
         _post("/apply-template", tokens.apply_template),

@@ -89,7 +89,9 @@ def error_body(path: str, error: RequestError) -> dict[str, Any]:
     return ollama_error(error) if path.startswith("/api/") else openai_error(error)
 
 
-def error_response(path: str, error: RequestError, headers: Mapping[str, str] | None = None) -> Json:
+def error_response(
+    path: str, error: RequestError, headers: Mapping[str, str] | None = None
+) -> Json:
     """The whole answer to a refused request."""
     fields = dict(headers or {})
     if error.retry_after is not None:

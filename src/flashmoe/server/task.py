@@ -85,7 +85,9 @@ def check_count(name: str, count: int, most: int) -> None:
         raise RequestError(told, param=name, code="too_many")
 
 
-def stop_strings(value: str | Sequence[str] | None, limits: Limits, name: str = "stop") -> list[str]:
+def stop_strings(
+    value: str | Sequence[str] | None, limits: Limits, name: str = "stop"
+) -> list[str]:
     """Stop strings as a list. Raises RequestError for too many, or an empty one."""
     stops = [value] if isinstance(value, str) else list(value or ())
     check_count(name, len(stops), limits.stops)

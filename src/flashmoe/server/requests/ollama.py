@@ -23,7 +23,9 @@ class Options(Body):
     stop: str | list[str] | None = None
 
 
-class _Asked(Body):
+class OllamaAsked(Body):
+    """What chat and generate have in common."""
+
     model: str | None = None
     format: str | Record | None = None
     options: Options | None = None
@@ -33,14 +35,14 @@ class _Asked(Body):
     top_logprobs: int | None = Field(None, ge=0)
 
 
-class OllamaChatBody(_Asked):
+class OllamaChatBody(OllamaAsked):
     """POST /api/chat."""
 
     messages: list[Record] | None = None
     tools: list[Record] | None = None
 
 
-class OllamaGenerateBody(_Asked):
+class OllamaGenerateBody(OllamaAsked):
     """POST /api/generate."""
 
     prompt: str | None = None
