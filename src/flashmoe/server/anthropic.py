@@ -12,8 +12,8 @@ from starlette.responses import Response
 from flashmoe.errors import RequestError
 from flashmoe.generate.request import Usage
 from flashmoe.parsers.base import CallArguments, CallStart, Content, Reasoning, ReplyEvent
-from flashmoe.server.anthropic_shapes import anthropic_form, anthropic_tools, conversation
 from flashmoe.server.answers import Answers, End, Part, Update
+from flashmoe.server.anthropic_shapes import anthropic_form, anthropic_tools, conversation
 from flashmoe.server.errors import anthropic_error
 from flashmoe.server.ids import new_id
 from flashmoe.server.reply import Reply, timings, vendor

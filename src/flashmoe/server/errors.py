@@ -60,8 +60,9 @@ def _param(error: UsageError) -> str | None:
 def _without_path(error: UsageError) -> str:
     """The message; the file it concerns is the server's own affair."""
     where = error.where if _param(error) else None
-    parts = {"expected": error.expected, "got": error.got, "hint": error.hint}
-    return str(UsageError(error.what, where=where, **parts))
+    return str(
+        UsageError(error.what, where=where, expected=error.expected, got=error.got, hint=error.hint)
+    )
 
 
 def openai_error(error: RequestError) -> dict[str, Any]:

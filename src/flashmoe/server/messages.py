@@ -9,9 +9,10 @@ from typing import Any
 from flashmoe.errors import RequestError
 from flashmoe.server.requests.base import Record
 from flashmoe.server.settings import Limits
-from flashmoe.server.task import Tools, check_count
+from flashmoe.server.task import Choice, Tools, check_count
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_MODES: tuple[Choice, ...] = ("none", "auto", "required")
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,256}")
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
@@ -140,11 +141,12 @@ def chosen(
     return Tools(functions, mode, named, parallel is not False, ignored)
 
 
-def _choice(choice: Any) -> tuple[str, str | None]:
+def _choice(choice: Any) -> tuple[Choice, str | None]:
     if choice is None:
         return "auto", None
-    if choice in ("none", "auto", "required"):
-        return choice, None
+    for mode in _MODES:
+        if choice == mode:
+            return mode, None
     if isinstance(choice, dict):
         function = choice.get("function")
         name = (function if isinstance(function, dict) else choice).get("name")

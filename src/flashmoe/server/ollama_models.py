@@ -40,7 +40,7 @@ async def show(request: Request) -> Response:
     if wanted.removesuffix(":latest") != served.name:
         told = f"there is no model {wanted!r}; this server has {served.name!r}"
         raise RequestError(told, status=404, code="model_not_found")
-    facts = {"general.architecture": _family(served)}
+    facts: dict[str, Any] = {"general.architecture": _family(served)}
     facts[f"{_family(served)}.context_length"] = served.context_length
     return Json(
         {

@@ -16,8 +16,8 @@ from flashmoe.generate.request import Prefill, Usage
 from flashmoe.parsers.base import CallArguments, CallStart, Content, Reasoning
 from flashmoe.server.answers import Answers, End, Part, Update
 from flashmoe.server.errors import openai_error
-from flashmoe.server.messages import chat_messages, chat_tools
 from flashmoe.server.ids import new_id
+from flashmoe.server.messages import chat_messages, chat_tools
 from flashmoe.server.openai_shapes import chat_logprobs, usage_object
 from flashmoe.server.reply import Reply, timings, total, total_usage, vendor
 from flashmoe.server.requests.openai import ChatBody

@@ -62,11 +62,12 @@ def _asked(body: CompletionBody, service: Service) -> Asked:
 def _prompts(body: CompletionBody, limits: Limits) -> list[str | list[int]]:
     """The prompts of a body: each text or token ids."""
     given: Any = body.prompt
-    if isinstance(given, str) or (given and isinstance(given[0], int)):
+    if isinstance(given, str) or (given and all(isinstance(id, int) for id in given)):
         given = [given]
     check_count("prompt", len(given) * (body.n or 1), limits.prompts)
-    if not given:
-        raise RequestError("prompt: it is empty", param="prompt")
+    if not given or any(isinstance(prompt, int) for prompt in given):
+        told = "prompt: expected a text, token ids, or a list of these"
+        raise RequestError(told, param="prompt", code="invalid_type")
     return list(given)
 
 

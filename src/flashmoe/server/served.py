@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from flashmoe.errors import RequestError, UsageError
+from flashmoe.errors import RequestError
+from flashmoe.generate.grammar import Grammars, Thinking, ToolChoice
 from flashmoe.generate.request import GenerationRequest, TokenMask
 from flashmoe.parsers.base import Content, ReplyEvent, ReplyFormat
 from flashmoe.server.answers import Question, Submit
@@ -15,6 +16,9 @@ from flashmoe.server.worker import SlotView, WorkerFigures
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.prompting import Prompt, chat_prompt
 from flashmoe.text.tokenizer import Tokenizer
+
+# A prompt as it stands goes on with the answer proper.
+_NO_THINKING = Thinking(allowed=False)
 
 
 class WorkerLike(Protocol):
@@ -49,7 +53,7 @@ class Served:
     context_length: int
     vocab_size: int
     format: ReplyFormat
-    grammars: Any
+    grammars: Grammars
     defaults: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     created: int = 0
@@ -122,10 +126,39 @@ class Served:
             raise _too_long(len(ids), self.context_length)
 
     def _mask(self, task: ChatTask, prompt: Prompt) -> TokenMask | None:
-        return None
+        """What holds the answer to its form. Raises UsageError for an unusable grammar."""
+        tools, form = task.tools, task.asked.form
+        thinking = Thinking(
+            opened=prompt.opens_reasoning,
+            allowed=not prompt.closed_reasoning,
+            budget=task.thinking_budget,
+        )
+        if form is not None and tools.functions and tools.choice != "none":
+            told = "tools and a response format cannot both hold; set tool_choice to none"
+            raise RequestError(told, param="response_format")
+        if form is not None:
+            return self._form_mask(form, thinking)
+        if not tools.functions:
+            return self.grammars.free(thinking=thinking)
+        choice = ToolChoice(tools.choice, tools.named)
+        return self.grammars.tools(
+            tools.functions, choice, parallel=tools.parallel, thinking=thinking
+        )
 
-    def _form_mask(self, form: Form | None) -> TokenMask | None:
-        return None
+    def _form_mask(self, form: Form | None, thinking: Thinking = _NO_THINKING) -> TokenMask | None:
+        match form:
+            case None:
+                return None
+            case Form("json_object"):
+                return self.grammars.json_object(thinking=thinking)
+            case Form("json_schema", schema):
+                return self.grammars.json_schema(schema, thinking=thinking)
+            case Form("regex", text):
+                return self.grammars.regex(text, thinking=thinking)
+            case Form("gbnf", text):
+                return self.grammars.gbnf(text, thinking=thinking)
+            case Form(_, text):
+                return self.grammars.lark(text, thinking=thinking)
 
 
 class _Plain:

@@ -1,4 +1,4 @@
-"""What any chat API asks for, in one form: its own words are turned into this, and only this is run."""
+"""What any chat API asks for, in one form: only this is run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from flashmoe.generate.sampling import SamplingOptions
 from flashmoe.server.requests.base import Record
 from flashmoe.server.settings import Limits
 
+Choice = Literal["none", "auto", "required", "named"]
 FormKind = Literal["json_object", "json_schema", "regex", "lark", "gbnf"]
 
 
@@ -31,7 +32,7 @@ class Tools:
     """
 
     functions: Sequence[Record] = ()
-    choice: str = "auto"
+    choice: Choice = "auto"
     named: str | None = None
     parallel: bool = True
     ignored: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""Text and tokens without an answer: /tokenize, /detokenize, /apply-template (llama.cpp's shapes)."""
+"""/tokenize, /detokenize and /apply-template, in llama.cpp's shapes."""
 
 from __future__ import annotations
 

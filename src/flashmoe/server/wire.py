@@ -1,4 +1,4 @@
-"""What goes over the wire: JSON bodies, server-sent events, lines of JSON, and who still listens."""
+"""What goes over the wire: JSON, server-sent events, lines of JSON; and who still listens."""
 
 from __future__ import annotations
 

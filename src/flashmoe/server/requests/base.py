@@ -18,19 +18,19 @@ class Body(BaseModel):
 class Sampling(Body):
     """Sampling fields under the names that OpenAI, llama.cpp and vLLM share; null: the default."""
 
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    presence_penalty: float | None = Field(None, ge=-100, le=100)
-    frequency_penalty: float | None = Field(None, ge=-100, le=100)
-    repeat_penalty: float | None = Field(None, gt=0, le=100)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    presence_penalty: float | None = Field(default=None, ge=-100, le=100)
+    frequency_penalty: float | None = Field(default=None, ge=-100, le=100)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=100)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     seed: int | None = None
     logit_bias: dict[str, float] | None = None
     stop: str | list[str] | None = None
-    n: int | None = Field(None, ge=1)
-    priority: int | None = Field(None, ge=-100, le=100)
+    n: int | None = Field(default=None, ge=1)
+    priority: int | None = Field(default=None, ge=-100, le=100)
 
 
 class Constrained(Body):
@@ -49,7 +49,7 @@ class Thinking(Body):
     enable_thinking: bool | None = None
     chat_template_kwargs: Record | None = None
     reasoning_effort: str | None = None
-    thinking_budget: int | None = Field(None, ge=0)
+    thinking_budget: int | None = Field(default=None, ge=0)
 
 
 class StreamOptions(Body):

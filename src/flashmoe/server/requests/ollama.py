@@ -10,15 +10,15 @@ from flashmoe.server.requests.base import Body, Record
 class Options(Body):
     """The sampling options of Ollama's API that mean something here."""
 
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repeat_penalty: float | None = Field(None, gt=0, le=100)
-    presence_penalty: float | None = Field(None, ge=-100, le=100)
-    frequency_penalty: float | None = Field(None, ge=-100, le=100)
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=100)
+    presence_penalty: float | None = Field(default=None, ge=-100, le=100)
+    frequency_penalty: float | None = Field(default=None, ge=-100, le=100)
     seed: int | None = None
-    num_predict: int | None = Field(None, ge=-2)
+    num_predict: int | None = Field(default=None, ge=-2)
     num_ctx: int | None = None
     stop: str | list[str] | None = None
 
@@ -32,7 +32,7 @@ class OllamaAsked(Body):
     think: bool | str | None = None
     stream: bool | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0)
+    top_logprobs: int | None = Field(default=None, ge=0)
 
 
 class OllamaChatBody(OllamaAsked):

@@ -26,10 +26,10 @@ class ChatBody(Sampling, Constrained, Thinking):
     tools: list[Record] | None = None
     tool_choice: str | Record | None = None
     parallel_tool_calls: bool | None = None
-    max_tokens: int | None = Field(None, ge=0)
-    max_completion_tokens: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=0)
+    max_completion_tokens: int | None = Field(default=None, ge=0)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0)
+    top_logprobs: int | None = Field(default=None, ge=0)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_progress: bool | None = None
@@ -41,12 +41,12 @@ class CompletionBody(Sampling, Constrained):
     """POST /v1/completions."""
 
     model: str | None = None
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
-    max_tokens: int | None = Field(None, ge=0)
+    prompt: str | list[str | TokenId | list[TokenId]]
+    max_tokens: int | None = Field(default=None, ge=0)
     echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0)
+    logprobs: int | None = Field(default=None, ge=0)
     suffix: str | None = None
-    best_of: int | None = Field(None, ge=1)
+    best_of: int | None = Field(default=None, ge=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_progress: bool | None = None
@@ -73,8 +73,8 @@ class ResponsesBody(Sampling, Thinking):
     tools: list[Record] | None = None
     tool_choice: str | Record | None = None
     parallel_tool_calls: bool | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
-    top_logprobs: int | None = Field(None, ge=0)
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    top_logprobs: int | None = Field(default=None, ge=0)
     include: list[str] | None = None
     text: TextFormat | None = None
     reasoning: Reasoning | None = None
