@@ -19,6 +19,7 @@ from flashmoe.generate.loop import Piece, Progress
 from flashmoe.generate.loop import generate as run_loop
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
+from flashmoe.generate.scheduler import Scheduler
 from flashmoe.loading import TOKENIZER, LoadedModel, TextParts, load_model
 from flashmoe.ops.devices import pick_device, settle_device
 from flashmoe.planning import card_lacks
@@ -39,9 +40,9 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     Args:
         path: directory that `flashmoe pack` wrote.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
-            context_length, experts_per_token, isa, verify, prefetch, lock, device, vram. What
-            is not given comes from the environment (FLASHMOE_RAM, ...), else is chosen for the
-            machine.
+            context_length, experts_per_token, isa, verify, prefetch, lock, device, vram,
+            parallel, prefix_ram. What is not given comes from the environment (FLASHMOE_RAM, ...),
+            else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
     (the limit is below the floor; the message shows the sum), StorageError (the system).
@@ -68,6 +69,12 @@ def _open(path: Path, settings: EngineSettings) -> LoadedModel:
     if device == "cpu":
         loaded = load_model(path, settings)
     else:
+        if settings.parallel > 1 or settings.prefix_ram:
+            raise UsageError(
+                "a card runs one sequence at a time and keeps no prefixes",
+                where="parallel" if settings.parallel > 1 else "prefix_ram",
+                hint="Use --device cpu, or leave it out",
+            )
         # torch comes in here, and only here.
         from flashmoe.cuda import load_on_card
 
@@ -178,6 +185,16 @@ class Model:
         )
         self._start_figures()
         return self._timed(pieces, start)
+
+    @property
+    def parallel(self) -> int:
+        """Sequences that may run at once (a setting)."""
+        return self._loaded.parallel
+
+    def scheduler(self) -> Scheduler:
+        """Runs up to `parallel` sequences at once; instead of sessions, and in one thread."""
+        engine, loaded = self._open(), self._loaded
+        return Scheduler(engine, self.tokenizer, loaded.costs, loaded.parallel)
 
     def logits(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Token ids [T] -> logits float32 [T, vocab_size]: row t follows ids[0..t].
