@@ -20,6 +20,7 @@ from flashmoe.server import (
     openai_chat,
     openai_completions,
     openai_responses,
+    openapi,
     status,
     tokens,
 )
@@ -56,6 +57,7 @@ def routes() -> list[Route]:
         _get("/page/{name}", page.part),
         _get("/health", status.health),
         _get("/v1/health", status.health),
+        _get("/openapi.json", openapi.openapi),
         _get("/metrics", status.metrics),
         _get("/slots", status.slots),
         _get("/v1/models", status.models),

@@ -205,7 +205,8 @@ def completion_logprobs(tokens: Sequence[Token], offset: int) -> dict[str, Any]:
 
 
 def _likely(token: Token) -> dict[str, float] | None:
-    """Text to log probability; of tokens with the same text the likelier."""
+    """Text to log probability, the token itself included; of equal texts the likelier."""
     if token.logprob is None:
         return None
-    return {likely.text: finite(likely.logprob) for likely in reversed(token.top)}
+    others = {likely.text: finite(likely.logprob) for likely in reversed(token.top)}
+    return {token.raw: finite(token.logprob)} | others
