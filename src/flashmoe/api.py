@@ -19,7 +19,7 @@ from flashmoe.generate.loop import Piece, Progress
 from flashmoe.generate.loop import generate as run_loop
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
-from flashmoe.generate.scheduler import Scheduler
+from flashmoe.generate.scheduler import Prefixes, Scheduler
 from flashmoe.loading import TOKENIZER, LoadedModel, TextParts, load_model
 from flashmoe.ops.devices import pick_device, settle_device
 from flashmoe.planning import card_lacks
@@ -191,10 +191,16 @@ class Model:
         """Sequences that may run at once (a setting)."""
         return self._loaded.parallel
 
-    def scheduler(self) -> Scheduler:
-        """Runs up to `parallel` sequences at once; instead of sessions, and in one thread."""
-        engine, loaded = self._open(), self._loaded
-        return Scheduler(engine, self.tokenizer, loaded.costs, loaded.parallel)
+    def scheduler(
+        self, prefixes: Prefixes | None = None, tokenizer: Tokenizer | None = None
+    ) -> Scheduler:
+        """Runs up to `parallel` sequences at once; instead of sessions, and in one thread.
+
+        prefixes: where beginnings of sequences are kept (`prefix_cache`). tokenizer: what makes
+        text of the tokens, where not the model's own.
+        """
+        engine, loaded, text = self._open(), self._loaded, tokenizer or self.tokenizer
+        return Scheduler(engine, text, loaded.costs, loaded.parallel, prefixes)
 
     def logits(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Token ids [T] -> logits float32 [T, vocab_size]: row t follows ids[0..t].
