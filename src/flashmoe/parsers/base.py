@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -63,8 +63,8 @@ class ReplyParser(Protocol):
     def push(self, token_id: int, text: str) -> list[ReplyEvent]:
         """Takes the next token.
 
-        text: what the streaming detokeniser gave for it; control tokens may show as their text
-        or as nothing.
+        text: what it adds to the reply's text, control tokens shown as theirs (Token.raw); it may
+        come late (half characters, stop strings), with a later token or not at all.
         """
 
     def finish(self) -> list[ReplyEvent]:
@@ -72,26 +72,19 @@ class ReplyParser(Protocol):
 
 
 @dataclass(frozen=True)
-class ToolChoice:
-    """Which calls a reply may have: "auto", "none", "required", or "named" with `name`."""
-
-    mode: Literal["auto", "none", "required", "named"] = "auto"
-    name: str | None = None
-
-
-@dataclass(frozen=True)
 class CallGrammar:
-    """The syntax of calls for a constrained answer.
+    """The syntax of tool calls, for answers held to it. Grammars are llguidance's Lark.
 
-    trigger: id of the token after which a call goes on by `body`; None when the format's marker
-        is text (`trigger_text`).
-    start: Lark rules of a whole call, trigger included; body: what follows the trigger.
+    trigger: Lark of the marker that begins calls; its id where it is one token, else its text.
+    opening: what stands before `body` in an answer that must call, the trigger included.
+    bodies: what follows the trigger, up to and with the end of the call: rules from `start` on.
+    pick: of which body, by the text of the reply before the trigger; None: it is no call.
     """
 
-    trigger: int | None
-    trigger_text: str
-    start: str
-    body: str
+    trigger: int | str
+    opening: Mapping[str, str]
+    bodies: Mapping[str, str]
+    pick: Callable[[str], str | None]
 
 
 class ReplyFormat(Protocol):
@@ -110,8 +103,17 @@ class ReplyFormat(Protocol):
         """Id of the token that closes the reasoning part, None without one."""
 
     def parser(self, opens_reasoning: bool = False, tools: Tools = ()) -> ReplyParser:
-        """A fresh parser.
+        """A fresh parser of one reply.
 
         opens_reasoning: the prompt ended inside the reasoning part (Prompt.opens_reasoning).
         tools: their schemas give XML parameters their types.
         """
+
+    def calls(self, tools: Tools, *, several: bool = True) -> CallGrammar | None:
+        """The syntax of calls to `tools`; None where the format has none.
+
+        several: one opening may be followed by more than one call.
+        """
+
+    def answer(self, rules: str) -> str:
+        """`rules` (Lark, with a rule `start` for the content) as the grammar of a whole reply."""

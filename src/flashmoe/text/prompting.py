@@ -54,7 +54,11 @@ def chat_prompt(
     Raises UsageError when there is no template, it refuses the messages, or one is malformed.
     """
     turns = move_reasoning(normalise(messages, strict=False))
-    given = {"messages": turns, "tools": list(tools or []), "variables": dict(variables or {})}
+    given: dict[str, Any] = {
+        "messages": turns,
+        "tools": list(tools or []),
+        "variables": dict(variables or {}),
+    }
     shield = Shield(tokenizer, "".join([*_texts(given), *template.sources.values()]))
     covered = [shield.message(turn) for turn in turns]
     mark = _mark_end(covered, shield) if continue_final else ""

@@ -23,9 +23,12 @@ _PRIVATE = range(0xF0000, 0x10FFFE)
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 # Words that templates compare with, though they may be part of a control token's name.
 _KEYWORDS = frozenset(
-    "type properties required items enum description name parameters function arguments default "
-    "object array string integer number boolean null anyOf oneOf allOf $ref $defs title format "
-    "const additionalProperties strict minimum maximum nullable".split()
+    re.findall(
+        r"\S+",
+        "type properties required items enum description name parameters function arguments "
+        "default object array string integer number boolean null anyOf oneOf allOf $ref $defs "
+        "title format const additionalProperties strict minimum maximum nullable",
+    )
 )
 
 
