@@ -161,7 +161,9 @@ class Answers:
     async def _next(self) -> tuple[int, Event]:
         left = self._deadline - monotonic()
         try:
-            return await asyncio.wait_for(self._events.get(), max(0.0, left))
+            # Not wait_for: it can lose a cancellation that meets an event.
+            async with asyncio.timeout(max(0.0, left)):
+                return await self._events.get()
         except TimeoutError as error:
             told = "the answer took longer than this server allows"
             raise RequestError(told, status=504, code="timeout") from error

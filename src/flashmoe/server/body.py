@@ -21,7 +21,8 @@ _INLINE_BYTES = 100_000
 async def read_body(request: Request, kind: type[M], limits: Limits) -> M:
     """The body as a `kind`. Raises RequestError: 400 with the field concerned, 408 or 413."""
     try:
-        data = await asyncio.wait_for(_read(request, limits.body_bytes), limits.body_seconds)
+        async with asyncio.timeout(limits.body_seconds):
+            data = await _read(request, limits.body_bytes)
     except TimeoutError as error:
         told = f"the body did not arrive within {limits.body_seconds:.0f} s"
         raise RequestError(told, status=408, code="timeout") from error
@@ -51,6 +52,7 @@ def parse_body(data: bytes, kind: type[M], depth: int) -> M:
     except ValueError as error:
         raise RequestError(f"the body is not valid JSON ({error})", code="invalid_json") from error
     _check_depth(value, depth)
+    _check_unicode(data, value)
     try:
         return kind.model_validate(value)
     except ValidationError as error:
@@ -59,6 +61,16 @@ def parse_body(data: bytes, kind: type[M], depth: int) -> M:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _check_unicode(data: bytes, value: Any) -> None:
+    """Refuses halves of surrogate pairs: JSON can write them, but they are no text."""
+    if b"\\ud" not in data.lower():
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError("the body is not valid Unicode", code="invalid_json") from error
 
 
 def _check_depth(value: Any, most: int) -> None:

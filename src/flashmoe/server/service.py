@@ -108,7 +108,7 @@ async def whole(
 ) -> Response:
     """The complete answers as one JSON body; cancelled when the client goes away."""
     try:
-        replies = await while_connected(request.receive, gather(answers, count))
+        replies = await while_connected(request.receive, gather(answers, count), answers.close)
     finally:
         answers.close()
     return Response(status_code=499) if replies is None else Json(build(replies))

@@ -68,7 +68,7 @@ class Stream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await while_connected(receive, self._send(send))
+            await while_connected(receive, self._send(send), self._on_end)
         finally:
             self._on_end()
             await self._chunks.aclose()
@@ -81,12 +81,18 @@ class Stream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`, or None if the client went away first: then it is cancelled."""
+async def while_connected(
+    receive: Receive, work: Coroutine[Any, Any, T], on_gone: Callable[[], None]
+) -> T | None:
+    """The result of `work`; None if the client went away first: then, after on_gone, it is
+    cancelled."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
+        if task.done():
+            return task.result()
+        on_gone()
+        return None
     finally:
         await _end(task, gone)
 
