@@ -17,6 +17,8 @@ from flashmoe.experts.memory import peak_resident
 from flashmoe.generate.engine import Engine, PhaseTimes, Session
 from flashmoe.generate.loop import Piece, Progress
 from flashmoe.generate.loop import generate as run_loop
+from flashmoe.generate.prefix import PrefixCache, root_of
+from flashmoe.generate.prefix_files import PrefixFiles
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
 from flashmoe.generate.scheduler import Prefixes, Scheduler
@@ -201,6 +203,18 @@ class Model:
         """
         engine, loaded, text = self._open(), self._loaded, tokenizer or self.tokenizer
         return Scheduler(engine, text, loaded.costs, loaded.parallel, prefixes)
+
+    def prefix_cache(self, directory: Path | None = None, disk_bytes: int = 8 << 30) -> PrefixCache:
+        """For `scheduler`: beginnings of sequences, in the RAM that `prefix_ram` set aside.
+
+        directory: where they are kept as well, at most disk_bytes of them, for the next start.
+        Raises MemoryBudgetError where prefix_ram is too small for a single block of 64 tokens,
+        StorageError for a directory that cannot be used.
+        """
+        engine, loaded = self._open(), self._loaded
+        root = root_of(loaded.results)
+        files = None if directory is None else PrefixFiles(directory, root, disk_bytes)
+        return PrefixCache(root, engine.new_state(), loaded.prefix_bytes, files)
 
     def logits(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Token ids [T] -> logits float32 [T, vocab_size]: row t follows ids[0..t].

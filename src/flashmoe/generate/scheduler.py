@@ -36,11 +36,11 @@ class Prefixes(Protocol):
     def restore(self, ids: Sequence[int], state: SequenceState) -> int:
         """Bring an empty state as far as is known of ids, short of the last -> tokens."""
 
-    def cuts(self, position: int, tokens: int, last: bool) -> list[int]:
-        """Where, within the next tokens, the state must be kept; last: the prompt ends there."""
+    def limit(self, position: int, tokens: int, prompt_tokens: int) -> int:
+        """How many of the next `tokens` of a prompt to run, so that its state can be kept."""
 
-    def keep(self, ids: Sequence[int], state: SequenceState, exact: int) -> None:
-        """Keep what is new of ids; the first `exact` of them were run as a prompt."""
+    def keep(self, ids: Sequence[int], state: SequenceState, prompt: bool) -> None:
+        """Keep what is new of ids; prompt: all of it was run as a prompt."""
 
 
 class _Abandoned(Exception):
@@ -144,10 +144,16 @@ class Scheduler:
         prompts.sort(key=lambda s: s.request.priority)
         rows = self._rows_for(sum(s.remaining for s in prompts), bool(answers))
         shares = share_rows([(s.state.position, s.remaining) for s in prompts], rows)
+        shares = [self._limited(s, n) for s, n in zip(prompts, shares, strict=True)]
         parts = [Part(s, n, prompt=True) for s, n in zip(prompts, shares, strict=True) if n]
         if self._times.estimate(sum(shares) + len(answers)) <= self._gap:
             parts, answers = [*(Part(s, 1, prompt=False) for s in answers), *parts], []
         self._run(parts, beside=answers)
+
+    def _limited(self, sequence: RunningSequence, tokens: int) -> int:
+        if self._prefixes is None:
+            return tokens
+        return self._prefixes.limit(sequence.state.position, tokens, sequence.prompt_tokens)
 
     def _rows_for(self, tokens: int, others: bool) -> int:
         """Rows of prompts in the next pass: all that memory allows; beside answers, so few that
@@ -271,6 +277,8 @@ class Scheduler:
     def _after_prompt(self, part: Part, h: Logits, times: PhaseTimes) -> None:
         sequence = part.sequence
         sequence.progress(0)
+        if self._prefixes is not None:
+            self._prefixes.keep(sequence.ids, sequence.state, prompt=True)
         if sequence.request.prompt_logprobs is not None:
             self._score(part, h, times)
         if not sequence.remaining:
@@ -305,7 +313,10 @@ class Scheduler:
         self._tell_cancelled()
         over = [s for s in self.running if s.over]
         self.running = [s for s in self.running if not s.over]
-        self._states += [s.state for s in over]
+        for sequence in over:
+            self._states.append(sequence.state)
+            if self._prefixes is not None and sequence.answered:
+                self._prefixes.keep(sequence.ids, sequence.state, prompt=False)
 
 
 def _wants_token(sequence: RunningSequence) -> bool:

@@ -33,8 +33,15 @@ class KvCache:
     """
 
     def __init__(
-        self, heads: int, positions: int, head_dim: int, dtype: DTypeLike, memory: StateMemory
+        self,
+        heads: int,
+        positions: int,
+        head_dim: int,
+        dtype: DTypeLike,
+        memory: StateMemory,
+        ring: bool = False,
     ) -> None:
+        self.ring = ring
         self.k = memory((heads, positions, head_dim), dtype)
         self.v = memory((heads, positions, head_dim), dtype)
         self.handle: Any = None  # of the backend that uses the arrays
@@ -106,13 +113,9 @@ class SequenceState:
         """
         return all(
             not isinstance(layer, DeltaState)
-            and (tokens <= WINDOW_PIECE or not _is_ring(layer, self.context_length))
+            and (tokens <= WINDOW_PIECE or isinstance(layer, LatentCache) or not layer.ring)
             for layer in self.layers
         )
-
-
-def _is_ring(layer: LayerState, context_length: int) -> bool:
-    return isinstance(layer, KvCache) and layer.k.shape[1] != context_length
 
 
 @dataclass(frozen=True)
