@@ -150,7 +150,7 @@ def load_model(
     ops = make_ops(plan.threads, _known_isa(settings.isa))
     rows = pack.rows(EMBEDDING) if plan.streamed else None
     laps.end("plan")
-    arena = resident_memory(pack, plan.threads, plan.streamed, lock=settings.lock)
+    arena = resident_memory(pack, plan.streamed, lock=settings.lock)
     laps.end("resident memory")
     weights = load_weights(pack, ops, arena, rows)
     laps.end("resident weights")
@@ -160,7 +160,6 @@ def load_model(
         slot_bytes=pack.manifest.experts.record_bytes,
         staging=_staging(pack, plan, settings),
         reader_threads=settings.readers,
-        prefault_threads=plan.threads,
         policy=_policy(pack, plan),
         keep=plan.budget.keep,
         verify=settings.verify,
@@ -225,11 +224,13 @@ def _known_isa(name: str) -> str:
 
 
 def resident_memory(
-    pack: PackedModel, threads: int, streamed: frozenset[str] = frozenset(), lock: bool = False
+    pack: PackedModel, streamed: frozenset[str] = frozenset(), lock: bool = False
 ) -> _native.Arena:
-    """Huge pages for the resident weights but the streamed ones, locked if asked to."""
-    nbytes = pack.resident_bytes_without(streamed)
-    arena = take_arena(nbytes, threads, "the resident weights")
+    """Huge pages for the resident weights but the streamed ones, not resident yet.
+
+    lock: they stay in memory from when they are; raises MemoryBudgetError if that is not allowed.
+    """
+    arena = take_arena(pack.resident_room(streamed), "the resident weights")
     if lock:
         _lock(arena)
     return arena
@@ -243,7 +244,7 @@ def load_weights(
     rows: the input embedding, if that stays in the file.
     """
     streamed = frozenset[str]() if rows is None else frozenset({EMBEDDING})
-    loaded = pack.load_resident(arena.view(0, pack.resident_bytes_without(streamed)), streamed)
+    loaded = pack.load_resident(arena.view(0, pack.resident_room(streamed)), streamed)
     matrices, vectors = {}, {}
     for name, tensor in loaded.items():
         if isinstance(tensor, LoadedMatrix):

@@ -103,7 +103,7 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
     def parts(streamed: frozenset[str]) -> dict[str, int]:
         rows = {f"rows of {name}": pack.rows(name).buffer_bytes for name in streamed}
         return {
-            "resident weights": pack.resident_bytes_without(streamed),
+            "resident weights": pack.resident_room(streamed),
             **rows,
             **_sequence_parts(facts, settings.parallel),
             **({"kept prefixes": prefix_bytes} if prefix_bytes else {}),

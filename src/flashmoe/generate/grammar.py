@@ -6,7 +6,6 @@ it; calls are held to the model's own syntax and the tools' schemas from their o
 
 from __future__ import annotations
 
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -93,8 +92,7 @@ class Grammars:
 
     def regex(self, pattern: str, *, thinking: Thinking = Thinking()) -> Masks:
         """Content that matches a regular expression as a whole (Rust syntax, no look-around)."""
-        rule = json.dumps({"regex": pattern}, ensure_ascii=False)
-        return self._content(f"start: ANSWER\nANSWER: %regex {rule}\n", thinking, "regex")
+        return self._content(f"start: ANSWER\nANSWER: {_lark_regex(pattern)}\n", thinking, "regex")
 
     def lark(self, grammar: str, *, thinking: Thinking = Thinking()) -> Masks:
         """Content of a grammar in llguidance's Lark, with a rule `start`."""
@@ -210,6 +208,15 @@ def _from_gbnf(grammar: str) -> str:
         return str(gbnf_to_lark.gbnf_to_lark(grammar))
     except Exception as error:  # The converter raises nothing narrower.
         raise UsageError(f"not a GBNF grammar ({error})", where="grammar") from error
+
+
+def _lark_regex(pattern: str) -> str:
+    """A regular expression between Lark's slashes; what is escaped already stays so."""
+    named = {"/": "\\/", "\n": "\\n", "\r": "\\r"}
+    escaped = re.sub(
+        r"\\.|[/\n\r]", lambda found: named.get(found[0], found[0]), pattern, flags=re.S
+    )
+    return f"/{escaped}/"
 
 
 def _own_names(rules: str, number: int) -> str:

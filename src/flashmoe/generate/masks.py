@@ -112,6 +112,7 @@ class Calls:
         self._body = Matched(parts, first.deep_copy()) if first is not None else None
         self._done = False
         self._before = ""
+        self._pieces = parts.tokenizer.detokenizer(skip_special=False)
 
     def active(self) -> bool:
         """Within a call, or where calls are forbidden."""
@@ -139,7 +140,7 @@ class Calls:
 
     def _look(self, token: int) -> None:
         """Begins a call when its marker has come."""
-        text = self._parts.tokenizer.decode([token], skip_special=False)
+        text = self._pieces.push([token])
         trigger, before = self._calls.trigger, self._before
         self._before = (before + text)[-_REMEMBERED:]
         if token == trigger:

@@ -87,12 +87,17 @@ def glm_rules(markers: Markers, tools: Tools, newlines: bool) -> str:
         parts = []
         for place, (parameter, kind, needed) in enumerate(_parameters(schema)):
             rule = f"p{number}_{place}"
-            rules.append(f"v{rule}: {_text_or_json(kind)}")
-            names = f"{key} {dumped(parameter)} {key_end} {line}"
-            rules.append(f"{rule}: {names} {value} v{rule} {value_end} {line}")
+            names = f"{key} {dumped(parameter)} {key_end} {line} {value}"
+            rules.append(_glm_value(rule, names, kind, value_end, line))
             parts.append(rule if needed else f"{rule}?")
         alternatives.append(f"{dumped(name)} {line} {' '.join(parts)}")
     return _joined(f"start: ({_any(alternatives)}) {markers.lark(glm.CLOSE)}", rules)
+
+
+def _glm_value(rule: str, names: str, schema: Schema, end: str, line: str) -> str:
+    if end.startswith("<") or not _is_text(schema) or "enum" in schema:
+        return f"{rule}: {names} v{rule} {end} {line}\nv{rule}: {_text_or_json(schema)}"
+    return f"{rule}: {names} v{rule} {line}\nv{rule}[suffix={end}]: {_ANY_TEXT}"
 
 
 def harmony_rules(markers: Markers, name: str, tools: Tools) -> str:

@@ -71,7 +71,7 @@ class XmlParser(CallMachine):
             self._head = ""
             self.go(self._name)
         elif atom == self._tags.close:
-            self._raw += atom if self._raw else ""
+            self._raw += atom if self._raw.strip() else ""
             self._spill_raw()
         else:
             self._raw += atom
