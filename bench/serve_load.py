@@ -33,7 +33,9 @@ RESULTS = Path(__file__).parent / "results" / "serve.jsonl"
 PORT = 8931
 URL = f"http://127.0.0.1:{PORT}"
 CITIES = ("Italy", "France", "Spain", "Japan", "Egypt", "Peru", "Norway", "Kenya")
-MALFORMED = (b"", b"{", b"[[[[", b'{"messages": 5}', b'{"messages": [{"role": "x"}]}', b"\xff")
+_WRONG = dict.fromkeys(("messages", "prompt", "input"), 5)
+_STRANGE = {"messages": [{"role": "x"}], "input": [{"role": "x"}], "prompt": [{"role": "x"}]}
+MALFORMED = (b"", b"{", b"[[[[", b"\xff", *(json.dumps(b).encode() for b in (_WRONG, _STRANGE)))
 """Bodies that must get a 400."""
 
 
