@@ -59,11 +59,11 @@ format: .stamp/dev
 	@rm -f .stamp/dev && touch $@
 
 .stamp/cuda: .stamp/dev
-	$(BIN)/python -m pip install --quiet '.[cuda]' --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet '.[cuda]' --editable '.[dev,serve]'
 	@touch $@
 
 .stamp/dev: .stamp/venv pyproject.toml $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable '.[dev$(ORACLE)]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,serve$(ORACLE)]'
 	@rm -f .stamp/demo && touch $@
 
 clean:

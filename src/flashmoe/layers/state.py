@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -120,16 +120,20 @@ class SequenceState:
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive tokens of one sequence inside a batch: rows [begin, end) of it."""
+    """Consecutive tokens of one sequence inside a batch: rows [begin, end) of it.
+
+    ahead: tokens of the same sequence that are before these in the same batch.
+    """
 
     state: SequenceState
     begin: int
     end: int
+    ahead: int = field(default=0, kw_only=True)
 
     @property
     def start(self) -> int:
         """Position of the first of these tokens in its sequence."""
-        return self.state.position
+        return self.state.position + self.ahead
 
 
 @dataclass(frozen=True)
