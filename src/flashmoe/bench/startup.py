@@ -34,8 +34,8 @@ RESIDENT = "resident weights"
 """The part of `Stats.open_seconds` in which weights are read."""
 
 SETTLE_S = 10.0
-"""Memory that a process gave back is cheap to take again until the host has taken it, which
-begins 2 to 3 seconds later and goes on for seconds: a run right after another would be flattered."""
+"""Memory that a process gave back is cheap to take again until the host has taken it, 2 to 3
+seconds later or more: a run right after another would be flattered."""
 SAMPLE_S = 1.0
 _FRESH_BYTES = 256 << 20
 
