@@ -192,5 +192,6 @@ class Step:
         for segment in self.segments:
             state = segment.state.layers[layer]
             assert isinstance(state, kind)
-            spans.append(Span(segment.begin, segment.end, segment.start, state))
+            start = segment.state.position
+            spans.append(Span(segment.begin, segment.end, start, state))
         return spans
