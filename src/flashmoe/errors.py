@@ -10,7 +10,8 @@
     │   └── ChecksumError       its bytes are not those that were written
     ├── StorageError            the system failed to read or write (EIO, short read, disk full)
     ├── MemoryBudgetError       the model does not fit the memory limit
-    └── NumericError            the computation gave NaN or infinity
+    ├── NumericError            the computation gave NaN or infinity
+    └── ToolError               a tool of a chat did not do its work
 
 Asserts are for our own bugs; whatever a user or a disk can cause is one of these.
 """
@@ -92,3 +93,7 @@ class MemoryBudgetError(FlashMoeError):
 
 class NumericError(FlashMoeError):
     """The computation gave NaN or infinity."""
+
+
+class ToolError(FlashMoeError):
+    """A tool of a chat did not do its work; the model is told."""
