@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flashmoe.chat.tools import Tool
 from flashmoe.errors import ToolError, UsageError
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
     from mcp import Client
     from mcp.types import CallToolResult
+
+Result = TypeVar("Result")
 
 # Seconds that a server may take for one answer.
 TIME_LIMIT = 120.0
@@ -51,7 +53,7 @@ def _words(command: str) -> list[str]:
     return words
 
 
-def _started(start: Callable[[], Client], command: str) -> Client:
+def _started(start: Callable[[], Result], command: str) -> Result:
     try:
         return start()
     except Exception as error:  # The package lets through what its tasks raise, also in groups.

@@ -16,7 +16,6 @@ from flashmoe.generate.sampling import Sampler, SamplingOptions
 from flashmoe.generate.stop import StopStrings
 from flashmoe.parsers.base import (
     CallArguments,
-    CallEnd,
     CallStart,
     Content,
     Reasoning,
@@ -38,7 +37,6 @@ class Call:
     id: str
     name: str
     arguments: str = ""
-    whole: bool = False
 
     def as_message(self) -> dict[str, Any]:
         """As the chat format has it."""
@@ -76,15 +74,18 @@ class Reply:
             self.calls.append(Call(event.id or f"call_{number + event.index}", event.name))
         elif isinstance(event, CallArguments):
             self.calls[event.index].arguments += event.fragment
-        elif isinstance(event, CallEnd):
-            self.calls[event.index].whole = True
+
+    @property
+    def whole_calls(self) -> list[Call]:
+        """The calls of an answer that came to its own end."""
+        return self.calls if self.end == "stop" else []
 
     def as_message(self) -> dict[str, Any]:
-        """As a message of the chat; calls that broke off are left out."""
+        """As a message of the chat, without the calls of an answer that was cut."""
         message: dict[str, Any] = {"role": "assistant", "content": self.content}
         if self.reasoning:
             message["reasoning_content"] = self.reasoning
-        if calls := [call.as_message() for call in self.calls if call.whole]:
+        if calls := [call.as_message() for call in self.whole_calls]:
             message["tool_calls"] = calls
         return message
 

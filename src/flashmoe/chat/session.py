@@ -129,10 +129,9 @@ class Chat:
         for _ in range(self._rounds):
             reply = self._one_reply()
             self.messages.append(reply.as_message())
-            calls = [call for call in reply.calls if call.whole]
-            if not calls or reply.end == "interrupted":
+            if not reply.whole_calls:
                 return
-            for call in calls:
+            for call in reply.whole_calls:
                 outcome = self._tools.carry_out(call, self._view)
                 self._view.called(call.name, outcome.text)
                 self.messages.append(

@@ -54,7 +54,7 @@ class View(Protocol):
 
 
 class PlainView:
-    """No colours, nothing that moves: for pipes and files. Nobody can be asked: calls are refused."""
+    """No colours, nothing that moves: for pipes and files. Calls are refused: whom to ask?"""
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
         self._out, self._err = out, err
