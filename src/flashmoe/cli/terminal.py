@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TextIO
 
+from flashmoe.text.printable import printable
+
 _CLEAR_LINE = "\r\x1b[K"
-# A model could otherwise move the cursor, set the title or worse.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class StatusLine:
@@ -66,7 +65,7 @@ class LiveText:
     def write(self, text: str) -> None:
         """Shows `text` at once."""
         if self._safe:
-            text = _CONTROL.sub("", text)
+            text = printable(text)
         if text:
             self._stream.write(text)
             self._stream.flush()
