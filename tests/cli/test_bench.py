@@ -109,6 +109,7 @@ def test_startup(tiny_pack: Path, file: Path) -> None:
         "help",
         "open",
         "parts",
+        "reading",
         "first token",
     ]
     (row,) = recorded(file)

@@ -24,7 +24,7 @@ _COMMON: dict[str, Any] = {
 MIXTRAL: dict[str, Any] = {
     **_COMMON,
     "architectures": ["MixtralForCausalLM"],
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "model_type": "mixtral",
     "sliding_window": None,
 }
