@@ -26,6 +26,7 @@ ORDER = """
     __init__
     cli
     bench evals
+    server
     api packing
     cuda
     loading
@@ -37,6 +38,7 @@ ORDER = """
     models
     layers
     ops
+    parsers
     checkpoint quant text
     _native demo files settings sizes stats strict_json
     errors

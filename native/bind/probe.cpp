@@ -25,6 +25,14 @@ void bind_probe(nb::module_& m) {
         },
         nb::arg("pool"), nb::arg("rounds"),
         "Run int8 multiply-adds in registers on every thread; returns the operations done.");
+    m.def(
+        "float_work",
+        [](Pool& pool, int64_t rounds) {
+            const nb::gil_scoped_release unlocked;
+            return float_work(pool, rounds);
+        },
+        nb::arg("pool"), nb::arg("rounds"),
+        "Run float32 multiply-adds in registers on every thread; returns the operations done.");
 }
 
 }  // namespace flashmoe

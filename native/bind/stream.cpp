@@ -133,7 +133,7 @@ void bind_stream(nb::module_& m) {
              "Make a part resident; raises MemoryError.")
         .def("release", &release, nb::arg("offset"), nb::arg("nbytes"),
              "Give the whole pages of a part back to the system; they are zeros when next read.")
-        .def("lock", &lock, "Keep all of it in memory until the end; raises OSError.")
+        .def("lock", &lock, "Keep in memory what is or becomes resident; raises OSError.")
         .def("view", &view, nb::arg("offset"), nb::arg("nbytes"),
              "uint8 [nbytes] of the arena, without a copy; keeps the arena alive.");
 

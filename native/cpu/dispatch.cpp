@@ -39,6 +39,9 @@ void register_avx2(Kernels& table) {
 // The other ops stay those of AVX2: docs/kernels.md says why.
 void register_avx512(Kernels& table) {
     register_linear_avx512(table.linear);
+    register_mxfp4_avx512(table.linear);
+    register_attention_avx512(table.attention);
+    register_tile_avx512(table.delta.tile);
     register_norm_avx512(table.norm);
     register_elementwise_avx512(table.elementwise);
     register_probe_avx512(table.probe);

@@ -113,7 +113,8 @@ void Arena::release(size_t offset, size_t bytes) {
 }
 
 void Arena::lock() {
-    if (mlock(data_, bytes_) != 0) throw std::system_error(errno, std::generic_category(), "mlock");
+    if (mlock2(data_, bytes_, MLOCK_ONFAULT) != 0)
+        throw std::system_error(errno, std::generic_category(), "mlock");
 }
 
 size_t Arena::huge_bytes() const {

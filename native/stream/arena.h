@@ -34,7 +34,8 @@ class Arena {
     // Throws std::system_error.
     void release(size_t offset, size_t bytes);
 
-    // Keeps the whole mapping in memory until the end (mlock). Throws std::system_error.
+    // Keeps every page of the mapping in memory from when it becomes resident (mlock2). Returns at
+    // once; throws std::system_error where the system does not allow so much.
     void lock();
 
   private:

@@ -291,6 +291,11 @@ def int8_work(pool: Pool, rounds: int) -> int:
     Run int8 multiply-adds in registers on every thread; returns the operations done.
     """
 
+def float_work(pool: Pool, rounds: int) -> int:
+    """
+    Run float32 multiply-adds in registers on every thread; returns the operations done.
+    """
+
 class Lookup:
     """ids i32 [1, K] to look up, found u64 [K] to fill; kept alive."""
 
@@ -345,7 +350,7 @@ class Arena:
         """
 
     def lock(self) -> None:
-        """Keep all of it in memory until the end; raises OSError."""
+        """Keep in memory what is or becomes resident; raises OSError."""
 
     def view(self, offset: int, nbytes: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """uint8 [nbytes] of the arena, without a copy; keeps the arena alive."""

@@ -17,8 +17,11 @@ from flashmoe.experts.memory import peak_resident
 from flashmoe.generate.engine import Engine, PhaseTimes, Session
 from flashmoe.generate.loop import Piece, Progress
 from flashmoe.generate.loop import generate as run_loop
+from flashmoe.generate.prefix import PrefixCache, root_of
+from flashmoe.generate.prefix_files import PrefixFiles
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
+from flashmoe.generate.scheduler import Prefixes, Scheduler
 from flashmoe.loading import TOKENIZER, LoadedModel, TextParts, load_model
 from flashmoe.ops.devices import pick_device, settle_device
 from flashmoe.planning import card_lacks
@@ -39,9 +42,9 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     Args:
         path: directory that `flashmoe pack` wrote.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
-            context_length, experts_per_token, isa, verify, prefetch, lock, device, vram. What
-            is not given comes from the environment (FLASHMOE_RAM, ...), else is chosen for the
-            machine.
+            context_length, experts_per_token, isa, verify, prefetch, lock, device, vram,
+            parallel, prefix_ram. What is not given comes from the environment (FLASHMOE_RAM, ...),
+            else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
     (the limit is below the floor; the message shows the sum), StorageError (the system).
@@ -68,6 +71,12 @@ def _open(path: Path, settings: EngineSettings) -> LoadedModel:
     if device == "cpu":
         loaded = load_model(path, settings)
     else:
+        if settings.parallel > 1 or settings.prefix_ram:
+            raise UsageError(
+                "a card runs one sequence at a time and keeps no prefixes",
+                where="parallel" if settings.parallel > 1 else "prefix_ram",
+                hint="Use --device cpu, or leave it out",
+            )
         # torch comes in here, and only here.
         from flashmoe.cuda import load_on_card
 
@@ -178,6 +187,34 @@ class Model:
         )
         self._start_figures()
         return self._timed(pieces, start)
+
+    @property
+    def parallel(self) -> int:
+        """Sequences that may run at once (a setting)."""
+        return self._loaded.parallel
+
+    def scheduler(
+        self, prefixes: Prefixes | None = None, tokenizer: Tokenizer | None = None
+    ) -> Scheduler:
+        """Runs up to `parallel` sequences at once; instead of sessions, and in one thread.
+
+        prefixes: where beginnings of sequences are kept (`prefix_cache`). tokenizer: what makes
+        text of the tokens, where not the model's own.
+        """
+        engine, loaded, text = self._open(), self._loaded, tokenizer or self.tokenizer
+        return Scheduler(engine, text, loaded.costs, loaded.parallel, prefixes)
+
+    def prefix_cache(self, directory: Path | None = None, disk_bytes: int = 8 << 30) -> PrefixCache:
+        """For `scheduler`: beginnings of sequences, in the RAM that `prefix_ram` set aside.
+
+        directory: where they are kept as well, at most disk_bytes of them, for the next start.
+        Raises MemoryBudgetError where prefix_ram is too small for a single block of 64 tokens,
+        StorageError for a directory that cannot be used.
+        """
+        engine, loaded = self._open(), self._loaded
+        root = root_of(loaded.results)
+        files = None if directory is None else PrefixFiles(directory, root, disk_bytes)
+        return PrefixCache(root, engine.new_state(), loaded.prefix_bytes, files)
 
     def logits(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Token ids [T] -> logits float32 [T, vocab_size]: row t follows ids[0..t].

@@ -144,7 +144,7 @@ def load_on_card(
         memory.cap_tensors(device, plan.budget.limit.nbytes - memory.CONTEXT_BYTES)
     card = CudaOps(device)
     ops = cast(Ops, card)  # all that layers use; experts are DeviceExperts' business
-    arena = resident_memory(pack, settings.threads or default_threads())
+    arena = resident_memory(pack)
     weights = load_weights(pack, ops, arena)
     del arena  # the weights are copied by now
     store = _open_tiers(pack, plan, settings, card)

@@ -10,12 +10,16 @@
     │   └── ChecksumError       its bytes are not those that were written
     ├── StorageError            the system failed to read or write (EIO, short read, disk full)
     ├── MemoryBudgetError       the model does not fit the memory limit
+    ├── QueueFullError          too many requests wait already
+    ├── RequestError            an HTTP request is refused; carries its status
     └── NumericError            the computation gave NaN or infinity
 
 Asserts are for our own bugs; whatever a user or a disk can cause is one of these.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class FlashMoeError(Exception):
@@ -92,3 +96,48 @@ class MemoryBudgetError(FlashMoeError):
 
 class NumericError(FlashMoeError):
     """The computation gave NaN or infinity."""
+
+
+class QueueFullError(FlashMoeError):
+    """Too many requests wait already.
+
+    Args:
+        waiting: how many.
+        retry_after: seconds until it is worth trying again, an estimate.
+    """
+
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(
+            "too many requests wait already",
+            where="queue",
+            got=f"{waiting} requests",
+            hint=f"Try again in {retry_after:.0f} s",
+        )
+
+
+class RequestError(FlashMoeError):
+    """An HTTP request is refused.
+
+    Args:
+        what: what the client is told, one sentence without a full stop.
+        status: the HTTP status.
+        code: a word for programs, as "context_length_exceeded".
+        param: the field of the body concerned.
+        extra: further fields of the error object.
+        retry_after: seconds until it is worth trying again.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        param: str | None = None,
+        extra: Mapping[str, object] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        self.status, self.code, self.param = status, code, param
+        self.extra, self.retry_after = dict(extra or {}), retry_after
+        super().__init__(what)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from flashmoe.experts.staging import staging_slots
 from flashmoe.experts.stats import CacheStats
 from flashmoe.experts.streamed import StreamedExperts
 from flashmoe.experts.tuner import CacheTuner
+from flashmoe.generate.costs import Costs
 from flashmoe.generate.engine import Engine, StepMemory
 from flashmoe.layers.embedding import StoredEmbedding
 from flashmoe.models.decoder import Decoder, Weights
@@ -32,6 +34,7 @@ from flashmoe.ops.cpu import CpuOps
 from flashmoe.planning import EMBEDDING, Plan, make_plan
 from flashmoe.settings import EngineSettings
 from flashmoe.sizes import format_size
+from flashmoe.store.format import MANIFEST
 from flashmoe.store.packed import LoadedMatrix, PackedModel
 from flashmoe.store.rows import PIECE_BLOCKS, StoredRows
 from flashmoe.text.chat_template import ChatTemplate
@@ -80,7 +83,11 @@ class Keeper(StepMemory, Protocol):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Everything that one open model owns."""
+    """Everything that one open model owns.
+
+    parallel: sequences that memory was counted for. prefix_bytes: what was counted for kept
+    prefixes. results: what decides, beside the tokens, every bit of a sequence's state.
+    """
 
     path: Path
     family: str
@@ -91,6 +98,9 @@ class LoadedModel:
     rows: StoredRows | None
     text: TextParts | None
     fixed_figures: dict[str, Any]
+    parallel: int = 1
+    prefix_bytes: int = 0
+    results: tuple[object, ...] = ()
 
     def counters(self) -> dict[str, Any]:
         """The fields of Stats that count since the model was opened."""
@@ -105,6 +115,11 @@ class LoadedModel:
             "read_cpu_seconds": reader["cpu_s"],
             "checksum_cpu_seconds": reader["checksum_s"],
         }
+
+    def costs(self) -> Costs:
+        """Hits, misses and bytes since the model was opened."""
+        stats = self.cache.stats
+        return Costs(stats.hits, stats.misses, stats.bytes_read)
 
     def close(self) -> None:
         """Stop the reads, close the files and let the memory go."""
@@ -135,7 +150,7 @@ def load_model(
     ops = make_ops(plan.threads, _known_isa(settings.isa))
     rows = pack.rows(EMBEDDING) if plan.streamed else None
     laps.end("plan")
-    arena = resident_memory(pack, plan.threads, plan.streamed, lock=settings.lock)
+    arena = resident_memory(pack, plan.streamed, lock=settings.lock)
     laps.end("resident memory")
     weights = load_weights(pack, ops, arena, rows)
     laps.end("resident weights")
@@ -145,7 +160,6 @@ def load_model(
         slot_bytes=pack.manifest.experts.record_bytes,
         staging=_staging(pack, plan, settings),
         reader_threads=settings.readers,
-        prefault_threads=plan.threads,
         policy=_policy(pack, plan),
         keep=plan.budget.keep,
         verify=settings.verify,
@@ -166,12 +180,22 @@ def load_model(
         text=text,
         fixed_figures=_fixed_figures(pack, plan, cache, settings.isa)
         | {"open_seconds": laps.seconds},
+        parallel=settings.parallel,
+        prefix_bytes=plan.prefix_bytes,
+        results=_deciding(pack, plan, settings.isa),
     )
 
 
 def text_parts(pack: PackedModel) -> TextParts | None:
     """None if the pack has no tokenizer."""
     return TextParts.load(pack.path) if TOKENIZER in pack.manifest.files else None
+
+
+def _deciding(pack: PackedModel, plan: Plan, isa: str) -> tuple[object, ...]:
+    """The manifest holds the checksums of all weights; kernels differ by rounding."""
+    manifest = sha256((pack.path / MANIFEST).read_bytes()).hexdigest()
+    k = plan.config.num_experts_per_tok
+    return (pack.manifest.family, manifest, plan.kv_itemsize, k, _known_isa(isa))
 
 
 class _Laps:
@@ -200,11 +224,13 @@ def _known_isa(name: str) -> str:
 
 
 def resident_memory(
-    pack: PackedModel, threads: int, streamed: frozenset[str] = frozenset(), lock: bool = False
+    pack: PackedModel, streamed: frozenset[str] = frozenset(), lock: bool = False
 ) -> _native.Arena:
-    """Huge pages for the resident weights but the streamed ones, locked if asked to."""
-    nbytes = pack.resident_bytes_without(streamed)
-    arena = take_arena(nbytes, threads, "the resident weights")
+    """Huge pages for the resident weights but the streamed ones, not resident yet.
+
+    lock: they stay in memory from when they are; raises MemoryBudgetError if that is not allowed.
+    """
+    arena = take_arena(pack.resident_room(streamed), "the resident weights")
     if lock:
         _lock(arena)
     return arena
@@ -218,7 +244,7 @@ def load_weights(
     rows: the input embedding, if that stays in the file.
     """
     streamed = frozenset[str]() if rows is None else frozenset({EMBEDDING})
-    loaded = pack.load_resident(arena.view(0, pack.resident_bytes_without(streamed)), streamed)
+    loaded = pack.load_resident(arena.view(0, pack.resident_room(streamed)), streamed)
     matrices, vectors = {}, {}
     for name, tensor in loaded.items():
         if isinstance(tensor, LoadedMatrix):

@@ -59,6 +59,7 @@ class ModelFacts:
 class Plan:
     """What will be built: decided before memory is taken.
 
+    state_bytes: of all sequences at full context. prefix_bytes: for kept prefixes.
     streamed: resident tensors that stay in the file (the input embedding or nothing).
     adaptive: the cache follows memory pressure and speed.
     """
@@ -69,6 +70,7 @@ class Plan:
     kv_itemsize: int
     threads: int
     state_bytes: int
+    prefix_bytes: int
     streamed: frozenset[str]
     budget: Budget
     costs: PromptCosts
@@ -96,14 +98,15 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
     """
     facts = read_facts(pack, family, settings)
     config, specs = facts.config, facts.specs
+    prefix_bytes = _size(settings.prefix_ram, "--prefix-ram")
 
     def parts(streamed: frozenset[str]) -> dict[str, int]:
         rows = {f"rows of {name}": pack.rows(name).buffer_bytes for name in streamed}
         return {
-            "resident weights": pack.resident_bytes_without(streamed),
+            "resident weights": pack.resident_room(streamed),
             **rows,
-            f"state of {facts.context_length} tokens": facts.state_bytes,
-            f"scratch of {CHUNK_STEP}-token chunks": scratch_bytes(config, specs, CHUNK_STEP),
+            **_sequence_parts(facts, settings.parallel),
+            **({"kept prefixes": prefix_bytes} if prefix_bytes else {}),
         }
 
     sizes = _expert_sizes(pack, facts.native_experts_per_token, settings)
@@ -118,12 +121,32 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
         context_length=facts.context_length,
         kv_itemsize=facts.kv_itemsize,
         threads=settings.threads or default_threads(),
-        state_bytes=facts.state_bytes,
+        state_bytes=facts.state_bytes * settings.parallel,
+        prefix_bytes=prefix_bytes,
         streamed=streamed,
         budget=budget,
         costs=_prompt_costs(pack, budget, sizes, per_token, config.num_experts_per_tok, settings),
         adaptive=settings.cache == "auto",
     )
+
+
+def _sequence_parts(facts: ModelFacts, parallel: int) -> dict[str, int]:
+    """Memory for so many sequences: their states, a pass that has a token of each beside a chunk,
+    and the logits that they choose from."""
+    config, several = facts.config, parallel > 1
+    scratch = scratch_bytes(config, facts.specs, CHUNK_STEP + (parallel if several else 0))
+    whose = f"{parallel} states of" if several else "state of"
+    return {
+        f"{whose} {facts.context_length} tokens": facts.state_bytes * parallel,
+        f"scratch of {CHUNK_STEP}-token chunks": scratch,
+        **({"logits of sequences": 4 * parallel * config.vocab_size} if several else {}),
+    }
+
+
+def _size(given: int | str, option: str) -> int:
+    if isinstance(given, int):
+        return given
+    return parse_size(given, option=option, whole=read_system_memory().physical)
 
 
 def _choose(

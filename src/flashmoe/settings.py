@@ -29,7 +29,9 @@ class EngineSettings:
     checksum of an expert is compared with what was read. prefetch: read the next layer's likely
     experts while the disk is idle; "auto": where measured to pay. lock: keep the resident weights
     from being swapped out (mlock). device: "auto", "cpu" or "cuda". vram: hard limit of everything
-    this process has on the card, in bytes or as text.
+    this process has on the card, in bytes or as text. parallel: sequences that may run at once,
+    each with room for context_length tokens. prefix_ram: memory for beginnings of sequences that
+    are kept for later requests, in bytes or as text.
     """
 
     ram: int | str | None = None
@@ -44,9 +46,11 @@ class EngineSettings:
     lock: bool = False
     device: str = "auto"
     vram: int | str | None = None
+    parallel: int = 1
+    prefix_ram: int | str = 0
 
     def __post_init__(self) -> None:
-        for name in ("threads", "context_length", "experts_per_token", "readers"):
+        for name in ("threads", "context_length", "experts_per_token", "readers", "parallel"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise UsageError(

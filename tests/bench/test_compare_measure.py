@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from flashmoe.bench import shapes
-from flashmoe.bench.compare import measure, peer
+from flashmoe.bench.compare import journal, measure, peer
 from flashmoe.bench.compare.child import Program
 from flashmoe.bench.compare.instructions import lacking_instructions
+from flashmoe.bench.compare.journal import NAME
 from flashmoe.bench.compare.measure import CompareOptions, measure_comparison
 from flashmoe.bench.compare.rows import chosen_rows
 from flashmoe.cli import make_app
@@ -102,10 +104,73 @@ def _starts_a_run(text: str) -> bool:
 def test_models_are_made_once(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     measure_comparison(options(folder, "decode_ram", pairs=1), lambda text: None)
-    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*/*")}
     measure_comparison(options(folder, "decode_ram", pairs=1), lambda text: None)
-    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
-    assert {file.name for file in folder.iterdir()} == {"tiny-2", "tiny-2.gguf"}
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*/*")} == before
+    assert {file.name for file in folder.iterdir()} == {"tiny-2", "tiny-2.gguf", NAME}
+
+
+class Killed(Exception):
+    """In the place of a signal."""
+
+
+def killed_at(text: str) -> Callable[[str], None]:
+    def progress(said: str) -> None:
+        if text in said:
+            raise Killed
+
+    return progress
+
+
+def test_a_comparison_that_was_killed_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    with pytest.raises(Killed):
+        measure_comparison(options(folder, "decode_ram", pairs=3), killed_at("pair 2 of 3: peer"))
+    said: list[str] = []
+    chosen = options(folder, "decode_ram", pairs=3, resume=True)
+    figures = measure_comparison(chosen, said.append)
+    runs = [text for text in said if _starts_a_run(text)]
+    assert [text.split(":")[0] for text in runs] == ["decode_ram, pair 2 of 3"] * 2 + [
+        "decode_ram, pair 3 of 3"
+    ] * 2
+    assert not any("trying" in text for text in said)
+    assert figures["decode_ram"]["pairs"] == 3
+    assert len(figures["details"]["peer_trials"]) == 4
+    assert len(figures["details"]["commands"]) == 2
+    assert figures["details"]["notes"][-1].startswith("put together from commands begun at 20")
+
+
+def test_rows_of_several_commands_are_put_together(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    alone = [
+        measure_comparison(options(folder, row, resume=True), lambda text: None)[row]
+        for row in ("decode_ram", "prefill_ram")
+    ]
+    announced: list[str] = []
+    both = options(folder, "decode_ram,prefill_ram", resume=True)
+    figures = measure_comparison(both, lambda text: None, announced.append)
+    assert [figures["decode_ram"], figures["prefill_ram"]] == alone
+    assert announced == []
+
+
+def test_without_resume_everything_is_measured_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    for _ in range(2):
+        announced: list[str] = []
+        chosen = options(folder, "decode_ram")
+        figures = measure_comparison(chosen, lambda text: None, announced.append)
+        assert len(announced) == 4 + 2  # trials and pairs
+        assert all(text.endswith(" minutes") for text in announced)
+        assert len(figures["details"]["commands"]) == 1
+
+
+def test_another_program_resumes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "m"
+    measure_comparison(options(folder, "decode_ram", pairs=1), lambda text: None)
+    monkeypatch.setattr(journal, "program_digest", lambda: "other")
+    chosen = options(folder, "decode_ram", pairs=1, resume=True)
+    figures = measure_comparison(chosen, lambda text: None)
+    assert len(figures["details"]["commands"]) == 1
 
 
 def test_another_model_in_its_place_is_refused(

@@ -50,6 +50,12 @@ def test_every_work_runs_and_counts_its_weights(fmt: Format) -> None:
     assert works[3].amount == 2 * 5 * 64 * 128
 
 
+def test_attention_counts_the_keys_that_each_query_sees() -> None:
+    work = kernels.attention(_native.Pool(1), tokens=3, start=5, heads=(4, 2), dim=8)
+    work.run()
+    assert work.amount == 4 * 8 * 4 * (6 + 7 + 8)
+
+
 def test_a_figure_shows_rate_limit_and_share() -> None:
     line = str(kernels.Figure("q4", "B", rate=12e9, limit=24e9))
     assert line.split() == ["q4", "12.0", "of", "24.0", "GB/s", "50%"]

@@ -102,6 +102,21 @@ def test_prefill_equals_token_by_token_for_any_thread_count(
         np.testing.assert_array_equal(one.run_rows(t, t + 1, threads=16), alone[t : t + 1])
 
 
+@dtypes
+@pytest.mark.parametrize(
+    ("heads", "dim"), [((16, 1), 200), ((5, 1), 136), ((130, 1), 20), ((6, 2), 264), ((3, 3), 33)]
+)
+def test_tiles_of_odd_sizes_match_the_reference_and_single_tokens(
+    isa: str, heads: tuple[int, int], dim: int, dtype: type[np.floating]
+) -> None:
+    # Rows, keys and columns beyond whole tiles and panels; depths beyond one packed panel.
+    one = case(45, 490, heads, dim, dtype)
+    whole = one.run()
+    assert_close(whole, one.expected(), ATTENTION)
+    for t in (0, 5, 21, 22, 44):
+        np.testing.assert_array_equal(one.run_rows(t, t + 1, threads=1), whole[t : t + 1])
+
+
 @settings(
     deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

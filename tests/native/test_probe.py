@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -23,8 +25,11 @@ def test_read_sum_refuses_odd_addresses() -> None:
         _native.read_sum(_native.Pool(1), at_offset(np.zeros(128, np.uint8), 4))
 
 
-def test_int8_work_grows_with_rounds_and_threads(isa: str) -> None:
-    once = _native.int8_work(_native.Pool(1), 1000)
+@pytest.mark.parametrize("work", [_native.int8_work, _native.float_work], ids=["int8", "float"])
+def test_work_grows_with_rounds_and_threads(
+    isa: str, work: Callable[[_native.Pool, int], int]
+) -> None:
+    once = work(_native.Pool(1), 1000)
     assert once >= 2000
-    assert _native.int8_work(_native.Pool(1), 3000) == 3 * once
-    assert _native.int8_work(_native.Pool(2), 1000) == 2 * once
+    assert work(_native.Pool(1), 3000) == 3 * once
+    assert work(_native.Pool(2), 1000) == 2 * once

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flashmoe._native import Reader
 from flashmoe.errors import ChecksumError, FlashMoeError, PackError, StorageError, UsageError
-from flashmoe.store import packed as packed_module
+from flashmoe.store import resident
 from flashmoe.store.info import pack_info
-from flashmoe.store.packed import LoadedMatrix, PackedModel, aligned_bytes
+from flashmoe.store.packed import LoadedMatrix, PackedModel
+from flashmoe.store.resident import page_aligned
 from flashmoe.store.verify import verify
 from tests.store.support import make_pack
 
@@ -26,16 +28,65 @@ def flip(path: Path, at: int) -> None:
 
 
 def test_resident_tensors_are_views_of_the_given_buffer(model: PackedModel) -> None:
-    buffer = aligned_bytes(model.resident_bytes)
+    buffer = page_aligned(model.resident_room())
     for tensor in model.load_resident(buffer).values():
         data = tensor.data if isinstance(tensor, LoadedMatrix) else tensor
         assert np.shares_memory(data, buffer)
 
 
-def test_loading_in_pieces(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = model.load_resident()["norm"]
-    monkeypatch.setattr(packed_module, "PIECE_BYTES", 1000)
-    np.testing.assert_array_equal(model.load_resident()["norm"], whole)
+def stored(model: PackedModel, name: str) -> bytes:
+    """The bytes of a resident tensor, as they are in the file."""
+    begin = len(model.manifest.resident_header()) + model.manifest.tensor_offsets()[name]
+    content = (model.path / "resident.safetensors").read_bytes()
+    return content[begin : begin + model.manifest.tensors[name].nbytes]
+
+
+@pytest.mark.parametrize("block_bytes", [4096, 8192, 4 << 20])
+def test_whatever_the_blocks_and_what_is_skipped(
+    model: PackedModel, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    """Of two tensors that share a page one may be skipped, first or last or in between."""
+    monkeypatch.setattr(resident, "BLOCK_BYTES", block_bytes)
+    names = list(model.manifest.tensors)
+    for skip in [(), names[:1], names[-1:], names[1:5:2], names]:
+        loaded = model.load_resident(skip=skip)
+        assert loaded.keys() == set(names) - set(skip)
+        for name, tensor in loaded.items():
+            data = tensor.data if isinstance(tensor, LoadedMatrix) else tensor
+            assert data.tobytes() == stored(model, name), name
+
+
+def test_damage_of_what_is_skipped_is_seen(model: PackedModel) -> None:
+    flip(model.path / "resident.safetensors", len(model.manifest.resident_header()) + 5)
+    first = next(iter(model.manifest.tensors))
+    with pytest.raises(ChecksumError, match=first):
+        model.load_resident(skip=[first])
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_an_interrupt_leaves_no_reads_behind(
+    model: PackedModel, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    ended: list[bool] = []
+
+    class Interrupted(Reader):
+        waits = 0
+
+        def wait(self, timeout_s: float) -> list[tuple[int, int, int]]:
+            Interrupted.waits += 1
+            if Interrupted.waits == calls:
+                raise KeyboardInterrupt
+            return super().wait(timeout_s)
+
+        def cancel(self) -> None:
+            super().cancel()
+            ended.append(True)
+
+    monkeypatch.setattr(resident, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr("flashmoe._native.Reader", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.load_resident()
+    assert ended
 
 
 def test_files_and_extents(model: PackedModel) -> None:

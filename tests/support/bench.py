@@ -27,8 +27,4 @@ def tiny_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fixed_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose disk and memory are always as fast."""
 
-    def sample(meter: RateMeter) -> None:
-        meter.rates.disk.append(DISK_RATE)
-        meter.rates.memory.append(MEMORY_RATE)
-
-    monkeypatch.setattr(RateMeter, "sample", sample)
+    monkeypatch.setattr(RateMeter, "measure", lambda meter: (DISK_RATE, MEMORY_RATE))

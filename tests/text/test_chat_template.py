@@ -168,9 +168,30 @@ def test_a_config_template_of_the_wrong_type_is_a_pack_error(tmp_path: Path, val
         ({"role": "assistant", "tool_calls": 1}, r"messages\[0\]\.tool_calls"),
     ],
 )
-def test_bad_messages_are_named(message: Any, where: str) -> None:
+def test_bad_messages_are_named(tmp_path: Path, message: Any, where: str) -> None:
+    source = "{% for m in messages %}{{ m.role }}{% for c in m.tool_calls or [] %}"
+    source += "{% set f = c.function or c %}{% for k, v in f.arguments | items %}{{ k }}"
+    source += "{% endfor %}{% endfor %}{% endfor %}"
     with pytest.raises(UsageError, match=where):
-        ChatTemplate(demo_model_path()).render([message])
+        template(tmp_path, source).render([message])
+
+
+def test_a_broken_call_is_kept_where_the_template_takes_text() -> None:
+    call = {"function": {"name": "f", "arguments": "{broken"}}
+    text = ChatTemplate(demo_model_path()).render([{"role": "assistant", "tool_calls": [call]}])
+    assert '"arguments": "{broken"' in text
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Rome"}', {"city": "Rome"}])
+@pytest.mark.parametrize("paste", ["{{ ' ' + a }}", "{{ a }}"])
+def test_a_template_that_pastes_arguments_gets_text(
+    tmp_path: Path, arguments: object, paste: str
+) -> None:
+    source = "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+    source += "{% set a = c.function.arguments %}" + paste + "{% endfor %}{% endfor %}"
+    call = {"function": {"name": "f", "arguments": arguments}}
+    turns: list[dict[str, Any]] = [{"role": "assistant", "tool_calls": [call]}]
+    assert template(tmp_path, source).render(turns).strip() == '{"city": "Rome"}'
 
 
 def test_no_messages_is_a_usage_error() -> None:

@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t kBlock = kKeyBlock;  // keys whose transposed copy stays in the near caches
 constexpr int64_t kSpan = 512;         // keys of one independent softmax; spans are merged in order
-constexpr int64_t kTileRows = 64;      // query rows that share a loaded block
 constexpr int64_t kMaxSpanFloats = int64_t{8} << 20;  // of partial results held at once
 
 // Where results of a tile's rows accumulate: per row `dim` values, then a SoftmaxState.
@@ -41,9 +40,12 @@ struct Tile {
     int64_t group, first, tokens;
 };
 
+// Query rows that share a loaded block: as many as fit L2 beside it, with what they accumulate.
+int64_t row_limit(int64_t dim) { return dim <= 256 ? 128 : 64; }
+
 // Heads that share a tile: all that share a kv head, or an equal part of them if those are many.
-int64_t tile_heads(int64_t sharing) {
-    int64_t parts = (sharing + kTileRows - 1) / kTileRows;
+int64_t tile_heads(int64_t sharing, int64_t dim) {
+    int64_t parts = (sharing + row_limit(dim) - 1) / row_limit(dim);
     while (sharing % parts) ++parts;
     return sharing / parts;
 }
@@ -61,8 +63,8 @@ class Attend {
           kernels_(kernels().attention),
           dim_(call.cache.dim),
           value_dim_(call.cache.value_dim),
-          group_(tile_heads(call.heads / call.cache.kv_heads)),
-          tile_tokens_(std::max<int64_t>(1, kTileRows / group_)),
+          group_(tile_heads(call.heads / call.cache.kv_heads, dim_)),
+          tile_tokens_(std::max<int64_t>(1, row_limit(dim_) / group_)),
           tiles_((call.tokens + tile_tokens_ - 1) / tile_tokens_),
           first_span_(first_seen(call.start) / kSpan),
           spans_((call.start + call.tokens + kSpan - 1) / kSpan - first_span_) {}

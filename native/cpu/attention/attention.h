@@ -31,6 +31,7 @@ struct AttentionKernels {
 
 void register_attention_scalar(AttentionKernels& table);
 void register_attention_avx2(AttentionKernels& table);
+void register_attention_avx512(AttentionKernels& table);
 void register_attention_neon(AttentionKernels& table);
 
 // Blocks of keys start at multiples of this, in a ring as well.

@@ -8,109 +8,20 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/linear/tiles_avx512.h"
 #include "cpu/simd/exp_avx512.h"
 #include "cpu/simd/vector_avx512.h"
 
 namespace flashmoe {
 namespace {
 
-// As in the AVX2 kernels.
-constexpr int64_t kPrefetchBytes = 6144;
-// Below that many tokens the blocks go one by one: their bytes then are one stream.
-constexpr int64_t kPairTokens = 4;
-
-// The 8 rows of a block; stride is not used.
-struct One {
-    using Int = __m256i;
-    using Float = __m256;
-    static constexpr int kTile = 4;
-
-    static Int load(const uint8_t* p, int64_t) {
-        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    }
-    static Float bf16(const uint8_t* p, int64_t) {
-        const auto half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-    }
-    static Int all(int32_t x) { return _mm256_set1_epi32(x); }
-    static Float all(float x) { return _mm256_set1_ps(x); }
-    static Int high_nibbles(Int x) { return _mm256_srli_epi16(x, 4) & all(0x0F0F0F0F); }
-    static Int upper_half(Int x) { return _mm256_slli_epi32(x, 16); }
-    static Int dot(Int sum, Int w, Int x) { return _mm256_dpbusd_epi32(sum, w, x); }
-    static Float floats(Int x) { return _mm256_cvtepi32_ps(x); }
-    static Float as_floats(Int x) { return _mm256_castsi256_ps(x); }
-    static Float multiply_add(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
-    static void store(float* y, int64_t, Float x) { _mm256_storeu_ps(y, x); }
-};
-
-// The 16 rows of two blocks that lie `stride` bytes apart; results `stride` floats apart.
-struct Two {
-    using Int = __m512i;
-    using Float = __m512;
-    static constexpr int kTile = 8;
-
-    static Int load(const uint8_t* p, int64_t stride) {
-        return _mm512_inserti64x4(_mm512_castsi256_si512(One::load(p, 0)), One::load(p + stride, 0),
-                                  1);
-    }
-    static Float bf16(const uint8_t* p, int64_t stride) {
-        return _mm512_insertf32x8(_mm512_castps256_ps512(One::bf16(p, 0)), One::bf16(p + stride, 0),
-                                  1);
-    }
-    static Int all(int32_t x) { return _mm512_set1_epi32(x); }
-    static Float all(float x) { return _mm512_set1_ps(x); }
-    static Int high_nibbles(Int x) { return _mm512_srli_epi16(x, 4) & all(0x0F0F0F0F); }
-    static Int upper_half(Int x) { return _mm512_slli_epi32(x, 16); }
-    static Int dot(Int sum, Int w, Int x) { return _mm512_dpbusd_epi32(sum, w, x); }
-    static Float floats(Int x) { return _mm512_cvtepi32_ps(x); }
-    static Float as_floats(Int x) { return _mm512_castsi512_ps(x); }
-    static Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
-    static void store(float* y, int64_t stride, Float x) {
-        _mm256_storeu_ps(y, _mm512_castps512_ps256(x));
-        _mm256_storeu_ps(y + stride, _mm512_extractf32x8_ps(x, 1));
-    }
-};
-
-void prefetch(const uint8_t* bytes) {
-    _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetchBytes), _MM_HINT_T0);
-}
-
-// What the kernels know of a block beside its bytes, and where tokens and results are.
-struct Call {
-    const Rows& rows;
-    int64_t first;         // token of the tile
-    int64_t stride_bytes;  // between two blocks
-    float* y;
-    int64_t stride_y;
-};
-
-// Codes, scales, sums and offsets of the kTokens activation rows of a tile.
-template <int kTokens>
-struct Tile {
-    const int8_t* codes[kTokens];
-    const float* scales[kTokens];
-    const float* sums[kTokens];
-    const int32_t* offsets[kTokens];
-
-    Tile(const Rows& rows, int64_t group, int64_t first) {
-        const int64_t groups = rows.cols / group;
-        for (int t = 0; t < kTokens; ++t) {
-            const int64_t row = rows.at(first + t);
-            codes[t] = rows.codes + row * rows.cols;
-            scales[t] = rows.scales + row * groups;
-            sums[t] = rows.sums + row * groups;
-            offsets[t] = rows.offsets + row * groups;
-        }
-    }
-};
-
-// The same 4 activation codes in every lane.
-template <typename V>
-typename V::Int broadcast_codes(const int8_t* codes) {
-    int32_t four;
-    std::memcpy(&four, codes, sizeof(four));
-    return V::all(four);
-}
+using avx512::Call;
+using avx512::One;
+using avx512::pair;
+using avx512::run_tiles;
+using avx512::Tile;
+using avx512::TileKernel;
+using avx512::Two;
 
 template <typename V, int kTokens, int kGroup>
 void q4_tile(const uint8_t* bytes, const Call& call) {
@@ -123,13 +34,13 @@ void q4_tile(const uint8_t* bytes, const Call& call) {
         for (int t = 0; t < kTokens; ++t) dot[t] = V::all(0);
 #pragma GCC unroll 4
         for (int c = 0; c < kGroup; c += 8, bytes += 32) {
-            if (kTokens == 1 && c % 16 == 0) prefetch(bytes);
+            if (kTokens == 1 && c % 16 == 0) avx512::prefetch(bytes);
             const Int units = V::load(bytes, call.stride_bytes);
             const Int low = units & V::all(0x0F0F0F0F), high = V::high_nibbles(units);
             for (int t = 0; t < kTokens; ++t) {
                 const int8_t* x = tile.codes[t] + g * kGroup + c;
-                dot[t] = V::dot(dot[t], low, broadcast_codes<V>(x));
-                dot[t] = V::dot(dot[t], high, broadcast_codes<V>(x + 4));
+                dot[t] = V::dot(dot[t], low, avx512::broadcast_codes<V>(x));
+                dot[t] = V::dot(dot[t], high, avx512::broadcast_codes<V>(x + 4));
             }
         }
         const auto scale = V::bf16(bytes, call.stride_bytes);
@@ -156,11 +67,12 @@ void q8_tile(const uint8_t* bytes, const Call& call) {
         for (int t = 0; t < kTokens; ++t) dot[t] = V::all(tile.offsets[t][g]);
 #pragma GCC unroll 4
         for (int c = 0; c < kGroup; c += 4, bytes += 32) {
-            if (kTokens == 1 && c % 8 == 0) prefetch(bytes);
+            if (kTokens == 1 && c % 8 == 0) avx512::prefetch(bytes);
             const Int units = V::load(bytes, call.stride_bytes);
             const Int weight = units ^ V::all(static_cast<int32_t>(0x80808080));
             for (int t = 0; t < kTokens; ++t)
-                dot[t] = V::dot(dot[t], weight, broadcast_codes<V>(tile.codes[t] + g * kGroup + c));
+                dot[t] = V::dot(dot[t], weight,
+                                avx512::broadcast_codes<V>(tile.codes[t] + g * kGroup + c));
         }
         const auto scale = V::as_floats(V::load(bytes, call.stride_bytes));
         bytes += 32;
@@ -195,7 +107,7 @@ void bf16_tile(const uint8_t* bytes, const Call& call) {
     }
     int64_t c = 0;
     for (; c + 4 <= call.rows.cols; c += 4, bytes += 64) {
-        if (kTokens == 1) prefetch(bytes);
+        if (kTokens == 1) avx512::prefetch(bytes);
         bf16_unit<V, kTokens>(V::load(bytes, call.stride_bytes), x, c, acc);
         bf16_unit<V, kTokens>(V::load(bytes + 32, call.stride_bytes), x, c + 2, acc + 2);
     }
@@ -203,18 +115,6 @@ void bf16_tile(const uint8_t* bytes, const Call& call) {
     for (int t = 0; t < kTokens; ++t)
         V::store(call.y + t * kBlockRows, call.stride_y,
                  (acc[0][t] + acc[1][t]) + (acc[2][t] + acc[3][t]));
-}
-
-using TileKernel = void (*)(const uint8_t*, const Call&);
-
-// kernels[n - 1] handles n tokens.
-template <int kTile>
-void run_tiles(const TileKernel (&kernels)[kTile], const uint8_t* bytes, Call call, int64_t count) {
-    const int64_t end = call.first + count;
-    for (; call.first < end; call.first += kTile, call.y += kTile * kBlockRows) {
-        const int64_t tokens = end - call.first < kTile ? end - call.first : kTile;
-        kernels[tokens - 1](bytes, call);
-    }
 }
 
 template <int kGroup>
@@ -253,17 +153,6 @@ void dot_q8(const uint8_t* bytes, int64_t group, const Rows& rows, int64_t first
 void dot_bf16(const uint8_t* bytes, int64_t, const Rows& rows, int64_t first, int64_t count,
               float* y) {
     run_tiles(kBf16, bytes, {rows, first, 0, y, 0}, count);
-}
-
-// Two blocks: side by side if the tokens are worth it, else one after the other.
-template <LinearKernels::Dot one, Format format, int kTile>
-void pair(const TileKernel (&tiles)[kTile], const uint8_t* bytes, int64_t group, const Rows& rows,
-          int64_t first, int64_t count, float* y) {
-    const int64_t stride = MatrixView{format, group, kBlockRows, rows.cols, bytes}.block_bytes();
-    if (count >= kPairTokens)
-        return run_tiles(tiles, bytes, {rows, first, stride, y, count * kBlockRows}, count);
-    one(bytes, group, rows, first, count, y);
-    one(bytes + stride, group, rows, first, count, y + count * kBlockRows);
 }
 
 __m512i largest_bits(const float* x, int64_t n) {

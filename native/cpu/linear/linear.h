@@ -40,6 +40,7 @@ struct LinearKernels {
     Dot pair_bf16 = nullptr;
     Dot pair_q8 = nullptr;
     Dot pair_q4 = nullptr;
+    Dot pair_mxfp4 = nullptr;
     // From that many tokens on the pair kernels are faster on rows without an index; 0: they are
     // not.
     int64_t run_tokens = 0;
@@ -71,7 +72,7 @@ struct LinearKernels {
             case Format::q4:
                 return pair_q4;
             case Format::mxfp4:
-                break;
+                return pair_mxfp4;
         }
         return nullptr;
     }

@@ -34,11 +34,27 @@ int64_t int8_work(int64_t rounds) {
     return rounds * kChains * 64;
 }
 
+int64_t float_work(int64_t rounds) {
+    constexpr int kChains = 10;
+    __m256 x = _mm256_set1_ps(1.0f), sum[kChains] = {};
+    for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 10
+        for (auto& chain : sum) {
+            __asm__ volatile("" : "+x"(x));
+            chain = _mm256_fmadd_ps(x, x, chain);
+        }
+    }
+#pragma GCC unroll 10
+    for (auto& chain : sum) __asm__ volatile("" : "+x"(chain));
+    return rounds * kChains * 16;
+}
+
 }  // namespace
 
 void register_probe_avx2(ProbeKernels& table) {
     table.read_sum = read_sum;
     table.int8_work = int8_work;
+    table.float_work = float_work;
 }
 
 }  // namespace flashmoe

@@ -27,11 +27,27 @@ int64_t int8_work(int64_t rounds) {
     return rounds * kChains * 32;
 }
 
+int64_t float_work(int64_t rounds) {
+    constexpr int kChains = 16;
+    float32x4_t x = vdupq_n_f32(1.0f), sum[kChains] = {};
+    for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 16
+        for (auto& chain : sum) {
+            __asm__ volatile("" : "+w"(x));
+            chain = vfmaq_f32(chain, x, x);
+        }
+    }
+#pragma GCC unroll 16
+    for (auto& chain : sum) __asm__ volatile("" : "+w"(chain));
+    return rounds * kChains * 8;
+}
+
 }  // namespace
 
 void register_probe_neon(ProbeKernels& table) {
     table.read_sum = read_sum;
     table.int8_work = int8_work;
+    table.float_work = float_work;
 }
 
 }  // namespace flashmoe

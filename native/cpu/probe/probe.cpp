@@ -12,6 +12,15 @@ namespace {
 constexpr int64_t kLine = 128;
 constexpr int64_t kPiece = 1 << 20;
 
+int64_t on_all(Pool& pool, int64_t (*work)(int64_t), int64_t rounds) {
+    std::atomic<int64_t> total{0};
+    const auto body = [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) total += work(rounds);
+    };
+    pool.parallel_for(pool.threads(), 1, std::cref(body));
+    return total;
+}
+
 }  // namespace
 
 uint64_t read_sum(Pool& pool, const uint8_t* data, int64_t nbytes) {
@@ -27,12 +36,11 @@ uint64_t read_sum(Pool& pool, const uint8_t* data, int64_t nbytes) {
 }
 
 int64_t int8_work(Pool& pool, int64_t rounds) {
-    std::atomic<int64_t> total{0};
-    const auto body = [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) total += kernels().probe.int8_work(rounds);
-    };
-    pool.parallel_for(pool.threads(), 1, std::cref(body));
-    return total;
+    return on_all(pool, kernels().probe.int8_work, rounds);
+}
+
+int64_t float_work(Pool& pool, int64_t rounds) {
+    return on_all(pool, kernels().probe.float_work, rounds);
 }
 
 }  // namespace flashmoe

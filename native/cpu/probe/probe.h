@@ -13,6 +13,8 @@ struct ProbeKernels {
     // Runs `rounds` rounds of int8 multiply-adds in registers; returns the operations done (a
     // multiply and an add count as two).
     int64_t (*int8_work)(int64_t rounds);
+    // The same with float32 multiply-adds.
+    int64_t (*float_work)(int64_t rounds);
 };
 
 void register_probe_scalar(ProbeKernels& table);
@@ -26,5 +28,8 @@ uint64_t read_sum(Pool& pool, const uint8_t* data, int64_t nbytes);
 
 // int8_work on every thread of the pool; returns the operations of all.
 int64_t int8_work(Pool& pool, int64_t rounds);
+
+// float_work on every thread of the pool; returns the operations of all.
+int64_t float_work(Pool& pool, int64_t rounds);
 
 }  // namespace flashmoe

@@ -20,11 +20,21 @@ int64_t int8_work(int64_t rounds) {
     return 2 * rounds + 0 * sink;
 }
 
+int64_t float_work(int64_t rounds) {
+    volatile float factor = 1.0f, sink = 0.0f;
+    const float x = factor;
+    float sum = 0.0f;
+    for (int64_t i = 0; i < rounds; ++i) sum += x * x;
+    sink = sum;
+    return 2 * rounds + 0 * static_cast<int64_t>(sink);
+}
+
 }  // namespace
 
 void register_probe_scalar(ProbeKernels& table) {
     table.read_sum = read_sum;
     table.int8_work = int8_work;
+    table.float_work = float_work;
 }
 
 }  // namespace flashmoe

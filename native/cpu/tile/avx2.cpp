@@ -67,12 +67,43 @@ void rows(int64_t m, int64_t n, int64_t k, Operand a, Operand b, Panel c, bool a
 }
 
 // Eight accumulators in either shape: what two FMA pipes of latency 4 need.
-void matmul(Extent size, Operand a, Operand b, Panel c, bool accumulate) {
+void unpacked(Extent size, Operand a, Operand b, Panel c, bool accumulate) {
     const int64_t whole = size.m / 4 * 4;
     rows<4, 2>(whole, size.n, size.k, a, b, c, accumulate);
     a.data += whole * a.row;
     c.data += whole * c.row;
     rows<1, 8>(size.m - whole, size.n, size.k, a, b, c, accumulate);
+}
+
+constexpr int64_t kColumns = 2 * kLanes;  // of a packed panel of b
+constexpr int64_t kDepth = 128;           // its rows at most: 8 KiB
+constexpr int64_t kPackRows = 16;         // fewer rows of c do not pay for the copy
+
+// Rows of b that lie a power of two apart fall into few sets of L1: a copy does not.
+Operand pack(int64_t k, Operand b, float* packed) {
+    for (int64_t p = 0; p < k; ++p)
+        for (int64_t j = 0; j < kColumns; j += kLanes)
+            _mm256_storeu_ps(packed + p * kColumns + j, avx2::load(b.data + p * b.row + j));
+    return {packed, kColumns};
+}
+
+// The columns that fill whole panels go through a copy, in pieces of k; the others as they lie.
+void packed(Extent size, Operand a, Operand b, Panel c, bool accumulate) {
+    alignas(64) float copy[kDepth * kColumns];
+    const int64_t whole = size.n / kColumns * kColumns;
+    for (int64_t p = 0; p < size.k; p += kDepth)
+        for (int64_t j = 0; j < whole; j += kColumns) {
+            const int64_t k = size.k - p < kDepth ? size.k - p : kDepth;
+            const Operand right = pack(k, {b.data + p * b.row + j, b.row}, copy);
+            unpacked({size.m, kColumns, k}, {a.data + p * a.col, a.row, a.col}, right,
+                     {c.data + j, c.row}, accumulate || p > 0);
+        }
+    unpacked({size.m, size.n - whole, size.k}, a, {b.data + whole, b.row}, {c.data + whole, c.row},
+             accumulate);
+}
+
+void matmul(Extent size, Operand a, Operand b, Panel c, bool accumulate) {
+    (size.m >= kPackRows ? packed : unpacked)(size, a, b, c, accumulate);
 }
 
 // Four elements from each of two rows, the first row in the low half.

@@ -43,6 +43,7 @@ struct TileKernels {
 
 void register_tile_scalar(TileKernels& table);
 void register_tile_avx2(TileKernels& table);
+void register_tile_avx512(TileKernels& table);
 void register_tile_neon(TileKernels& table);
 
 }  // namespace flashmoe

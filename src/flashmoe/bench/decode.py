@@ -124,14 +124,14 @@ def _warm_up(model: Model, options: DecodeOptions) -> None:
 
 
 def run_window(model: Model, options: DecodeOptions, seed: int) -> Stretch:
-    """Feed a new sequence its prompt, then measure token by token."""
+    """Feed a new sequence its prompt, then measure token by token, as generation steps."""
     session = model.session()
     count = options.prompt_tokens + options.tokens
     ids = random_ids(session.engine.vocab_size, count, seed)
     session.feed(ids[: options.prompt_tokens])
     with stretch(model, options.tokens) as measured:
         for id in ids[options.prompt_tokens :]:
-            session.feed([id])
+            session.step(id)
     return measured
 
 

@@ -1,9 +1,9 @@
 """Speed of the matrix kernels beside what the machine can do at best.
 
 Weights are read from DRAM, as in decode: a measurement goes through 1.25 GiB of them before it
-meets the same bytes again. Kernel and limit (plain reads, or int8 arithmetic in registers) take
-turns of a few milliseconds and the best turn of each counts, because other work on the machine can
-only make one slower.
+meets the same bytes again. Kernel and limit (plain reads, or arithmetic in registers) take turns
+of a few milliseconds and the best turn of each counts, because other work on the machine can only
+make one slower.
 """
 
 from __future__ import annotations
@@ -102,6 +102,30 @@ def int8_arithmetic(pool: _native.Pool) -> Work:
     return Work(partial(_native.int8_work, pool, rounds), _native.int8_work(pool, rounds))
 
 
+def float_arithmetic(pool: _native.Pool) -> Work:
+    """float32 multiply-adds without memory traffic."""
+    rounds = 1_000_000
+    return Work(partial(_native.float_work, pool, rounds), _native.float_work(pool, rounds))
+
+
+def attention(
+    pool: _native.Pool, tokens: int, start: int, heads: tuple[int, int], dim: int
+) -> Work:
+    """A piece of a prompt after `start` tokens, (query, key/value) heads, float16 cache.
+
+    amount: operations of both products, 4 * dim for each query, head and key that it sees.
+    """
+    queries, shared = heads
+    q = random_weights(tokens, queries * dim).reshape(tokens, queries, dim)
+    keys, values = (
+        random_weights(shared * (start + tokens), dim).astype(np.float16).reshape(shared, -1, dim)
+        for _ in range(2)
+    )
+    run = partial(_native.attention, pool, q, keys, values, start, dim**-0.5, np.empty_like(q))
+    seen = tokens * start + tokens * (tokens + 1) // 2
+    return Work(run, 4 * dim * queries * seen)
+
+
 def gemv(pool: _native.Pool, fmt: Format, rows: int, cols: int) -> Work:
     """Matrix-vector products; amount: weight bytes."""
     out, acts = np.empty((1, rows), np.float32), _native.Activations()
@@ -180,3 +204,6 @@ def figures(threads: int) -> Iterator[Figure]:
             work = experts(pool, fmt, hidden=2048, inner=768, count=8, tokens=32)
             rates = best_rates(work, arithmetic)
             yield Figure(f"{fmt.name} 8 experts 2048 x 768, 32 tokens", "op", *rates)
+    work = attention(pool, tokens=256, start=3840, heads=(32, 4), dim=128)
+    rates = best_rates(work, float_arithmetic(pool))
+    yield Figure("attention, 256 tokens at 3840", "flop", *rates)

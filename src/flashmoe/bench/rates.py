@@ -24,6 +24,11 @@ class Rates:
     disk: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
 
+    def add(self, disk: float, memory: float) -> None:
+        """Add a sample of both."""
+        self.disk.append(disk)
+        self.memory.append(memory)
+
     def seconds(self, missed_bytes: float, touched_bytes: float) -> float:
         """The least time for work that reads so much from the disk and so much from memory."""
         return max(missed_bytes / median(self.disk), touched_bytes / median(self.memory))
@@ -53,9 +58,12 @@ class RateMeter:
     rates: Rates = field(default_factory=Rates)
 
     def sample(self) -> None:
-        """Measure disk and memory, `seconds` each."""
-        self.rates.disk.append(self._disk())
-        self.rates.memory.append(self._memory())
+        """Measure disk and memory, `seconds` each, and keep the sample."""
+        self.rates.add(*self.measure())
+
+    def measure(self) -> tuple[float, float]:
+        """Disk and memory in bytes per second, measured for `seconds` each."""
+        return self._disk(), self._memory()
 
     def _disk(self) -> float:
         direct = supports_direct(self.files[0])

@@ -3,12 +3,16 @@
 Every run is a new process. Cold: the page cache holds none of the pack's data files. Warm: it holds
 what the system kept of them; the engine itself drops what it has read. Python's and our own modules
 were loaded before and are counted by `help_seconds` alone.
+
+Two limits are measured before every run: the rate of the disk, and that at which memory can be
+taken. A virtual machine may have to ask its host for every page that was not in use lately.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -16,13 +20,23 @@ from time import perf_counter
 from typing import Any
 
 import flashmoe
+from flashmoe import _native
 from flashmoe.bench.apart import Progress, run_apart, run_cold
+from flashmoe.bench.disk import Case, measure, supports_direct
 from flashmoe.bench.record import Start
 from flashmoe.errors import UsageError
+from flashmoe.ops.threads import default_threads
+from flashmoe.store import format as fmt
 from flashmoe.store.packed import PackedModel
+from flashmoe.store.resident import BLOCK_BYTES, READS_IN_FLIGHT
 
 RESIDENT = "resident weights"
 """The part of `Stats.open_seconds` in which weights are read."""
+
+SETTLE_S = 3.0
+"""A host may take back what a process gave back 2 seconds ago; until then it is cheap to take."""
+SAMPLE_S = 1.0
+_FRESH_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -41,13 +55,13 @@ class StartupOptions:
 def measure_startup(path: Path, options: StartupOptions, progress: Progress) -> dict[str, Any]:
     """The figures of `flashmoe bench startup`; see docs/benchmarks.md."""
     apart = run_cold if options.start == "cold" else run_apart
-    helps, runs = [], []
+    pack, helps, runs = PackedModel.open(path), [], []
     for number in range(options.repeat):
         progress(f"run {number + 1} of {options.repeat}")
         helps.append(_help_seconds())
-        runs.append(apart(path, open_once, (options.engine,), progress))
-    names = ("open_seconds", "open_seconds_but_weights", "first_token_seconds")
-    pack = PackedModel.open(path)
+        limits = _limits(pack)
+        runs.append({**apart(path, open_once, (options.engine,), progress), **limits})
+    names = [name for name in runs[0] if name != "parts"]
     return {
         "help_seconds": median(helps),
         **{name: median(run[name] for run in runs) for name in names},
@@ -68,13 +82,32 @@ def open_once(path: Path, engine: dict[str, Any], progress: Progress) -> dict[st
         opened = perf_counter()
         model.session().feed([0])
         fed = perf_counter()
-        parts = dict(model.stats.open_seconds)
+        parts, nbytes = dict(model.stats.open_seconds), model.stats.bytes_read
     seconds = opened - begin
     return {
         "open_seconds": seconds,
         "open_seconds_but_weights": seconds - parts[RESIDENT],
+        "resident_bytes_per_s": PackedModel.open(path).resident_bytes / parts[RESIDENT],
         "first_token_seconds": fed - opened,
+        "first_token_bytes_read": nbytes,
         "parts": parts,
+    }
+
+
+def _limits(pack: PackedModel) -> dict[str, float]:
+    """Rates of the disk, read as the resident weights are, and of taking memory."""
+    time.sleep(SETTLE_S)
+    file = pack.path / fmt.RESIDENT
+    block = min(BLOCK_BYTES, file.stat().st_size // fmt.PAGE * fmt.PAGE)
+    case = Case(block, READS_IN_FLIGHT, supports_direct(file), huge_pages=True)
+    read = measure(file, case, SAMPLE_S)
+    arena = _native.Arena(_FRESH_BYTES, huge_pages=True, threads=0)
+    begin = perf_counter()
+    arena.populate(0, _FRESH_BYTES, default_threads())
+    taken = perf_counter() - begin
+    return {
+        "disk_bytes_per_s": read.nbytes / read.seconds,
+        "fresh_memory_bytes_per_s": _FRESH_BYTES / taken,
     }
 
 

@@ -15,6 +15,10 @@ def eval(
     windows: Annotated[int, typer.Option(help="Windows of the text.")] = 40,
     window_tokens: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
     tool_calls: Annotated[Path | None, typer.Option(help="JSON lines of tool-call cases.")] = None,
+    held_to: Annotated[
+        str | None,
+        typer.Option(help="Hold tool calls to their grammar: auto or required (extra serve)."),
+    ] = None,
     ram: Annotated[str | None, typer.Option(help="Memory limit, e.g. 8G.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -24,13 +28,20 @@ def eval(
 
     if text is None and tool_calls is None:
         raise UsageError("nothing to measure", where="eval", expected="--text or --tool-calls")
+    if held_to not in (None, "auto", "required"):
+        raise UsageError("wrong value", where="--held-to", expected="auto or required", got=held_to)
     with flashmoe.load(model, ram=ram) as loaded:
-        result = _measure(loaded, text, windows, window_tokens, tool_calls)
+        result = _measure(loaded, text, windows, window_tokens, tool_calls, held_to)
     print(json_module.dumps(result) if json else _as_text(result))
 
 
 def _measure(
-    model: Any, text: Path | None, windows: int, window_tokens: int, tool_calls: Path | None
+    model: Any,
+    text: Path | None,
+    windows: int,
+    window_tokens: int,
+    tool_calls: Path | None,
+    held_to: Any,
 ) -> dict[str, Any]:
     from flashmoe.evals.perplexity import read_text, score_text
     from flashmoe.evals.tool_calls import read_cases, score_tool_calls
@@ -42,8 +53,9 @@ def _measure(
         result |= {"windows": windows, "window_tokens": window_tokens}
         result |= {"scored_tokens": score.scored_tokens}
     if tool_calls is not None:
-        calls = score_tool_calls(model, read_cases(tool_calls))
+        calls = score_tool_calls(model, read_cases(tool_calls), held_to=held_to)
         result["tool_calls"] = {
+            "held_to": held_to,
             "cases": calls.cases,
             "valid_json": calls.valid_json,
             "exact": calls.exact,

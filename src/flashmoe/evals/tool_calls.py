@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashmoe.errors import UsageError
+from flashmoe.parsers.registry import reply_format
+from flashmoe.text.prompting import chat_prompt
 
 if TYPE_CHECKING:
     from flashmoe.api import Model
+    from flashmoe.generate.grammar import Mode
 
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 _MAX_TOKENS = 128
@@ -52,25 +55,62 @@ def score_tool_calls(
     model: Model,
     cases: Sequence[dict[str, Any]],
     on_case: Callable[[int, int], None] | None = None,
+    *,
+    held_to: Mode | None = None,
 ) -> ToolCallScore:
-    """Answer every case greedily and compare the call."""
+    """Answer every case greedily and compare the call.
+
+    held_to: answers follow a grammar (extra `serve`): "auto" from the opening marker of a call on,
+    "required" from the start. None: the model writes as it likes.
+    """
     score = ToolCallScore(cases=len(cases))
     for number, case in enumerate(cases, 1):
-        pieces = list(
-            model.generate(
-                messages=case["messages"],
-                tools=case["tools"],
-                max_tokens=_MAX_TOKENS,
-                temperature=0.0,
-            )
-        )
-        score.output_ids.append([p.token_id for p in pieces if p.token_id is not None])
-        call = first_call("".join(piece.text for piece in pieces))
+        text, ids = _free(model, case) if held_to is None else _held(model, case, held_to)
+        score.output_ids.append(ids)
+        call = first_call(text)
         score.valid_json += call is not None
         score.exact += call == case["expected"]
         if on_case is not None:
             on_case(number, len(cases))
     return score
+
+
+def _free(model: Model, case: dict[str, Any]) -> tuple[str, list[int]]:
+    """(text, ids) of an answer without a grammar."""
+    pieces = list(
+        model.generate(
+            messages=case["messages"],
+            tools=case["tools"],
+            max_tokens=_MAX_TOKENS,
+            temperature=0.0,
+        )
+    )
+    return "".join(p.text for p in pieces), [p.token_id for p in pieces]
+
+
+def _held(model: Model, case: dict[str, Any], mode: Mode) -> tuple[str, list[int]]:
+    """(text, ids) of an answer held to the call syntax and the tools' schemas."""
+    from flashmoe.generate.grammar import Grammars, Thinking, ToolChoice
+
+    tokenizer, session = model.tokenizer, model.session()
+    prompt = chat_prompt(model.chat_template, tokenizer, case["messages"], tools=case["tools"])
+    logits = session.feed(prompt.ids)
+    reply = reply_format(tokenizer, model.chat_template)
+    grammars = Grammars(tokenizer, logits.size, stop_ids=model.stop_ids, reply=reply)
+    thinking = Thinking(opened=prompt.opens_reasoning, allowed=False)
+    mask = grammars.tools(case["tools"], ToolChoice(mode), parallel=False, thinking=thinking)
+    ids: list[int] = []
+    while len(ids) < _MAX_TOKENS and not mask.finished():
+        scores = logits.copy()
+        if mask.active():
+            mask.apply(scores)
+        token = int(scores.argmax())
+        if token in model.stop_ids:
+            break
+        mask.accept(token)
+        ids.append(token)
+        logits = session.step(token)
+    return tokenizer.decode(ids), ids
 
 
 def first_call(reply: str) -> dict[str, Any] | None:

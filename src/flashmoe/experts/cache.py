@@ -19,6 +19,7 @@ from flashmoe import _native
 from flashmoe.experts.addresses import AddressBook, Addresses
 from flashmoe.experts.arena import take_arena
 from flashmoe.experts.fetch import Fetcher, Verify
+from flashmoe.experts.interrupts import uninterrupted
 from flashmoe.experts.plan import plan
 from flashmoe.experts.policy import Key, Lru, Policy
 from flashmoe.experts.residency import Residency, SlotState
@@ -29,10 +30,6 @@ from flashmoe.files import storage_errors
 from flashmoe.ops.base import Ints
 
 _log = logging.getLogger(__name__)
-
-# For which opening waits while memory is pre-faulted; the reads take the rest. Slots are used in
-# order, so that these are the first ones, and a gigabyte takes about a tenth of a second.
-_PREFAULT_S = 1.0
 
 # Uses kept back from the policy while nothing is missed: together they cost it fewer cache misses.
 _MOST_USES = 4096
@@ -183,19 +180,24 @@ class ExpertCache:
 
         Fewer: the coldest experts are dropped, the others moved together, and the memory behind
         them is given back (whole huge pages: single slots would leave pieces of them). More: the
-        new slots are empty. Raises StorageError if the system does not take the memory back.
+        new slots are empty. Ctrl-C is heard before or after, never in between. Raises StorageError
+        if the system does not take the memory back.
         """
         assert self._memory is not None, "the cache is closed"
         assert 1 <= slots <= self.capacity, "more slots than the memory holds"
         self._close_ticket()
         self._fetcher.drain()  # no guess may write into memory that moves or goes
+        with uninterrupted():
+            self._resize(self._memory, slots)
+
+    def _resize(self, memory: SlotMemory, slots: int) -> None:
         before = self.nbytes
         for key in self._residency.surplus(slots):
             self._drop(key)
-        self._move_together(self._memory, self._residency.resize(slots))
+        self._move_together(memory, self._residency.resize(slots))
         if self.nbytes < before:
             with storage_errors("the memory of the cache cannot be given back", "cache"):
-                self._memory.release(self.nbytes, before - self.nbytes)
+                memory.release(self.nbytes, before - self.nbytes)
 
     def _move_together(self, memory: SlotMemory, renumbered: list[tuple[int, int]]) -> None:
         moves = self._book.resize(self._places(memory), self.slots, renumbered)
@@ -251,7 +253,6 @@ def open_cache(
     slot_bytes: int,
     staging: int = 0,
     reader_threads: int | None = None,
-    prefault_threads: int = 1,
     policy: Policy | None = None,
     keep: bool = True,
     verify: Verify = "first",
@@ -264,9 +265,7 @@ def open_cache(
     Raises MemoryBudgetError if the system does not give the memory, StorageError if a file of the
     source cannot be opened.
     """
-    memory = take_arena(
-        slots * slot_bytes, prefault_threads, "the expert cache", seconds=_PREFAULT_S
-    )
+    memory = take_arena(slots * slot_bytes, "the expert cache")
     reader = (make_reader or _native.Reader)(reader_threads or default_reader_threads())
     return ExpertCache(
         source,

@@ -1,39 +1,45 @@
-"""Whether reading on a guess pays: found out by trying it, with and without in turn.
+"""Whether reading on a guess pays: found out by trying without it now and then.
 
-Pure: seconds and misses of decode tokens go in, on or off comes out.
+Pure: seconds and misses of decode tokens go in, on or off comes out. The rule and what it was
+tried on: docs/experiments/prefetch.md.
 """
 
 from __future__ import annotations
 
-from statistics import mean, median
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 Prefetch = Literal["auto", "on", "off"]
 
 WINDOW: Final = 5
-"""Tokens that are measured in a row. The first of a window does not count: it finds the guesses,
-or their absence, of the one before."""
-TRIAL: Final = (True, False, True)
-"""Windows with and without: what changes evenly with time favours neither, and where guesses pay,
-as they usually do, little is lost by trying without."""
+"""Tokens in a row, with or without guesses. The first does not count: it finds the guesses, or
+their absence, of the window before."""
+VOTES: Final = 3
+"""A trial is the best of five: each window without guesses is compared with the two around it."""
 GAIN: Final = 0.02
 """By how much of a token's time guesses must be better: they also cost processor time."""
-SHORTEST_REST: Final = 128
-LONGEST_REST: Final = 2048
-"""Tokens until the next trial; twice as many each time that the verdict stands."""
 FEWEST_MISSES: Final = 1.0
 """Per token. With fewer there is nothing to gain, and nothing is tried."""
+REST: Final = {True: (128, 2048), False: (96, 1024)}
+"""Fewest and most tokens until the next trial, while guesses are on or off; twice as many each time
+that the verdict stands. Shorter while off: where experts are missed, on is the likelier truth."""
+
+_MEMORY: Final = 1 / 64
+"""Weight of a token in what a miss is thought to cost."""
 
 
 class PrefetchControl:
-    """Decides for the next token. `on` is what decode should do now."""
+    """Decides for the next token. Starts with a trial: guesses stay on only after a measured gain.
+    Off still takes two lost trials, since a cache that is filling says little."""
 
     def __init__(self, mode: Prefetch) -> None:
         self._mode = mode
         self._verdict = mode != "off"
-        self._rest = SHORTEST_REST
+        self._doubted = False
+        self._rest, self._resting = REST[True][0] // 2, 0
         self._misses_per_token = FEWEST_MISSES
-        self._begin_trial()
+        self._cost = _MissCost()
+        self._trial = _Trial()
 
     @property
     def on(self) -> bool:
@@ -42,7 +48,7 @@ class PrefetchControl:
             return self._mode == "on"
         if self._misses_per_token < FEWEST_MISSES:
             return False
-        return TRIAL[len(self._windows)] if self._resting == 0 else self._verdict
+        return self._verdict if self._resting else self._trial.on
 
     @property
     def on_for_prompt(self) -> bool:
@@ -54,35 +60,94 @@ class PrefetchControl:
         """A token was decoded in so many seconds and missed so many experts."""
         if self._mode != "auto":
             return
-        had_misses = self._misses_per_token >= FEWEST_MISSES
         self._misses_per_token += (misses - self._misses_per_token) / WINDOW
-        if self._misses_per_token < FEWEST_MISSES or not had_misses:
-            self._begin_trial()
-        elif self._resting:
+        if self._misses_per_token < FEWEST_MISSES:
+            self._trial = _Trial()
+            return
+        self._cost.book(seconds, misses)
+        if self._resting:
             self._resting -= 1
-        else:
-            self._measure(seconds)
+            return
+        self._trial.book(seconds, misses, self._cost)
+        if self._trial.gain is not None:
+            self._decide(self._trial.gain)
 
-    def _begin_trial(self) -> None:
-        self._resting = 0
-        self._windows: list[float] = []
-        self._seconds: list[float] = []
+    def _decide(self, gain: bool) -> None:
+        """A single lost trial turns nothing off: the next one begins at once."""
+        self._trial = _Trial()
+        if not gain and self._verdict and not self._doubted:
+            self._doubted = True
+            return
+        shortest, longest = REST[gain]
+        self._rest = min(2 * self._rest, longest) if gain is self._verdict else shortest
+        self._resting, self._verdict, self._doubted = self._rest, gain, False
 
-    def _measure(self, seconds: float) -> None:
-        self._seconds.append(seconds)
-        if len(self._seconds) == WINDOW:
-            self._windows.append(median(self._seconds[1:]))
-            self._seconds = []
-        if len(self._windows) == len(TRIAL):
-            self._decide()
 
-    def _decide(self) -> None:
-        spent: dict[bool, list[float]] = {True: [], False: []}
-        for on, seconds in zip(TRIAL, self._windows, strict=True):
-            spent[on].append(seconds)
-        verdict = mean(spent[True]) < mean(spent[False]) * (1 - GAIN)
-        stands = verdict is self._verdict
-        self._rest = min(2 * self._rest, LONGEST_REST) if stands else SHORTEST_REST
-        self._verdict = verdict
-        self._begin_trial()
-        self._resting = self._rest
+@dataclass
+class _MissCost:
+    """A line through (misses, seconds) of the tokens so far, late ones counting more."""
+
+    seconds: float = 0.0
+    misses: float = 0.0
+    variance: float = 0.0
+    covariance: float = 0.0
+    tokens: int = 0
+
+    def book(self, seconds: float, misses: int) -> None:
+        """Add a token (exponentially weighted means, variance and covariance)."""
+        self.tokens += 1
+        weight = max(_MEMORY, 1 / self.tokens)
+        more, longer = misses - self.misses, seconds - self.seconds
+        self.misses += weight * more
+        self.seconds += weight * longer
+        self.variance = (1 - weight) * (self.variance + weight * more * more)
+        self.covariance = (1 - weight) * (self.covariance + weight * more * longer)
+
+    def expected(self, misses: float) -> float:
+        """Seconds of a token with so many misses, between "they cost nothing" and "nothing else
+        costs": noise cannot make the slope less or more. Positive if any token took time."""
+        slope = self.covariance / self.variance if self.variance > 0 else 0.0
+        slope = min(max(slope, 0.0), self.seconds / self.misses)
+        # A window without any miss must not be expected to take no time.
+        return max(self.seconds + slope * (misses - self.misses), 0.1 * self.seconds)
+
+
+@dataclass
+class _Trial:
+    """Windows with and without guesses in turn, beginning and ending with.
+
+    gain: the verdict, None while there is none.
+    """
+
+    gain: bool | None = None
+    _windows: list[tuple[float, float]] = field(default_factory=list)
+    _tokens: list[tuple[float, int]] = field(default_factory=list)
+    _votes: list[bool] = field(default_factory=list)
+
+    @property
+    def on(self) -> bool:
+        """Whether the next token is one of a window with guesses."""
+        return len(self._windows) % 2 == 0
+
+    def book(self, seconds: float, misses: int, cost: _MissCost) -> None:
+        """Add a token; cost: what misses cost, so that tokens of unlike misses compare."""
+        self._tokens.append((seconds, misses))
+        if len(self._tokens) < WINDOW:
+            return
+        counted = self._tokens[1:]
+        self._windows.append((_mean([s for s, _ in counted]), _mean([m for _, m in counted])))
+        self._tokens = []
+        if len(self._windows) >= 3 and not self.on:
+            self._vote(cost)
+
+    def _vote(self, cost: _MissCost) -> None:
+        """What changes evenly with time favours neither side."""
+        before, without, after = (s / cost.expected(m) for s, m in self._windows[-3:])
+        self._votes.append((before + after) / 2 < without * (1 - GAIN))
+        for gain in (True, False):
+            if self._votes.count(gain) == VOTES:
+                self.gain = gain
+
+
+def _mean(values: list[float] | list[int]) -> float:
+    return sum(values) / len(values)

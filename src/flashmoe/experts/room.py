@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from flashmoe.experts.cache import ExpertCache
+from flashmoe.experts.interrupts import uninterrupted
 from flashmoe.ops.parts import CHUNK_STEP
 
 LONGEST_CHUNK: Final = 4096
@@ -85,15 +86,23 @@ class CacheSize:
 
     @contextmanager
     def lend(self, slots: int) -> Iterator[None]:
-        """Give up so many slots for as long as the body runs."""
-        self._lent = slots
-        self._apply()
+        """Give up so many slots for as long as the body runs.
+
+        They come back however it ends, but for Ctrl-C in the instant before they do: then after
+        the next loan.
+        """
         try:
+            self._lent = slots
+            self._apply()
             yield
         finally:
-            self._on_return()
-            self._lent = 0
-            self._apply()
+            with uninterrupted():
+                self._take_back()
+
+    def _take_back(self) -> None:
+        self._on_return()
+        self._lent = 0
+        self._apply()
 
     def _apply(self) -> None:
         slots = max(self._floor, self.slots - self._lent)

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from flashmoe.experts.governor import Decision, Governor, Reading
+from flashmoe.experts.interrupts import uninterrupted
 from flashmoe.experts.sensors import Signs
 from flashmoe.sizes import format_size
 
@@ -69,7 +70,8 @@ class CacheTuner:
         else:
             self._prompt = True
         if self.clock() >= self._next_look:
-            self._look()
+            with uninterrupted():  # the governor counts on what it decided being done
+                self._look()
 
     def _look(self) -> None:
         room = self.sensors.room()

@@ -78,6 +78,7 @@ class Engine:
     prefill: PhaseTimes = field(default_factory=PhaseTimes)
     decode: PhaseTimes = field(default_factory=PhaseTimes)
     closed: bool = False
+    _inner_seconds: float = 0.0
 
     @contextmanager
     def between_steps(self, phase: str) -> Iterator[None]:
@@ -109,6 +110,33 @@ class Engine:
     def all_logits(self, batch: Batch, times: PhaseTimes) -> Floats:
         """Run a batch -> logits [T, vocab_size] after each token. times: as above."""
         return self._run(batch, slice(None), times)
+
+    def hidden(self, batch: Batch, times: PhaseTimes, on_layer: OnLayer | None = None) -> Floats:
+        """Run a batch -> [T, H] before the final norm, until the next pass.
+
+        on_layer may run another pass over fewer tokens, of other sequences: between two layers a
+        pass holds nothing but its hidden states. Each is booked for itself.
+        """
+        around, self._inner_seconds = self._inner_seconds, 0.0
+        start, held = perf_counter(), self.ops.clock.take()
+        self.ops.begin_pass()
+        try:
+            return self.decoder.forward(batch, self.experts, self.ops, on_layer)
+        finally:
+            self.experts.end_step()
+            seconds = perf_counter() - start
+            own, self._inner_seconds = seconds - self._inner_seconds, around + seconds
+            times.book(len(batch.ids), own, self.ops.clock.take())
+            for phase, spent in held.items():
+                self.ops.clock.add(spent, phase)
+            self.memory.after_pass(len(batch.ids), own)
+
+    def logits_of(self, h: Floats, times: PhaseTimes, out: Floats) -> Floats:
+        """h [n, H] of `hidden` -> logits [n, vocab_size] in `out`; not checked."""
+        start = perf_counter()
+        logits = self.decoder.logits(h, self.ops, out)
+        times.add("head", perf_counter() - start)
+        return logits
 
     def close(self) -> None:
         """Let the weights go; sessions refuse to work from now on."""

@@ -143,7 +143,7 @@ class _Steps:
 
     def sample(self, logits: NDArray[np.float32]) -> tuple[int, float]:
         with self._phase("sampling"):
-            token, logprob = self._sampler.sample(logits, self._history)
+            token, logprob = self._sampler.sample(logits, self._history, len(self._prompt))
         self._history.append(token)
         return token, logprob
 
@@ -164,7 +164,7 @@ def _pieces(
     on_progress: Progress,
     chunk: int,
 ) -> Generator[Piece, None, None]:
-    answer = _Answer(tokenizer, steps.options.stop)
+    answer = Answer(tokenizer, steps.options.stop)
     logits = steps.prefill(on_progress, chunk)
     while True:
         token, logprob = steps.sample(logits)
@@ -180,11 +180,22 @@ def _pieces(
         logits = steps.feed(token)
 
 
-class _Answer:
-    """Text of the tokens so far, with stop strings cut off."""
+class Answer:
+    """Text of the tokens so far, with stop strings cut off.
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self._detokenizer, self._stop = tokenizer.detokenizer(), StopStrings(stop)
+    skip_special: control tokens have no text.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str], skip_special: bool = True
+    ) -> None:
+        self._detokenizer = tokenizer.detokenizer(skip_special=skip_special)
+        self._stop = StopStrings(stop)
+
+    @property
+    def matched(self) -> str | None:
+        """The stop string that ended it."""
+        return self._stop.matched
 
     def add(self, ids: Sequence[int], last: bool) -> tuple[str, bool]:
         """The text to show for the next `ids`, and whether a stop string ended the answer."""

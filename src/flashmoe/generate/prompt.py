@@ -9,6 +9,7 @@ from typing import Any
 from flashmoe.errors import UsageError
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.messages import Message
+from flashmoe.text.prompting import chat_prompt
 from flashmoe.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -31,8 +32,10 @@ def prompt_ids(
     if (prompt is None) == (messages is None):
         raise UsageError("give either a prompt or messages", where="generate")
     if messages is not None:
-        text = template.render(messages, tools=tools, enable_thinking=enable_thinking)
-        return tokenizer.encode(text)
+        chat = chat_prompt(
+            template, tokenizer, messages, tools=tools, enable_thinking=enable_thinking
+        )
+        return chat.ids
     if tools:
         raise UsageError("tools need messages", where="tools")
     assert prompt is not None

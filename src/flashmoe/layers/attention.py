@@ -26,7 +26,8 @@ class Attention:
         """An empty cache for one sequence."""
         w = self.weights
         positions = cache_positions(context_length, w.window)
-        return KvCache(w.num_key_value_heads, positions, w.head_dim, kv_dtype, memory)
+        shape = w.num_key_value_heads, positions, w.head_dim
+        return KvCache(*shape, kv_dtype, memory, ring=w.window > 0)
 
     def add_to(self, h: Floats, step: Step, ops: Ops) -> None:
         """h [T, H] += attention of norm(h)."""

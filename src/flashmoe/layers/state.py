@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -33,8 +33,15 @@ class KvCache:
     """
 
     def __init__(
-        self, heads: int, positions: int, head_dim: int, dtype: DTypeLike, memory: StateMemory
+        self,
+        heads: int,
+        positions: int,
+        head_dim: int,
+        dtype: DTypeLike,
+        memory: StateMemory,
+        ring: bool = False,
     ) -> None:
+        self.ring = ring
         self.k = memory((heads, positions, head_dim), dtype)
         self.v = memory((heads, positions, head_dim), dtype)
         self.handle: Any = None  # of the backend that uses the arrays
@@ -98,19 +105,35 @@ class SequenceState:
         for layer in self.layers:
             layer.reset()
 
+    def can_repeat(self, tokens: int) -> bool:
+        """Whether the next `tokens` can be run again after a pass over them broke off.
+
+        Keys and values are written at the same places again; a ring has lost none that they see
+        if they were one piece; the state of a delta rule has moved on for good.
+        """
+        return all(
+            not isinstance(layer, DeltaState)
+            and (tokens <= WINDOW_PIECE or isinstance(layer, LatentCache) or not layer.ring)
+            for layer in self.layers
+        )
+
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive tokens of one sequence inside a batch: rows [begin, end) of it."""
+    """Consecutive tokens of one sequence inside a batch: rows [begin, end) of it.
+
+    ahead: tokens of the same sequence that are before these in the same batch.
+    """
 
     state: SequenceState
     begin: int
     end: int
+    ahead: int = field(default=0, kw_only=True)
 
     @property
     def start(self) -> int:
         """Position of the first of these tokens in its sequence."""
-        return self.state.position
+        return self.state.position + self.ahead
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flashmoe import _native
 from flashmoe.checkpoint.directory import read_config_json
 from flashmoe.errors import ChecksumError, PackError, UsageError
 from flashmoe.files import opened, read_exactly, read_small, storage_errors
@@ -22,10 +20,8 @@ from flashmoe.quant.layout import Bytes
 from flashmoe.store import format as fmt
 from flashmoe.store.extent import Extent
 from flashmoe.store.manifest import MAX_BYTES, from_json
+from flashmoe.store.resident import page_aligned, read_resident, resident_room
 from flashmoe.store.rows import StoredRows
-
-# Bytes per read while loading; what was read is dropped from the page cache at once.
-PIECE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -75,9 +71,13 @@ class PackedModel:
         return self.resident_bytes_without(())
 
     def resident_bytes_without(self, skip: Collection[str]) -> int:
-        """Bytes that load_resident needs if it skips these tensors."""
+        """Bytes of the resident tensors but these."""
         tensors = self.manifest.tensors.items()
         return sum(tensor.stored_bytes for name, tensor in tensors if name not in skip)
+
+    def resident_room(self, skip: Collection[str] = ()) -> int:
+        """Bytes of memory that load_resident needs if it skips these tensors: whole pages."""
+        return resident_room(self.manifest, skip)
 
     @property
     def expert_bytes(self) -> int:
@@ -123,7 +123,7 @@ class PackedModel:
         """Reads resident tensors into one buffer and verifies their checksums.
 
         Args:
-            buffer: uint8 [resident_bytes_without(skip)], 64-byte aligned; allocated if None. The
+            buffer: uint8 [resident_room(skip)] from a page boundary; allocated if None. The
                 result's arrays are views of it.
             skip: matrices that are not kept. They too are read and verified, in pieces.
 
@@ -134,24 +134,9 @@ class PackedModel:
             ChecksumError: a tensor is damaged.
             StorageError: reading failed.
         """
-        nbytes = self.resident_bytes_without(skip)
-        data = aligned_bytes(nbytes) if buffer is None else buffer
-        assert data.nbytes == nbytes
-        assert data.ctypes.data % fmt.BLOB_ALIGN == 0
-        path, begin, used = self.path / fmt.RESIDENT, len(self.manifest.resident_header()), 0
-        loaded: dict[str, Loaded] = {}
-        with opened(path) as fd:
-            for name, tensor in self.manifest.tensors.items():
-                if name in skip:
-                    crc = _crc_of_file(fd, path, begin, tensor.stored_bytes)
-                else:
-                    stored = data[used : used + tensor.stored_bytes]
-                    crc = _read_dropping_cache(fd, path, begin, stored)
-                    used += tensor.stored_bytes
-                    loaded[name] = _view(tensor, stored)
-                check_crc(crc, tensor.crc32c, f"{path}: {name}")
-                begin += tensor.stored_bytes
-        return loaded
+        data = page_aligned(self.resident_room(skip)) if buffer is None else buffer
+        stored = read_resident(self.path / fmt.RESIDENT, self.manifest, data, skip)
+        return {name: _view(self.manifest.tensors[name], part) for name, part in stored.items()}
 
 
 def read_manifest(path: Path) -> fmt.Manifest:
@@ -164,21 +149,6 @@ def read_manifest(path: Path) -> fmt.Manifest:
         hint = "Make one from a checkpoint with `flashmoe pack`"
         raise PackError(f"not a packed model: no {fmt.MANIFEST}", where=path, hint=hint)
     return from_json(read_small(path / fmt.MANIFEST, MAX_BYTES, PackError))
-
-
-def aligned_bytes(nbytes: int) -> Bytes:
-    """Uninitialised uint8 [nbytes] whose first byte is 64-byte aligned."""
-    raw = np.empty(nbytes + fmt.BLOB_ALIGN, np.uint8)
-    start = -raw.ctypes.data % fmt.BLOB_ALIGN
-    return raw[start : start + nbytes]
-
-
-def check_crc(got: int, expected: int, where: object) -> None:
-    """Raises ChecksumError if a CRC-32C is not the one that was written."""
-    if got != expected:
-        raise ChecksumError(
-            "checksum does not match", where=where, expected=f"{expected:08x}", got=f"{got:08x}"
-        )
 
 
 def _view(tensor: fmt.Tensor, stored: Bytes) -> Loaded:
@@ -217,23 +187,3 @@ def check_size(path: Path, size: int) -> None:
             expected=f"{size} bytes",
             got=got,
         )
-
-
-def _read_dropping_cache(fd: int, path: Path, offset: int, data: Bytes, crc: int = 0) -> int:
-    """Fills data -> its CRC, continuing crc. What was read does not stay in the page cache, which a
-    memory cgroup would charge."""
-    for start in range(0, len(data), PIECE_BYTES):
-        piece = data[start : start + PIECE_BYTES]
-        read_exactly(fd, piece.data, offset + start, path)
-        os.posix_fadvise(fd, offset + start, len(piece), os.POSIX_FADV_DONTNEED)
-        crc = _native.crc32c(piece, crc)
-    return crc
-
-
-def _crc_of_file(fd: int, path: Path, offset: int, nbytes: int) -> int:
-    """CRC of a part of a file that is not kept."""
-    crc, buffer = 0, np.empty(min(nbytes, PIECE_BYTES), np.uint8)
-    for start in range(0, nbytes, PIECE_BYTES):
-        piece = buffer[: min(PIECE_BYTES, nbytes - start)]
-        crc = _read_dropping_cache(fd, path, offset + start, piece, crc)
-    return crc

@@ -13,13 +13,8 @@ from flashmoe import _native
 from flashmoe.errors import PackError, StorageError
 from flashmoe.files import opened, read_exactly
 from flashmoe.store import format as fmt
-from flashmoe.store.packed import (
-    check_crc,
-    check_header,
-    check_size,
-    check_small_file,
-    read_manifest,
-)
+from flashmoe.store.packed import check_header, check_size, check_small_file, read_manifest
+from flashmoe.store.resident import check_crc
 
 PIECE_BYTES = 8 << 20
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,10 +20,25 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from flashmoe.errors import PackError, UsageError
 from flashmoe.text.json_file import read_object, read_text
-from flashmoe.text.messages import Message, normalise
+from flashmoe.text.messages import Message, arguments_as_text, normalise
 
 TEMPLATE_FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"
+
+# Templates ask for thinking under one of these names.
+_THINKING = ("enable_thinking", "thinking")
+# A chat with a call, to see how a template takes arguments.
+_PROBE = {"city": "Rome"}
+_CALL_TURNS: list[dict[str, Any]] = [
+    {"role": "user", "content": "Hello"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": "f:0", "type": "function", "function": {"name": "f", "arguments": _PROBE}}
+        ],
+    },
+]
 
 # What template code can raise for messages that it was not written for.
 _RENDER_ERRORS = (
@@ -61,24 +77,41 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         enable_thinking: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt text for `messages` ({"role", "content", …}) and JSON-schema `tools`.
 
         enable_thinking: passed on if not None; what it does is up to the template.
+        variables: more for the template; they cannot replace what is passed here.
         Raises UsageError when there is no template or it refuses the messages.
         """
-        variables: dict[str, Any] = {**self._variables, "tools": list(tools) if tools else None}
+        own: dict[str, Any] = {**self._variables, "tools": list(tools) if tools else None}
         if enable_thinking is not None:
-            variables["enable_thinking"] = enable_thinking
-        template, turns = self._choose(bool(tools)), normalise(messages)
+            own |= dict.fromkeys(_THINKING, enable_thinking)
+        own["add_generation_prompt"] = add_generation_prompt
+        template, turns = self._choose(bool(tools)), normalise(messages, strict=False)
+        if self._pastes_arguments:
+            turns = arguments_as_text(turns)
         try:
-            return template.render(
-                messages=turns, add_generation_prompt=add_generation_prompt, **variables
-            )
+            return template.render({**(variables or {}), **own, "messages": turns})
         except _RENDER_ERRORS as error:
+            normalise(messages)  # names the message whose arguments no template takes
             raise UsageError(
                 f"the chat template refuses these messages ({error})", where=self.path
             ) from error
+
+    @cached_property
+    def _pastes_arguments(self) -> bool:
+        """Whether the template wants a call's arguments as JSON text, not as a mapping."""
+        template = self._templates.get("tool_use", self._templates.get("default"))
+        if template is None:
+            return False
+        try:
+            text = template.render(messages=_CALL_TURNS, tools=None, **self._variables)
+        except _RENDER_ERRORS:
+            return _takes_text(template, self._variables)
+        # Pasted into text, a mapping looks as Python prints it.
+        return str(_PROBE) in text
 
     def _choose(self, with_tools: bool) -> Template:
         names = ("tool_use", "default") if with_tools else ("default",)
@@ -87,6 +120,14 @@ class ChatTemplate:
                 return self._templates[name]
         hint = "Give the prompt as plain text (--raw)."
         raise UsageError("the model has no chat template", where=self.path, hint=hint)
+
+
+def _takes_text(template: Template, variables: Mapping[str, Any]) -> bool:
+    turns = arguments_as_text(_CALL_TURNS)
+    try:
+        return json.dumps(_PROBE) in template.render(messages=turns, tools=None, **variables)
+    except _RENDER_ERRORS:
+        return False
 
 
 def token_text(token: object) -> str:

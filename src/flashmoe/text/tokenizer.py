@@ -66,6 +66,18 @@ class Tokenizer:
             raise PackError("tokenizer turns plain text into control tokens", where=self.path)
         return ids
 
+    @cached_property
+    def markup_texts(self) -> frozenset[str]:
+        """What the control tokens look like in text."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(added[id].content for id in self._markup)
+
+    def markup_spans(self, text: str) -> list[tuple[int, int, int]]:
+        """Control tokens that `encode` finds in `text`: (id, start, stop), in characters."""
+        found = _backend_encode(self._backend, text)
+        pairs = zip(found.ids, found.offsets, strict=True)
+        return [(id, start, stop) for id, (start, stop) in pairs if id in self._markup]
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)
@@ -99,10 +111,14 @@ def _build(definition: str, path: Path) -> tokenizers.Tokenizer:
 
 
 def _encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    return list(_backend_encode(backend, text).ids)
+
+
+def _backend_encode(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UsageError(
             "text is not valid Unicode", where="prompt", got=f"U+{ord(text[error.start]):04X}"
         ) from error
-    return list(backend.encode(text, add_special_tokens=False).ids)
+    return backend.encode(text, add_special_tokens=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any, Final
 
 from flashmoe.bench.compare.child import Progress, peer_program
@@ -18,7 +20,9 @@ from flashmoe.bench.compare.engines import (
     our_settings,
     peer_engine,
 )
+from flashmoe.bench.compare.forecast import Forecast
 from flashmoe.bench.compare.instructions import lacking_instructions, processor_flags
+from flashmoe.bench.compare.journal import NAME, Facts, Journal, circumstances
 from flashmoe.bench.compare.models import ROUTING_TOKENS, Twins, make_twins
 from flashmoe.bench.compare.read_ahead import (
     USUAL_READ_AHEAD_KB,
@@ -43,7 +47,8 @@ _DEPTHS: Final = (4, 8, 16)
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """rows: which. peer_python: interpreter that has the extra's packages."""
+    """rows: which. peer_python: interpreter that has the extra's packages. resume: go on where
+    commands on this machine with this program were ended, and put their pairs together."""
 
     folder: Path
     shape: str
@@ -52,6 +57,7 @@ class CompareOptions:
     peer_python: str
     rows: Sequence[Row] = ROWS
     seed: int = 0
+    resume: bool = False
     threads: int = field(default_factory=default_threads)
 
     def __post_init__(self) -> None:
@@ -60,15 +66,20 @@ class CompareOptions:
                 raise UsageError("must be at least 1", where=f"--{name}", got=getattr(self, name))
 
 
-def measure_comparison(options: CompareOptions, progress: Progress) -> dict[str, Any]:
-    """The figures of `flashmoe bench compare`: a key per row, "bound_fraction" and "details"."""
+def measure_comparison(
+    options: CompareOptions, progress: Progress, announce: Progress = lambda text: None
+) -> dict[str, Any]:
+    """The figures of `flashmoe bench compare`: a key per row, "bound_fraction" and "details".
+
+    announce: called before each trial and pair with what comes and when the end is expected.
+    """
     with terminate_as_interrupt(), alone(options.folder):
         peer = peer_program(options.peer_python)
         twins = make_twins(options.folder, options.shape, options.layers, peer, progress)
         _check_memory(twins)
         ours = our_engine(twins.pack, twins.pack_files, options.threads)
         theirs = peer_engine(peer, twins.gguf, options.threads)
-        return _Comparison(options, twins, ours, theirs, progress).figures()
+        return _Comparison(options, twins, ours, theirs, progress, announce).figures()
 
 
 def _check_memory(twins: Twins) -> None:
@@ -91,13 +102,23 @@ class _Comparison:
         ours: Engine,
         theirs: Engine,
         progress: Progress,
+        announce: Progress,
     ) -> None:
-        self._options, self._twins, self._progress = options, twins, progress
+        self._options, self._twins = options, twins
+        self._progress, self._announce = progress, announce
         self._ours, self._theirs = ours, theirs
         self._pack = PackedModel.open(twins.pack)
         self._trials = Trials(self._try_out)
         self._show = ""
         self._notes: list[str] = []
+        facts = circumstances(
+            options.folder,
+            threads=options.threads,
+            peer=options.peer_python,
+            models=[twins.pack.name, twins.sizes],
+        )
+        self._journal = Journal(options.folder / NAME, facts, options.resume)
+        self._forecast = Forecast(self._jobs())
         self._meters = [
             RateMeter(
                 files=self._pack.files,
@@ -112,28 +133,58 @@ class _Comparison:
         self._notes.append(found_read_ahead(read_ahead_file(self._twins.gguf)))
         peer = self._routing()
         self._notes += lacking_instructions(peer["cpu"], processor_flags())
-        pairs = {row.name: list(self._pairs(row)) for row in self._options.rows}
+        pairs = {row.name: self._pairs(row) for row in self._options.rows}
         figures: dict[str, Any] = {name: ratio_figures(runs) for name, runs in pairs.items()}
         if _BOUND_ROW in pairs:
             figures["bound_fraction"] = self._bound([ours for ours, _ in pairs[_BOUND_ROW]])
         return {**figures, "details": self._details(pairs, peer)}
 
-    def _pairs(self, row: Row) -> Iterator[tuple[Run, Run]]:
-        """Pairs of runs on the same tokens; who comes first alternates."""
-        settings = self._trials.best(row)
+    def _jobs(self) -> list[str]:
+        """Trials by kind and pairs by row."""
+        rows = self._options.rows
+        trials = [kind for kind in {row.kind for row in rows} for _ in range(Trials.count(kind))]
+        return trials + [row.name for row in rows for _ in range(self._options.pairs)]
+
+    def _job(self, job: str, what: Facts, measure: Callable[[], Facts]) -> Facts:
+        """Measured and written down, unless an earlier command did."""
+        found = self._journal.find(what)
+        if found is not None:
+            self._forecast.skip(job)
+            return found
+        self._announce(f"{self._show}the end is expected in {self._forecast.minutes:.0f} minutes")
+        start = perf_counter()
+        value = self._journal.add(what, measure())
+        self._forecast.done(job, perf_counter() - start)
+        return value
+
+    def _pairs(self, row: Row) -> list[tuple[Run, Run]]:
+        """Pairs of runs on the same tokens. A pair is kept whole: its runs were neighbours."""
+        settings, pairs = self._trials.best(row), []
         for number in range(self._options.pairs):
-            if row.name == _BOUND_ROW:
-                self._progress("measuring disk and memory")
-                for meter in self._meters:
-                    meter.sample()
             self._show = f"{row.name}, pair {number + 1} of {self._options.pairs}: "
             seed = self._options.seed + number
-            if number % 2 == 0:
-                own = self._run(self._ours, row, seed, our_settings(row))
-                yield own, self._run(self._theirs, row, seed, settings)
-            else:
-                peer = self._run(self._theirs, row, seed, settings)
-                yield self._run(self._ours, row, seed, our_settings(row)), peer
+            what = {"pair": vars(row), "seed": seed, "peer_settings": settings}
+            pair = self._job(row.name, what, partial(self._pair, row, number, settings))
+            for meter, (disk, memory) in zip(self._meters, pair["rates"], strict=False):
+                meter.rates.add(disk, memory)
+            pairs.append((pair["flashmoe"], pair["peer"]))
+        return pairs
+
+    def _pair(self, row: Row, number: int, settings: Settings) -> Facts:
+        """Two runs, who comes first alternates; rates of disk and memory where they are used."""
+        rates = self._sample() if row.name == _BOUND_ROW else []
+        seed = self._options.seed + number
+        runs = {
+            "flashmoe": lambda: self._run(self._ours, row, seed, our_settings(row)),
+            "peer": lambda: self._run(self._theirs, row, seed, settings),
+        }
+        order = list(runs) if number % 2 == 0 else list(reversed(runs))
+        return {"rates": rates, **{name: runs[name]() for name in order}}
+
+    def _sample(self) -> list[tuple[float, float]]:
+        """Disk and memory in bytes per second, at each depth."""
+        self._progress("measuring disk and memory")
+        return [meter.measure() for meter in self._meters]
 
     def _run(self, engine: Engine, row: Row, seed: int, settings: Settings) -> Run:
         request = make_request(row, settings, self._twins.config["vocab_size"], seed)
@@ -143,7 +194,9 @@ class _Comparison:
 
     def _try_out(self, row: Row, settings: Settings) -> Run:
         self._show = f"trying {settings}: "
-        return self._run(self._theirs, row, self._options.seed, settings)
+        what = {"trial": vars(row), "settings": settings, "seed": self._options.seed}
+        seed = self._options.seed
+        return self._job(row.kind, what, lambda: self._run(self._theirs, row, seed, settings))
 
     def _say(self, text: str) -> None:
         self._progress(self._show + text)
@@ -180,7 +233,8 @@ class _Comparison:
     ) -> dict[str, Any]:
         """What the ratios rest on. peer: from _routing."""
         return {
-            "notes": self._notes,
+            "notes": [*self._notes, *self._assembly()],
+            "commands": sorted(self._journal.sessions),
             "peer_build": {"version": peer["version"], "cpu": peer["cpu"]},
             "twins": {
                 "pack": self._twins.pack.name,
@@ -197,6 +251,14 @@ class _Comparison:
                 if meter.rates.disk
             ],
         }
+
+    def _assembly(self) -> list[str]:
+        """A note if not all was measured by this command."""
+        commands = sorted(self._journal.sessions)
+        if commands == [self._journal.session]:
+            return []
+        began = ", ".join(commands)
+        return [f"put together from commands begun at {began}: same machine, same program"]
 
     def _row_details(self, row: Row, pairs: list[tuple[Run, Run]]) -> dict[str, Any]:
         return {

@@ -69,8 +69,9 @@ def _feed_at_once(session: Session, ids: Sequence[int]) -> None:
 
 
 def _feed_singly(session: Session, ids: Sequence[int]) -> None:
+    """As generation feeds the tokens of an answer."""
     for id in ids:
-        session.feed([id])
+        session.step(id)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,11 @@ class Trials:
             return best
         return {**USUAL, "flash_attention": best["flash_attention"]}
 
+    @staticmethod
+    def count(kind: Kind) -> int:
+        """How many trials rows of a kind take."""
+        return 1 + sum(len(values) for _, values in _STEPS[kind])
+
     def rows(self) -> list[dict[str, Any]]:
         """What was tried, for the record."""
         return [

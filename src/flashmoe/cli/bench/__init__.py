@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 # Module flashmoe.cli.bench.<verb> exports the function <verb>; shown in this order.
-VERBS = ("decode", "prefill", "card", "startup", "disk", "kernels", "policies", "compare", "report")
+VERBS = (
+    "decode",
+    "prefill",
+    "concurrency",
+    "card",
+    "startup",
+    "disk",
+    "kernels",
+    "policies",
+    "compare",
+    "report",
+)
 
 
 def bench() -> None:

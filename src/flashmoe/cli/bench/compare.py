@@ -21,11 +21,20 @@ def compare(
         Path, typer.Option("--dir", metavar="DIR", help="Where the models are made and kept.")
     ] = Path("models/compare"),
     only: Annotated[
-        str | None, typer.Option(metavar="ROW,...", help="Rows to run, as decode_ram,decode_25.")
+        str | None,
+        typer.Option(
+            "--only", "--rows", metavar="ROW,...", help="Rows to run, as decode_ram,decode_25."
+        ),
     ] = None,
     peer_python: Annotated[
         str, typer.Option(envvar=PEER_PYTHON, help="Python that has llama-cpp-python and gguf.")
     ] = sys.executable,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Use pairs that earlier commands measured, if nothing changed."
+        ),
+    ] = False,
     seed: Seed = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     results: Results = None,
@@ -48,20 +57,32 @@ def compare(
         peer_python=peer_python,
         rows=chosen_rows(only),
         seed=seed,
+        resume=resume,
         **({} if threads is None else {"threads": threads}),
     )
     with status() as show:
-        figures = measure_comparison(options, show)
+        figures = measure_comparison(options, show, _announce)
     pack = PackedModel.open(folder / figures["details"]["twins"]["pack"])
     measurement = Measurement(
         "compare",
         figures,
         data=folder,
         model=model_facts(pack),
-        options={"threads": options.threads, "pairs": pairs, "only": only, "seed": seed},
+        options={
+            "threads": options.threads,
+            "pairs": pairs,
+            "only": only,
+            "seed": seed,
+            "resume": resume,
+        },
     )
     text = dumps(figures) if json else _as_text(figures)
     finish(measurement, text, as_json=False, results=results, no_record=no_record)
+
+
+def _announce(text: str) -> None:
+    """A line of its own, so that a log shows how far a comparison of an hour has come."""
+    print(f"flashmoe: {text}", file=sys.stderr, flush=True)
 
 
 def _as_text(figures: dict[str, Any]) -> str:

@@ -67,6 +67,10 @@ def _as_text(figures: dict[str, Any]) -> str:
         f" {figures['open_seconds_but_weights']:.2f} s without the"
         f" {human_bytes(resident)} of resident weights",
         "parts": f"{parts} s",
-        "first token": f"{figures['first_token_seconds']:.2f} s after that",
+        "reading": f"weights {figures['resident_bytes_per_s'] / 1e9:.2f} GB/s;"
+        f" disk {figures['disk_bytes_per_s'] / 1e9:.2f} GB/s,"
+        f" taking memory {figures['fresh_memory_bytes_per_s'] / 1e9:.2f} GB/s",
+        "first token": f"{figures['first_token_seconds']:.2f} s after that,"
+        f" {human_bytes(figures['first_token_bytes_read'])} read",
     }
     return "\n".join(f"{name + ':':<14}{value}" for name, value in lines.items())

@@ -1,0 +1,156 @@
+"""flashmoe serve: a model for every client that speaks OpenAI's, Anthropic's or Ollama's API."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flashmoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from flashmoe.api import Model
+    from flashmoe.server.served import Served
+    from flashmoe.server.settings import ServerSettings
+    from flashmoe.server.worker import Worker
+
+_NEEDED = ("starlette", "uvicorn", "pydantic", "prometheus_client", "llguidance")
+
+
+def _option(flag: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(flag, help=help, metavar=metavar)
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            show_default=False,
+            help="A packed model (default: the demo model inside the package).",
+        ),
+    ] = None,
+    host: Annotated[str, _option("--host", "Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, _option("--port", "Port to listen on.")] = 8080,
+    api_key: Annotated[
+        list[str] | None,
+        _option("--api-key", "Key that clients must send; may be repeated.", "KEY"),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, _option("--api-key-file", "File with one such key per line.", "FILE")
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        _option("--cors", "Origin whose pages may call; may be repeated.", "ORIGIN"),
+    ] = None,
+    alias: Annotated[
+        str | None, _option("--alias", "The model's id in the APIs; default: its name.", "NAME")
+    ] = None,
+    parallel: Annotated[int, _option("--parallel", "Answers that advance together.")] = 4,
+    prefix_ram: Annotated[
+        str | None,
+        _option("--prefix-ram", "Memory for beginnings of conversations, kept.", "SIZE"),
+    ] = None,
+    queue: Annotated[int, _option("--queue", "Most requests that wait.")] = 64,
+    ctx: Annotated[int | None, _option("--ctx", "Context length of each answer.")] = None,
+    ram: Annotated[str | None, _option("--ram", "Hard memory limit, as 3G or 25%.", "SIZE")] = None,
+    cache: Annotated[
+        str | None, _option("--cache", "Memory for experts: auto, all, 0 or as 2G.", "SIZE")
+    ] = None,
+    prefetch: Annotated[
+        str | None, _option("--prefetch", "Read likely experts ahead: auto, on, off.", "MODE")
+    ] = None,
+    threads: Annotated[int | None, _option("--threads", "Kernel threads.")] = None,
+    experts: Annotated[
+        int | None,
+        _option("--experts", "Experts per token, fewer than the model's own: lossy.", "K"),
+    ] = None,
+    isa: Annotated[
+        str | None, _option("--isa", "Kernels: auto, scalar, avx2, avx512, amx, neon.", "NAME")
+    ] = None,
+    lock: Annotated[
+        bool, typer.Option("--lock", help="Lock the resident weights in memory.")
+    ] = False,
+) -> None:
+    """Serve a model over HTTP: OpenAI's, Anthropic's and Ollama's APIs (docs/server.md).
+
+    Ctrl-C ends it.
+    """
+    _require_extra()
+    from flashmoe.server.hosting import serve as run
+    from flashmoe.server.settings import ServerSettings
+
+    keys = [*(api_key or ()), *_keys_in(api_key_file)]
+    settings = ServerSettings(host, port, tuple(keys), tuple(cors or ()))
+    engine = {
+        "context_length": ctx,
+        "parallel": parallel,
+        "prefix_ram": prefix_ram,
+        "device": "cpu",  # sequences share passes on the CPU only
+        "ram": ram,
+        "cache": cache,
+        "prefetch": prefetch,
+        "threads": threads,
+        "experts_per_token": experts,
+        "isa": isa,
+        "lock": lock or None,
+    }
+    warn_of_openness(settings)
+    name = alias or (Path(model).resolve().name if model else "flashmoe-demo")
+    run(
+        settings,
+        name,
+        lambda: _loaded(model, engine, queue),
+        lambda served: _say_ready(served, settings, parallel),
+    )
+
+
+def _require_extra() -> None:
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            "packages are missing",
+            where=", ".join(missing),
+            hint="Install them: pip install 'flashmoe[serve]'",
+        )
+
+
+def _keys_in(path: Path | None) -> list[str]:
+    from flashmoe.text.json_file import read_text
+
+    return [] if path is None else [key for key in read_text(path).split() if key]
+
+
+def _loaded(model: str | None, engine: dict[str, Any], queue: int) -> tuple[Model, Worker]:
+    import flashmoe
+    from flashmoe.server.worker import Worker
+
+    loaded = flashmoe.load(model, **engine)
+    worker = Worker(loaded, queue)
+    worker.start()
+    return loaded, worker
+
+
+def warn_of_openness(settings: ServerSettings) -> None:
+    """Says loudly that strangers may use the server."""
+    if settings.local or settings.keys:
+        return
+    print(
+        f"flashmoe: WARNING: listening on {settings.host} without --api-key: everyone who can "
+        "reach this machine can use the model and read its metrics",
+        file=sys.stderr,
+    )
+
+
+def _say_ready(served: Served, settings: ServerSettings, parallel: int) -> None:
+    place = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(
+        f"flashmoe: serving {served.name} at http://{place}:{settings.port}/v1 "
+        f"(context {served.context_length}, {parallel} at once, "
+        f"{'a key is needed' if settings.keys else 'no key'})",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,1 @@
+"""A model's reply taken apart while it is written: reasoning, content, tool calls."""

@@ -1,0 +1,137 @@
+"""From settings to a running server: loads the model beside it, runs until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from threading import Thread
+from time import time
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from flashmoe.api import Model
+from flashmoe.errors import FlashMoeError, StorageError
+from flashmoe.generate.grammar import Grammars
+from flashmoe.parsers.registry import reply_format
+from flashmoe.server.app import make_app
+from flashmoe.server.served import Served, WorkerLike
+from flashmoe.server.service import Service
+from flashmoe.server.settings import ServerSettings
+from flashmoe.text.json_file import read_object
+
+log = logging.getLogger(__name__)
+
+# How long answers under way may go on after the first Ctrl-C.
+_GRACE_SECONDS = 2
+
+Load = Callable[[], tuple[Model, WorkerLike]]
+
+
+def serve(
+    settings: ServerSettings, name: str, load: Load, on_ready: Callable[[Served], None]
+) -> None:
+    """Serve until interrupted. The port is open at once; /health tells when the model is there.
+
+    load: opens the model and starts its worker, in a thread. on_ready: told when it is done.
+    Raises what `load` raised, StorageError when the port cannot be had.
+    """
+    service = Service(settings)
+    host = _Host(service, name, load, on_ready)
+    config = uvicorn.Config(
+        make_app(service, host.lifespan),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=settings.limits.connections,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        server_header=False,
+    )
+    host.run(uvicorn.Server(config))
+
+
+class _Host:
+    """A server and the thread that loads its model."""
+
+    def __init__(
+        self, service: Service, name: str, load: Load, on_ready: Callable[[Served], None]
+    ) -> None:
+        self._service, self._name, self._load, self._on_ready = service, name, load, on_ready
+        self._error: FlashMoeError | None = None
+        self._server: uvicorn.Server | None = None
+        self._model: Model | None = None
+        self._loader = Thread(target=self._load_model, name="flashmoe-load", daemon=True)
+
+    def run(self, server: uvicorn.Server) -> None:
+        """Until the server ends."""
+        self._server = server
+        try:
+            server.run()
+        except SystemExit as error:  # uvicorn's way to say that it could not bind
+            config = self._service.settings
+            address = f"{config.host}:{config.port}"
+            raise StorageError("the server cannot listen", where=address) from error
+        finally:
+            self._close()
+        if self._error is not None:
+            raise self._error
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Loads when the server starts, cancels what runs when it ends."""
+        self._loader.start()
+        yield
+        if self._service.served is not None:
+            await asyncio.to_thread(self._service.served.worker.close)
+
+    def _load_model(self) -> None:
+        try:
+            model, worker = self._load()
+            self._model = model
+            self._service.served = served_model(self._name, model, worker)
+            self._on_ready(self._service.served)
+        except FlashMoeError as error:
+            self._error = error
+            assert self._server is not None
+            self._server.should_exit = True
+
+    def _close(self) -> None:
+        if self._model is not None and self._service.served is not None:
+            self._service.served.worker.close()
+            self._model.close()
+
+
+def served_model(name: str, model: Model, worker: WorkerLike) -> Served:
+    """A loaded model with its text side. Raises PackError when the pack has no tokenizer."""
+    tokenizer, template = model.tokenizer, model.chat_template
+    reply = reply_format(tokenizer, template)
+    vocab_size = int(model.config.vocab_size)
+    return Served(
+        name=name,
+        worker=worker,
+        tokenizer=tokenizer,
+        template=template,
+        stop_ids=model.stop_ids,
+        context_length=model.context_length,
+        vocab_size=vocab_size,
+        format=reply,
+        grammars=Grammars(tokenizer, vocab_size, stop_ids=model.stop_ids, reply=reply),
+        defaults=sampling_defaults(model.path),
+        facts={"family": model.family, "reply_format": reply.name},
+        created=int(time()),
+    )
+
+
+def sampling_defaults(directory: Path) -> dict[str, Any]:
+    """What the model's authors advise in generation_config.json, else OpenAI's temperature of 1."""
+    advised = read_object(directory / "generation_config.json")
+    if advised.get("do_sample") is False:
+        return {"temperature": 0.0}
+    names = ("temperature", "top_p", "top_k", "min_p")
+    given = {n: advised[n] for n in names if isinstance(advised.get(n), int | float)}
+    return {"temperature": 1.0} | given
