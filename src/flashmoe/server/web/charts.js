@@ -8,7 +8,7 @@ const COUNTERS = {
   tokens: "flashmoe_completion_tokens_total",
   hits: "flashmoe_expert_cache_hits_total",
   misses: "flashmoe_expert_cache_misses_total",
-  bytes: "flashmoe_ssd_read_bytes_total",
+  bytes: "flashmoe_read_bytes_total",
 };
 
 class Chart {
