@@ -7,7 +7,7 @@ PROMPT ?= What is the capital of Italy?
 ORACLE ?= ,oracle
 SOURCES := $(shell find native src -name '*.cpp' -o -name '*.h' -o -name '*.py') CMakeLists.txt
 
-.PHONY: demo check check-cuda check-cuda-interpreted check-neon test lint stubs format clean
+.PHONY: demo check check-cuda check-cuda-interpreted check-neon test lint stubs models-doc format clean
 
 demo: .stamp/demo
 	$(BIN)/flashmoe run "$(PROMPT)"
@@ -39,6 +39,10 @@ check-neon:
 stubs: .stamp/dev
 	$(BIN)/python -m nanobind.stubgen -m flashmoe._native -o src/flashmoe/_native.pyi
 
+# After a change of a family or a shape: the table of what is supported.
+models-doc: .stamp/dev
+	$(BIN)/flashmoe families --markdown > docs/models.md
+
 format: .stamp/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -55,11 +59,11 @@ format: .stamp/dev
 	@rm -f .stamp/dev && touch $@
 
 .stamp/cuda: .stamp/dev
-	$(BIN)/python -m pip install --quiet '.[cuda]' --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet '.[cuda]' --editable '.[dev,serve]'
 	@touch $@
 
 .stamp/dev: .stamp/venv pyproject.toml $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable '.[dev$(ORACLE)]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,serve$(ORACLE)]'
 	@rm -f .stamp/demo && touch $@
 
 clean:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import flashmoe
 from flashmoe.api import Model
 from flashmoe.experts.budget import Budget
 from flashmoe.models.registry import CARD_FAMILIES
@@ -18,6 +19,7 @@ from flashmoe.ops import reference_linear
 from flashmoe.ops.base import Floats, Ops
 from flashmoe.ops.reference import ReferenceOps
 from flashmoe.settings import EngineSettings
+from tests.support import oracle
 from tests.support.card import card
 from tests.support.packs import VOCAB, TinyPacks, load_with, some_ids
 from tests.support.tolerances import LOGITS_CUDA
@@ -30,10 +32,14 @@ STEPS = (3, 5, 7)
 GB = 1 << 30
 
 
-def run(model: Model, after_prompt: Callable[[], None] = lambda: None) -> list[Floats]:
+def run(
+    model: Model,
+    after_prompt: Callable[[], None] = lambda: None,
+    given: Sequence[int] = PROMPT,
+) -> list[Floats]:
     """Logits after the prompt and after each step."""
     session = model.session()
-    prompt = session.feed(PROMPT).copy()
+    prompt = session.feed(given).copy()
     after_prompt()
     return [prompt, *(session.step(id).copy() for id in STEPS)]
 
@@ -94,10 +100,48 @@ def test_logits(
         assert np.abs(ours - theirs).max() <= bound
 
 
+def test_mxfp4_as_published(tiny_packs: TinyPacks, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_packs.get("gpt_oss", "mxfp4", "bf16")
+    with open_on_card(path) as model:
+        got = run(model)
+    products = CardProducts()
+    monkeypatch.setattr(reference_linear, "linear", products.linear)
+    with load_with(path, make_ops=reference, context_length=64) as model:
+        expected = run(model, products.steps_follow)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert np.abs(ours - theirs).max() <= LOGITS_CUDA["quantised"]
+
+
+def test_a_prompt_with_whole_blocks_of_the_delta_rule(tiny_packs: TinyPacks) -> None:
+    path, prompt = tiny_packs.get("qwen3_next", "bf16", "bf16"), some_ids(70)
+    with open_on_card(path, context_length=96) as model:
+        got = run(model, given=prompt)
+    with load_with(path, make_ops=reference, context_length=96) as model:
+        expected = run(model, given=prompt)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert np.abs(ours - theirs).max() <= LOGITS_CUDA["bf16"]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("family", oracle.FAMILIES)
+def test_logits_equal_the_oracle(family: str, tmp_path: Path) -> None:
+    tiny, ids = oracle.tiny_model(family), np.array(PROMPT, dtype=np.int32)
+    source = oracle.save(tiny, tmp_path / "source", fused=True)
+    flashmoe.pack(source, tmp_path / "packed", experts="bf16", dense="bf16")
+    with open_on_card(tmp_path / "packed") as model:
+        got = run(model)
+    expected = oracle.logits(tiny, np.concatenate([ids, np.array(STEPS, dtype=np.int32)]))
+    for ours, theirs in zip(got, expected[len(ids) - 1 :], strict=True):
+        assert np.abs(ours - theirs).max() <= LOGITS_CUDA["bf16"]
+
+
 # Every expert, the card planning by itself, the host planning in one wave and in several.
 @pytest.mark.parametrize("slots", [40, 20, 5])
-def test_the_tier_of_an_expert_does_not_matter(tiny_packs: TinyPacks, slots: int) -> None:
-    path = tiny_packs.get("qwen3_5_moe")
+@pytest.mark.parametrize("family", ["qwen3_5_moe", "gpt_oss", "deepseek_v3"])
+def test_the_tier_of_an_expert_does_not_matter(
+    tiny_packs: TinyPacks, family: str, slots: int
+) -> None:
+    path = tiny_packs.get(family)
     with open_on_card(path) as model:
         expected = run(model)
     with open_on_card(path, slots=slots) as model:

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <utility>
 
 #include "bind/parts.h"
 #include "bind/room.h"
@@ -78,8 +79,9 @@ class AttentionPart {
                   kept_.matrix(kOp, "v", v, k.view.rows, hidden)};
         w_.o = {kept_.matrix(kOp, "o", o, hidden, kAny)};
         w_.norm = kept_.vector(kOp, "norm", norm, {hidden});
-        w_.q_norm = vector("q_norm", q_norm, head_dim);
-        w_.k_norm = vector("k_norm", k_norm, head_dim);
+        std::tie(w_.q_norm, w_.whole_q_norm) = norms("q_norm", q_norm, head_dim, q.view.rows);
+        std::tie(w_.k_norm, w_.whole_k_norm) = norms("k_norm", k_norm, head_dim, k.view.rows);
+        expect(!(gated && w_.whole_q_norm), kOp, "q_norm: rows of a gated q are not all queries");
         w_.biases[0] = vector("q_bias", q_bias, q.view.rows);
         w_.biases[1] = vector("k_bias", k_bias, k.view.rows);
         w_.biases[2] = vector("v_bias", v_bias, v.view.rows);
@@ -112,6 +114,14 @@ class AttentionPart {
     // Null if there is none.
     const float* vector(const char* name, const std::optional<In>& array, int64_t size) {
         return array ? kept_.vector(kOp, name, *array, {size}) : nullptr;
+    }
+
+    // The norm of each head and that of all together, by its length; one of them is null.
+    std::pair<const float*, const float*> norms(const char* name, const std::optional<In>& array,
+                                                int64_t head_dim, int64_t whole) {
+        const bool each = !array || extent(*array, 0) == head_dim;
+        const float* norm = vector(name, array, each ? head_dim : whole);
+        return {each ? norm : nullptr, each ? nullptr : norm};
     }
 
     KvSpan span(int64_t begin, int64_t end, int64_t start, const KvView& cache) const {

@@ -160,7 +160,7 @@ def load_model(
         slot_bytes=pack.manifest.experts.record_bytes,
         staging=_staging(pack, plan, settings),
         reader_threads=settings.readers,
-        policy=_policy(pack, plan),
+        policy=_policy(pack, plan, settings.parallel),
         keep=plan.budget.keep,
         verify=settings.verify,
         make_reader=make_reader,
@@ -286,9 +286,9 @@ def _staging(pack: PackedModel, plan: Plan, settings: EngineSettings) -> int:
     return staging_slots(budget.slots, total, plan.config.num_experts_per_tok, keep=budget.keep)
 
 
-def _policy(pack: PackedModel, plan: Plan) -> Policy:
-    """The best of the replays in docs/experiments/cache-policy.md."""
-    uses = len(pack.manifest.layers) * plan.config.num_experts_per_tok
+def _policy(pack: PackedModel, plan: Plan, parallel: int) -> Policy:
+    """The best of the replays in docs/experiments/cache-policy.md, for a token of each sequence."""
+    uses = len(pack.manifest.layers) * plan.config.num_experts_per_tok * parallel
     return Lfru(HALF_LIFE_TOKENS * uses)
 
 

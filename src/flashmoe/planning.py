@@ -35,8 +35,6 @@ _log = logging.getLogger(__name__)
 
 # What the process takes beyond the named parts: allocator slack, thread stacks, kernel memory.
 _RESERVE = 48 << 20
-# Version 2 brought formats and records that kernels on a card do not read.
-CARD_PACK_VERSION = 1
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 
 
@@ -194,11 +192,7 @@ def _prompt_costs(
 
 def card_lacks(manifest: Manifest) -> str | None:
     """What a pack has that the CUDA backend cannot run, None if that can run it."""
-    if manifest.family not in CARD_FAMILIES:
-        return f"family {manifest.family}"
-    if manifest.version > CARD_PACK_VERSION:
-        return "mxfp4, or an expert that is more than a SwiGLU,"
-    return None
+    return None if manifest.family in CARD_FAMILIES else f"family {manifest.family}"
 
 
 def _read_config(pack: PackedModel, family: ModuleType) -> Any:

@@ -97,7 +97,18 @@ def test_without_a_curve_routing_spreads(tmp_path: Path) -> None:
         assert measure_routing(model).worst > 0.8
 
 
-@pytest.mark.parametrize("name", ["qwen3-next-80b", "gpt-oss-120b", "deepseek-v3", "kimi-k2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen3-next-80b",
+        "gpt-oss-120b",
+        "deepseek-v3",
+        "kimi-k2",
+        "mixtral-8x7b",
+        "glm-4.5",
+        "minimax-m2",
+    ],
+)
 @pytest.mark.parametrize("skew", [None, "zipf:1"])
 def test_every_family_is_made_and_routed_as_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, skew: str | None
@@ -116,6 +127,6 @@ def test_every_family_is_made_and_routed_as_asked(
 
 
 def test_a_shape_whose_family_is_to_come() -> None:
-    with pytest.raises(UsageError, match=r"not supported yet.*family glm4_moe"):
-        SyntheticCheckpoint("glm-4.5")
+    with pytest.raises(UsageError, match=r"not supported yet.*family gemma4"):
+        SyntheticCheckpoint("gemma-4-26b-a4b")
     assert not shapes.AWAITED.keys() & shapes.SHAPES.keys()

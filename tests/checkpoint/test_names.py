@@ -38,6 +38,15 @@ def test_missing_tensor_is_named_as_on_disk() -> None:
         names.take("model.norm.weight")
 
 
+def test_names_may_be_spelt_otherwise() -> None:
+    found = tensors("model.embed_tokens.weight", "model.layers.0.moe.w1", "model.layers.1.mlp.w1")
+    names = Names(found, "here", ((".mlp.", ".moe."), (".gate", ".w1")))
+    assert names.take("model.layers.0.mlp.gate").name == "model.layers.0.moe.w1"
+    assert names.take("model.layers.1.mlp.w1").name == "model.layers.1.mlp.w1"
+    with pytest.raises(CheckpointError, match=r"expected model\.layers\.2\.moe\.w1"):
+        names.take("model.layers.2.mlp.gate")
+
+
 def test_no_known_prefix() -> None:
     with pytest.raises(CheckpointError, match=r"tensor is missing; expected model\.embed_tokens"):
         Names(tensors("transformer.wte.weight"), "here")

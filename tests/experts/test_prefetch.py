@@ -19,7 +19,9 @@ from flashmoe.experts.prefetch import (
 
 FIRST_REST = REST[True][0]
 SURE_TRIAL = (2 * VOTES + 1) * WINDOW
-"""Tokens of a trial whose votes all agree."""
+"""Tokens of a trial whose votes all agree and none is clear."""
+CLEAR_TRIAL = 3 * WINDOW
+"""Tokens of a trial that its first vote ends."""
 LONGEST_TRIAL = (2 * (2 * VOTES - 1) + 1) * WINDOW
 SEEDS = range(20)
 
@@ -90,13 +92,19 @@ def test_a_loss_of_a_tenth_is_found_in_noise(world: dict[str, Any]) -> None:
 
 
 def test_a_gain_is_kept() -> None:
-    made = decode(PrefetchControl("auto"), SURE_TRIAL + FIRST_REST)
+    made = decode(PrefetchControl("auto"), WINDOW + SURE_TRIAL + FIRST_REST, with_guesses=0.24)
     assert made.count(False) == VOTES * WINDOW
-    assert all(made[SURE_TRIAL:])
+    assert all(made[WINDOW + SURE_TRIAL :])
+
+
+def test_a_clear_gain_needs_one_vote() -> None:
+    made = decode(PrefetchControl("auto"), WINDOW + CLEAR_TRIAL + FIRST_REST)
+    assert made.count(False) == WINDOW
 
 
 def test_a_lost_trial_turns_nothing_off_and_a_second_one_does() -> None:
     control = PrefetchControl("auto")
+    decode(control, WINDOW)
     first = decode(control, SURE_TRIAL, with_guesses=0.3)
     assert first.count(False) == VOTES * WINDOW
     made = decode(control, SURE_TRIAL + REST[False][0], with_guesses=0.3)
@@ -105,8 +113,9 @@ def test_a_lost_trial_turns_nothing_off_and_a_second_one_does() -> None:
 
 def test_a_lost_trial_is_forgotten_after_one_that_was_won() -> None:
     control = PrefetchControl("auto")
-    for with_guesses in (0.3, 0.2):
-        decode(control, SURE_TRIAL, with_guesses=with_guesses)
+    decode(control, WINDOW)
+    decode(control, SURE_TRIAL, with_guesses=0.3)
+    decode(control, CLEAR_TRIAL)
     assert all(decode(control, FIRST_REST))
     decode(control, SURE_TRIAL, with_guesses=0.3)
     assert all(decode(control, WINDOW))  # the first window of a second trial, not a rest
@@ -114,35 +123,35 @@ def test_a_lost_trial_is_forgotten_after_one_that_was_won() -> None:
 
 def test_rests_are_shorter_while_off() -> None:
     control = PrefetchControl("auto")
-    made = decode(control, 2 * SURE_TRIAL + REST[False][0], with_guesses=0.3)
+    made = decode(control, WINDOW + 2 * SURE_TRIAL + REST[False][0], with_guesses=0.3)
     assert not any(made[-REST[False][0] :])
-    made = decode(control, SURE_TRIAL + FIRST_REST)
+    made = decode(control, CLEAR_TRIAL + FIRST_REST)
     assert made[0]
-    assert all(made[SURE_TRIAL:])
+    assert all(made[CLEAR_TRIAL:])
 
 
 def test_no_gain_means_off() -> None:
-    made = decode(PrefetchControl("auto"), 2 * SURE_TRIAL + 50, without=0.2)
+    made = decode(PrefetchControl("auto"), WINDOW + 2 * SURE_TRIAL + 50, without=0.2)
     assert not any(made[-50:])
 
 
 @pytest.mark.parametrize("drift", [0.005, -0.002])
 def test_what_changes_evenly_favours_neither(drift: float) -> None:
-    tokens = 2 * SURE_TRIAL + 50
+    tokens = WINDOW + 2 * SURE_TRIAL + 50
     made = decode(PrefetchControl("auto"), tokens, without=0.2 * 1.001, drift=drift)
     assert not any(made[-50:])
 
 
 def test_one_slow_token_decides_nothing() -> None:
     control = PrefetchControl("auto")
-    decode(control, WINDOW + 2)
+    decode(control, 2 * WINDOW + 2)
     control.book(60.0, 50)
     assert all(decode(control, LONGEST_TRIAL + FIRST_REST // 2)[LONGEST_TRIAL:])
 
 
 def test_a_changed_world_is_noticed() -> None:
     control = PrefetchControl("auto")
-    decode(control, SURE_TRIAL + 10)
+    decode(control, WINDOW + CLEAR_TRIAL + 10)
     made = decode(control, 2 * FIRST_REST + 2 * SURE_TRIAL, with_guesses=0.3)
     assert not made[-1]
 

@@ -10,10 +10,13 @@ import pytest
 
 import flashmoe
 from flashmoe.api import Model
-from flashmoe.errors import ContextLengthError, UsageError
-from flashmoe.generate.request import Prefill
-from tests.support.packs import some_ids, transcript
-from tests.support.serving import Told, ask, run_all, scheduler_of
+from flashmoe.bench.concurrency import ForcedIds
+from flashmoe.errors import ContextLengthError, StorageError, UsageError
+from flashmoe.generate.request import Failed, Prefill
+from flashmoe.store.packed import PackedModel
+from tests.support.fake_reader import FakeReader, Fault
+from tests.support.packs import load_with, some_ids, transcript
+from tests.support.serving import TOKENIZER, Told, ask, run_all, scheduler_of
 from tests.support.tolerances import LOGPROB_ATOL
 
 LENGTHS = [150, 1, 64, 63, 130, 20, 3, 100]
@@ -41,8 +44,7 @@ def test_alone_it_is_a_session(model: Model) -> None:
     assert told.finished.reason == "length"
 
 
-@pytest.mark.parametrize("parallel", [2, 3, 8])
-@pytest.mark.parametrize("apart", [0, 1, 3])
+@pytest.mark.parametrize(("parallel", "apart"), [(2, 0), (3, 1), (8, 0), (8, 3)])
 @pytest.mark.parametrize("gap", [0.0, 1.0, 1e9])
 def test_neighbours_do_not_change_a_bit(
     model: Model, parallel: int, apart: int, gap: float
@@ -166,3 +168,47 @@ def test_usage_adds_up(model: Model) -> None:
     shares = sum(u.expert_hits + u.expert_misses for u in (t.finished.usage for t in told))
     stats = model.stats
     assert abs(shares - stats.cache_hits - stats.cache_misses) <= len(told)
+
+
+def test_a_read_error_ends_those_that_meet_it(tiny: Path, family: str) -> None:
+    """Where states can be run again; a delta rule's cannot, and all of its pass fail."""
+    reader = FakeReader()
+    prompts = [some_ids(2, seed) for seed in range(6)]
+    with load_with(tiny, make_reader=lambda threads: reader, cache=0, parallel=6) as model:
+        good = alone(model, prompts)
+        extent = PackedModel.open(tiny).extent(1, 3)
+        reader.faults[extent.offset] = Fault.EIO
+        bad = alone(model, prompts)
+        together = run_all(scheduler_of(model, 6), [ask(p) for p in prompts])
+    failing = [isinstance(told.events[-1], Failed) for told in bad]
+    assert any(failing)
+    for got, want, fails in zip(together, good, failing, strict=True):
+        if fails or family == "qwen3_5_moe":
+            assert isinstance(got.failed.error, StorageError)
+            assert got.bits == want.bits[: len(got.bits)]
+        else:
+            assert got.bits == want.bits
+
+
+def test_a_constraint_is_a_sequences_own(model: Model) -> None:
+    free, bound = run_all(
+        scheduler_of(model, 2),
+        [ask(PROMPTS[4]), ask(PROMPTS[4], mask=ForcedIds(iter([7, 8, 9] * 9)))],
+    )
+    assert bound.ids == [7, 8, 9, 7, 8, 9, 7, 8]
+    assert free.bits == alone(model, [PROMPTS[4]])[0].bits
+    # The same distribution: log probabilities are of the model, not of the constraint.
+    assert bound.tokens[0].top == free.tokens[0].top
+
+
+def test_a_stop_token_and_a_stop_string_end_an_answer(model: Model) -> None:
+    ids = alone(model, [PROMPTS[4]])[0].ids
+    (told,) = run_all(scheduler_of(model), [ask(PROMPTS[4], stop_ids=frozenset([ids[3]]))])
+    assert told.ids == ids[: ids.index(ids[3]) + 1]
+    assert told.finished.reason == "stop"
+    text = TOKENIZER.decode([50])
+    mask = ForcedIds(iter([40, 50, 60]))
+    (told,) = run_all(scheduler_of(model), [ask(PROMPTS[4], mask=mask, stop=[text])])
+    assert told.ids == [40, 50]
+    assert told.text == TOKENIZER.decode([40])
+    assert (told.finished.reason, told.finished.stop_string) == ("stop", text)

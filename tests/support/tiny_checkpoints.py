@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.support.tiny_deepseek import DEEPSEEK_V3, deepseek_shapes, mlp_shapes
+from tests.support.tiny_deepseek import mlp_shapes
+from tests.support.tiny_families import MORE_CONFIGS, as_published, own_shapes
 
 Floats = NDArray[np.float32]
 Tensors = dict[str, Floats]
@@ -128,7 +129,7 @@ CONFIGS = {
     "qwen3_next": QWEN3_NEXT,
     "gpt_oss": GPT_OSS,
     "qwen3_5_moe": QWEN3_5_MOE,
-    "deepseek_v3": DEEPSEEK_V3,
+    **MORE_CONFIGS,
 }
 
 
@@ -168,6 +169,7 @@ def write_checkpoint(
         change(tensors)
     if layout.fused:
         tensors = fuse(tensors, paired=config["model_type"] == "gpt_oss")
+    tensors = {as_published(name, config["model_type"]): w for name, w in tensors.items()}
     path.mkdir(parents=True)
     write_texts(path, _nest(config) if layout.prefix != "text" else config)
     _write_shards(path, _prefixed(tensors, layout.prefix), layout)
@@ -240,14 +242,9 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     vocab, hidden = config["vocab_size"], config["hidden_size"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
     for layer, layer_type in enumerate(layer_types(config)):
-        shapes |= {
-            f"model.layers.{layer}.{name}": shape
-            for name, shape in (
-                deepseek_shapes(config, layer)
-                if config["model_type"] == "deepseek_v3"
-                else _layer_shapes(config, layer_type)
-            ).items()
-        }
+        own = config["model_type"] in MORE_CONFIGS
+        found = own_shapes(config, layer) if own else _layer_shapes(config, layer_type)
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in found.items()}
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, hidden)

@@ -21,11 +21,13 @@ AttentionRows take_rows(PartSpace& space, const AttentionWeights& w, int64_t tok
             space.take(kv),     space.take(wide), space.take(wide)};
 }
 
-// Norm per head and rotation of queries (into `turned`: with gates between them they lie apart)
+// Norms and rotation of queries (into `turned`: with gates between them they lie apart)
 // and keys (in place).
 void turn(Pool& pool, const AttentionWeights& w, const AttentionRows& at, int64_t tokens,
           const RopeRows& rope) {
     const int64_t q_row = w.qkv[0].rows, k_row = w.kv_heads * w.dim;
+    if (w.whole_q_norm) rms_norm(pool, at.q, w.whole_q_norm, tokens, q_row, w.eps, at.q);
+    if (w.whole_k_norm) rms_norm(pool, at.k, w.whole_k_norm, tokens, k_row, w.eps, at.k);
     head_norm_rope(pool, {at.q, q_row, q_row / w.heads, w.q_norm, w.eps, rope.cos, rope.sin, tokens,
                           w.heads, w.dim, rope.half, at.turned});
     head_norm_rope(pool, {at.k, k_row, w.dim, w.k_norm, w.eps, rope.cos, rope.sin, tokens,

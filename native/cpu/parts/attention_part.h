@@ -16,7 +16,9 @@ struct AttentionWeights {
     float eps;
     std::vector<MatrixView> qkv;   // q [heads * dim (* 2 if gated), hidden], k, v [kv rows, hidden]
     std::vector<MatrixView> o;     // one matrix [hidden, heads * dim]
-    const float *q_norm, *k_norm;  // [dim] or null
+    const float *q_norm, *k_norm;  // of each head, [dim], or null
+    // Of all heads together, [heads * dim] and [kv_heads * dim], or null; not where q is gated.
+    const float *whole_q_norm, *whole_k_norm;
     int64_t heads, kv_heads, dim;
     float scale;  // of the scores
     bool gated;   // each head of q is [query | gate]

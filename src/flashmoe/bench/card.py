@@ -125,18 +125,19 @@ def _counts(model: Model) -> list[int]:
     session = model.session()
     tiers: Any = getattr(session.engine.experts, "stats")  # noqa: B009
     return [tiers.wanted, tiers.device_hits, tiers.ram_hits, tiers.copied_bytes,
-            model.stats.bytes_read]  # fmt: skip
+            tiers.idle_bytes, model.stats.bytes_read]  # fmt: skip
 
 
 def _row(model: Model, before: list[int], seconds: float, tokens: int) -> dict[str, Any]:
     after = _counts(model)
-    wanted, device, ram, copied, read = (b - a for a, b in zip(before, after, strict=True))
+    wanted, device, ram, copied, idle, read = (b - a for a, b in zip(before, after, strict=True))
     share = {"card": device, "ram": ram, "disk": wanted - device - ram}
     return {
         "seconds": seconds,
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
         "copied_bytes": copied,
+        "guessed_for_nothing_bytes": idle,
         "disk_bytes": read,
         "share": {name: count / wanted for name, count in share.items()} if wanted else None,
     }
@@ -152,7 +153,8 @@ def _figures(
     for row, weights in [*((r, 0) for r in prefill), *((r, touched) for r in windows)]:
         bounds = {
             "card": weights * row["tokens"] / rates["copy_bytes_per_s"],
-            "bus": row["copied_bytes"] / rates["host_to_card_bytes_per_s"],
+            "bus": (row["copied_bytes"] - row["guessed_for_nothing_bytes"])
+            / rates["host_to_card_bytes_per_s"],
             "disk": row["disk_bytes"] / rates["disk_bytes_per_s"],
         }
         row["bound"] = max(bounds, key=lambda name: bounds[name])

@@ -199,9 +199,108 @@ SHAPES["glm-4.7-flash"] = {
     "max_position_embeddings": 202752,
 }
 
+_MIXTRAL = {
+    "model_type": "mixtral",
+    "num_key_value_heads": 8,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+}
+SHAPES["mixtral-8x7b"] = {
+    **_MIXTRAL,
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 32768,
+}
+SHAPES["mixtral-8x22b"] = {
+    **_MIXTRAL,
+    "vocab_size": 32768,
+    "hidden_size": 6144,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 56,
+    "num_attention_heads": 48,
+    "max_position_embeddings": 65536,
+}
+SHAPES["olmoe-1b-7b"] = {
+    "model_type": "olmoe",
+    "vocab_size": 50304,
+    "hidden_size": 2048,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": False,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+_GLM = {
+    "model_type": "glm4_moe",
+    "vocab_size": 151552,
+    "num_attention_heads": 96,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "attention_bias": True,
+    "num_experts_per_tok": 8,
+    "n_shared_experts": 1,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "partial_rotary_factor": 0.5,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+}
+SHAPES["glm-4.5-air"] = {
+    **_GLM,
+    "hidden_size": 4096,
+    "num_hidden_layers": 46,
+    "first_k_dense_replace": 1,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "num_experts": 128,
+    "routed_scaling_factor": 1.0,
+    "use_qk_norm": False,
+}
+# GLM-4.6 and 4.7 have the same sizes.
+SHAPES["glm-4.5"] = {
+    **_GLM,
+    "hidden_size": 5120,
+    "num_hidden_layers": 92,
+    "first_k_dense_replace": 3,
+    "intermediate_size": 12288,
+    "moe_intermediate_size": 1536,
+    "num_experts": 160,
+    "routed_scaling_factor": 2.5,
+    "use_qk_norm": True,
+}
+SHAPES["minimax-m2"] = {
+    "model_type": "minimax_m2",
+    "vocab_size": 200064,
+    "hidden_size": 3072,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 62,
+    "num_attention_heads": 48,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rotary_dim": 64,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5e6,
+    "max_position_embeddings": 196608,
+    "tie_word_embeddings": False,
+}
+
 # Known, but of families that are not here yet: name -> model_type.
 AWAITED = {
-    "glm-4.5": "glm4_moe",
+    "gemma-4-26b-a4b": "gemma4",
 }
 
 

@@ -42,6 +42,7 @@ HARMLESS = frozenset(
         "pad_token_id",
         "pretraining_tp",
         "router_aux_loss_coef",
+        "router_jitter_noise",
         "seq_aux",
         "sliding_window",
         "tokenizer_class",
@@ -206,6 +207,20 @@ class ConfigReader:
             self.fail("rope_theta", "more than 1", theta)
         return Rope(theta, partial, yarn)
 
+    def full_rope(self, allow_yarn: bool = False) -> Rope:
+        """As `rope`, of a family that rotates all dimensions."""
+        rope = self.rope(default_partial=1.0, allow_yarn=allow_yarn)
+        if rope.partial_rotary_factor != 1.0:
+            self.fail("partial_rotary_factor", 1.0, rope.partial_rotary_factor)
+        return rope
+
+    def rotated(self, rope: Rope, head_dim: int) -> int:
+        """How many dimensions of a head are rotated: an even number."""
+        rotary_dim = int(head_dim * rope.partial_rotary_factor)
+        if rotary_dim % 2 or not rotary_dim:
+            self.fail("partial_rotary_factor", "an even number of rotated dimensions", rotary_dim)
+        return rotary_dim
+
     def allow_quantised(self, method: str) -> None:
         """Accepts a checkpoint quantised by this method; which tensors are shows in the tensors."""
         section = self.section("quantization_config")
@@ -213,10 +228,14 @@ class ConfigReader:
         if section is not None:
             section.require("quant_method", method)
             if method == "fp8":
-                section.require("fmt", "e4m3", default="e4m3")
+                section.require("fmt", "e4m3", "float8_e4m3fn", default="e4m3")
                 section.require("weight_block_size", [128, 128])
             section._seen |= QUANTISED_KEYS
             section.finish()
+
+    def ignore(self, *names: str) -> None:
+        """Keys that say nothing about the forward pass of this family."""
+        self._seen.update(names)
 
     def has(self, name: str) -> bool:
         """Whether the key is there and not null."""

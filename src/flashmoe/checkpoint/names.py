@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.errors import CheckpointError
@@ -15,10 +15,18 @@ PROBE = "embed_tokens.weight"
 
 
 class Names:
-    """Looks canonical names up and remembers which tensors were used."""
+    """Looks canonical names up and remembers which tensors were used.
 
-    def __init__(self, tensors: Mapping[str, Tensor], where: object) -> None:
-        self._tensors, self._where = tensors, where
+    spellings: (canonical part, part in its place) of names that may also be spelt otherwise.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        where: object,
+        spellings: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self._tensors, self._where, self._spellings = tensors, where, spellings
         self._used: set[str] = set()
         found = [prefix for prefix in PREFIXES if prefix + PROBE in tensors]
         if not found:
@@ -56,5 +64,9 @@ class Names:
 
     def _candidates(self, name: str) -> list[str]:
         if name.startswith(CANONICAL):
-            return [self._prefix + name.removeprefix(CANONICAL)]
+            known = self._prefix + name.removeprefix(CANONICAL)
+            other = known
+            for part, replacement in self._spellings:
+                other = other.replace(part, replacement)
+            return [other] if other == known else [other, known]
         return [prefix + name for prefix in OUTER_PREFIXES]

@@ -54,6 +54,13 @@ def serve(
         str | None,
         _option("--prefix-ram", "Memory for beginnings of conversations, kept.", "SIZE"),
     ] = None,
+    prefix_cache: Annotated[
+        Path | None,
+        _option("--prefix-cache", "Folder that keeps them for the next start.", "DIR"),
+    ] = None,
+    prefix_disk: Annotated[
+        str, _option("--prefix-disk", "Most that this folder may hold.", "SIZE")
+    ] = "8G",
     queue: Annotated[int, _option("--queue", "Most requests that wait.")] = 64,
     ctx: Annotated[int | None, _option("--ctx", "Context length of each answer.")] = None,
     ram: Annotated[str | None, _option("--ram", "Hard memory limit, as 3G or 25%.", "SIZE")] = None,
@@ -80,6 +87,8 @@ def serve(
     Ctrl-C ends it.
     """
     _require_extra()
+    if prefix_cache is not None and prefix_ram is None:
+        raise UsageError("it needs memory too", where="--prefix-cache", hint="Add --prefix-ram 1G")
     from flashmoe.server.hosting import serve as run
     from flashmoe.server.settings import ServerSettings
 
@@ -103,7 +112,7 @@ def serve(
     run(
         settings,
         name,
-        lambda: _loaded(model, engine, queue),
+        lambda: _loaded(model, engine, queue, prefix_cache, prefix_disk),
         lambda served: _say_ready(served, settings, parallel),
     )
 
@@ -124,12 +133,18 @@ def _keys_in(path: Path | None) -> list[str]:
     return [] if path is None else [key for key in read_text(path).split() if key]
 
 
-def _loaded(model: str | None, engine: dict[str, Any], queue: int) -> tuple[Model, Worker]:
+def _loaded(
+    model: str | None, engine: dict[str, Any], queue: int, folder: Path | None, folder_size: str
+) -> tuple[Model, Worker]:
     import flashmoe
     from flashmoe.server.worker import Worker
+    from flashmoe.sizes import parse_size
 
     loaded = flashmoe.load(model, **engine)
-    worker = Worker(loaded, queue)
+    prefixes = None
+    if engine["prefix_ram"] is not None:
+        prefixes = loaded.prefix_cache(folder, parse_size(folder_size, option="--prefix-disk"))
+    worker = Worker(loaded, queue, prefixes)
     worker.start()
     return loaded, worker
 

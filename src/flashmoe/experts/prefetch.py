@@ -18,6 +18,9 @@ VOTES: Final = 3
 """A trial is the best of five: each window without guesses is compared with the two around it."""
 GAIN: Final = 0.02
 """By how much of a token's time guesses must be better: they also cost processor time."""
+CLEAR: Final = 0.10
+"""A window without guesses that is worse by so much ends a trial at once: a pair of windows is off by
+about 9 % where tokens are off by 15 %, and a verdict that chance made is tried again."""
 FEWEST_MISSES: Final = 1.0
 """Per token. With fewer there is nothing to gain, and nothing is tried."""
 REST: Final = {True: (128, 2048), False: (96, 1024)}
@@ -30,13 +33,13 @@ _MEMORY: Final = 1 / 64
 
 class PrefetchControl:
     """Decides for the next token. Starts with a trial: guesses stay on only after a measured gain.
-    Off still takes two lost trials, since a cache that is filling says little."""
+    A window goes before it uncounted, while the cache may still be filling."""
 
     def __init__(self, mode: Prefetch) -> None:
         self._mode = mode
         self._verdict = mode != "off"
         self._doubted = False
-        self._rest, self._resting = REST[True][0] // 2, 0
+        self._rest, self._resting = REST[True][0] // 2, WINDOW
         self._misses_per_token = FEWEST_MISSES
         self._cost = _MissCost()
         self._trial = _Trial()
@@ -143,10 +146,12 @@ class _Trial:
     def _vote(self, cost: _MissCost) -> None:
         """What changes evenly with time favours neither side."""
         before, without, after = (s / cost.expected(m) for s, m in self._windows[-3:])
-        self._votes.append((before + after) / 2 < without * (1 - GAIN))
-        for gain in (True, False):
-            if self._votes.count(gain) == VOTES:
-                self.gain = gain
+        relative = (before + after) / 2 / without
+        self._votes.append(relative < 1 - GAIN)
+        if relative < 1 - CLEAR or self._votes.count(True) == VOTES:
+            self.gain = True
+        elif self._votes.count(False) == VOTES:
+            self.gain = False
 
 
 def _mean(values: list[float] | list[int]) -> float:

@@ -20,12 +20,16 @@ from flashmoe.sizes import format_size
 
 @dataclass
 class TierStats:
-    """Counts since the model was opened. wanted: experts of layers that were asked for."""
+    """Counts since the model was opened. wanted: experts of layers that were asked for.
+
+    idle_bytes: the part of copied_bytes that were guesses nobody asked for.
+    """
 
     wanted: int = 0
     device_hits: int = 0
     ram_hits: int = 0
     copied_bytes: int = 0
+    idle_bytes: int = 0
 
     @property
     def disk_misses(self) -> int:

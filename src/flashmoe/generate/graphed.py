@@ -8,7 +8,8 @@ read from device memory.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -23,8 +24,11 @@ from flashmoe.layers.state import Batch, LayerState, Segment, SequenceState
 from flashmoe.models.decoder import Decoder, OnLayer
 from flashmoe.ops.base import Floats
 from flashmoe.ops.cuda.backend import CudaOps
+from flashmoe.ops.cuda.clock import Mark, durations
 from flashmoe.ops.cuda.handles import Normed
 
+# One decode step in so many is timed phase by phase.
+_TIMED_STEPS = 32
 LayerStates = list[LayerState]
 CardRouted = DeviceExperts | MappedExperts
 
@@ -101,9 +105,11 @@ class Recorder:
         self._start()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.graphs[-1].capture_end()
-        self._context.__exit__(*error)
+    def __exit__(self, kind: object, *error: object) -> None:
+        # A capture that failed halfway cannot be ended well: what is raised is the first error.
+        with suppress(RuntimeError) if kind is not None else nullcontext():
+            self.graphs[-1].capture_end()
+        self._context.__exit__(kind, *error)
 
     def cut(self) -> None:
         """What follows goes into the next graph."""
@@ -115,8 +121,22 @@ class Recorder:
         self.graphs[-1].capture_begin(pool=self._pool, capture_error_mode="thread_local")
 
 
+@dataclass(frozen=True)
+class Captured:
+    """A decode step: its graphs, what they leave on the card, events between phases (if any)."""
+
+    graphs: list[torch.cuda.CUDAGraph]
+    logits: torch.Tensor
+    total: torch.Tensor  # finite only if every logit is
+    marks: list[Mark]
+
+
 class DecodeGraphs:
-    """The decode step of one set of layer states."""
+    """The decode step of one set of layer states.
+
+    A token that needs nothing from the host is captured twice: with events between its phases,
+    which cost some time, for one step in many, and without.
+    """
 
     def __init__(
         self, decoder: Decoder, experts: CardRouted, ops: CudaOps, states: LayerStates, k: int
@@ -129,54 +149,74 @@ class DecodeGraphs:
         self._ids = torch.zeros((rows, k), dtype=torch.int32, pin_memory=True)
         # Read as NumPy: items of a tensor cost a microsecond each.
         self._host_ids = self._ids.numpy()
-        recorder = Recorder()
+        self._plain = self._timed = self._capture(decoder, states)
+        if experts.static:
+            with ops.clock.marked() as marks:
+                self._timed = replace(self._capture(decoder, states), marks=marks)
+        self._steps = 0
+        self._phases: dict[str, float] = {}
+        self._answer = torch.empty(self._plain.logits.shape, dtype=torch.float32, pin_memory=True)
+        self._answer_sum = torch.empty((), dtype=torch.float32, pin_memory=True)
+
+    def _capture(self, decoder: Decoder, states: LayerStates) -> Captured:
+        recorder, experts = Recorder(), self._experts
         with recorder:
             routed: Any = experts
             if isinstance(experts, DeviceExperts) and not experts.static:
                 routed = Cuts(experts, recorder, self._ids)
-            self._logits = self._forward(decoder, routed, ops, states)
-            # Finite only if every term is.
-            self._sum = self._logits.sum()
-        self._graphs = recorder.graphs
-        self._answer = torch.empty(self._logits.shape, dtype=torch.float32, pin_memory=True)
-        self._answer_sum = torch.empty((), dtype=torch.float32, pin_memory=True)
+            logits = self._forward(decoder, routed, states)
+            total = logits.sum()
+            self._ops.clock.phase = "other"
+        return Captured(recorder.graphs, logits, total, [])
 
-    def _forward(
-        self, decoder: Decoder, experts: Any, ops: CudaOps, states: LayerStates
-    ) -> torch.Tensor:
+    def _forward(self, decoder: Decoder, experts: Any, states: LayerStates) -> torch.Tensor:
         id, position = self._inputs[:1], self._inputs[1:]
         sequence = SequenceState(0, states)
         batch = DeviceBatch(id, (DeviceSegment(sequence, 0, 1, position),), position)  # type: ignore[arg-type]
-        h = decoder.forward(batch, experts, ops)  # type: ignore[arg-type]
-        return ops.device_logits(h, decoder.head)  # type: ignore[arg-type]
+        ops: Any = self._ops
+        h = decoder.forward(batch, experts, ops)
+        ops.clock.phase = "head"
+        return ops.device_logits(h, decoder.head)  # type: ignore[no-any-return]
 
     def run(self, id: int, position: int) -> Floats:
         """Feed a token at a position -> logits [1, vocab_size], until the next call.
 
         Raises NumericError if a logit is NaN or infinite.
         """
+        step = self._timed if self._steps % _TIMED_STEPS == 0 else self._plain
+        self._steps += 1
         self._given_values[:] = id, position
         self._inputs.copy_(self._given, non_blocking=True)
         if isinstance(self._experts, DeviceExperts) and not self._experts.static:
             self._run_in_pieces(self._experts)
         else:
-            self._graphs[0].replay()
-        self._answer.copy_(self._logits, non_blocking=True)
-        self._answer_sum.copy_(self._sum, non_blocking=True)
+            step.graphs[0].replay()
+        self._answer.copy_(step.logits, non_blocking=True)
+        self._answer_sum.copy_(step.total, non_blocking=True)
         torch.cuda.current_stream().synchronize()
+        if step.marks:
+            self._phases = durations(step.marks)
         check_finite(self._answer_sum.numpy(), self._ops)  # type: ignore[arg-type]
         logits: Floats = self._answer.numpy()
         return logits
 
+    def phases(self, seconds: float) -> dict[str, float]:
+        """How a step of so many seconds splits, by the last one that was timed."""
+        known = sum(self._phases.values())
+        if not known:
+            return {"graph": seconds}
+        scale = min(1.0, seconds / known)
+        return {name: value * scale for name, value in self._phases.items()}
+
     def _run_in_pieces(self, experts: DeviceExperts) -> None:
-        stream = torch.cuda.current_stream()
+        stream, graphs = torch.cuda.current_stream(), self._plain.graphs
         for row, layer in enumerate(experts.layers):
-            self._graphs[2 * row].replay()
+            graphs[2 * row].replay()
             stream.synchronize()
             placement = experts.decide(layer, self._host_ids[row].tolist())
-            self._graphs[2 * row + 1].replay()
+            graphs[2 * row + 1].replay()
             experts.send(layer, placement)
-        self._graphs[-1].replay()
+        graphs[-1].replay()
 
 
 @dataclass
@@ -253,7 +293,9 @@ class GraphedEngine(Engine):
         if on_layer is not None:
             on_layer(len(self.decoder.layers), len(self.decoder.layers))
         seconds = perf_counter() - start
-        times.book(1, seconds, {"graph": seconds})
+        graphs = self._used[id(batch.segments[0].state)].graphs
+        assert graphs is not None
+        times.book(1, seconds, graphs.phases(seconds))
         return logits
 
     def _replay(self, batch: Batch) -> Floats:

@@ -17,16 +17,17 @@ FIRST_CHUNK: Final = 256
 def share_rows(prompts: Sequence[tuple[int, int]], rows: int) -> list[int]:
     """Tokens of each prompt for the next pass, `rows` together.
 
-    prompts: position and tokens left of each, the one to be served first in front. They get equal
-    shares, and what the short ones leave goes to the longer. A prompt that is not finished is cut
-    at a multiple of 64, so that its result does not depend on the cut; where the shares are too
-    small for that, the first one gets all.
+    prompts: position and tokens left of each, of equals the one to be served first in front. They
+    get equal shares, and what the short ones leave goes to the longer. A prompt that is not
+    finished is cut at a multiple of 64, so that its result does not depend on the cut; where the
+    shares are too small for that, the shortest gets all.
     """
     given = [0] * len(prompts)
     left = rows
     order = sorted(range(len(prompts)), key=lambda i: prompts[i][1])
     for served, index in enumerate(order):
-        given[index] = _cut(*prompts[index], left // (len(order) - served))
+        share = left // (len(order) - served)
+        given[index] = _cut(*prompts[index], share) or _cut(*prompts[index], left)
         left -= given[index]
     for index, (position, tokens) in enumerate(prompts):
         given[index] += _cut(position + given[index], tokens - given[index], left)

@@ -249,7 +249,8 @@ class Scheduler:
             self._decode(waiting)
 
     def _overdue(self, pause: float) -> bool:
-        """Whether answers should go on now; the prompt gets at least half of the time."""
+        """Whether answers should go on now: in time for the gap, but a prompt gets as long as their
+        step takes, or the gap if that is less."""
         passed = perf_counter() - self._last_step
         return passed >= max(self._gap - pause, min(pause, self._gap))
 
@@ -315,7 +316,7 @@ class Scheduler:
         self.running = [s for s in self.running if not s.over]
         for sequence in over:
             self._states.append(sequence.state)
-            if self._prefixes is not None and sequence.answered:
+            if self._prefixes is not None and sequence.answered and not sequence.failed:
                 self._prefixes.keep(sequence.ids, sequence.state, prompt=False)
 
 

@@ -46,7 +46,7 @@ class RunningSequence:
     ) -> None:
         self.request, self.state = request, state
         self.cached = state.position
-        self.cancelled = self.over = False
+        self.cancelled = self.over = self.failed = False
         self.ids = list(request.prompt_ids)  # prompt, then answer
         self.costs = Costs()
         self._tokenizer, self._emit, self._queue_seconds = tokenizer, on_event, queue_seconds
@@ -123,7 +123,7 @@ class RunningSequence:
 
     def fail(self, error: FlashMoeError) -> None:
         """The last event; nothing follows."""
-        self.over = True
+        self.over = self.failed = True
         self._emit(Failed(error))
 
     def _tell(self, id: int, logprob: float | None, top: tuple[Likely, ...]) -> None:

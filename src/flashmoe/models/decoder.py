@@ -14,7 +14,13 @@ from flashmoe.layers.embedding import Embedding, ResidentEmbedding
 from flashmoe.layers.moe import DenseMlp, RoutedExperts, SparseMoe
 from flashmoe.layers.state import Batch, LayerState, Rotary, SequenceState, StateMemory, Step
 from flashmoe.ops.base import Floats, Matrix, Ops
-from flashmoe.ops.parts import AttentionWeights, HeadWeights, RouterWeights, SigmoidRouting
+from flashmoe.ops.parts import (
+    AttentionBiases,
+    AttentionWeights,
+    HeadWeights,
+    RouterWeights,
+    SigmoidRouting,
+)
 
 # Called as (layers done, layers) after each layer of a pass.
 OnLayer = Callable[[int, int], None]
@@ -35,19 +41,24 @@ class Weights:
 def attention_weights(
     weights: Weights, layer: int, head_dim: int, eps: float, gated: bool = False
 ) -> AttentionWeights:
-    """The weights of an attention layer under their usual names."""
+    """The weights of an attention layer under their usual names: norms and biases if it has any."""
     m, v, p = weights.matrices, weights.vectors, f"layers.{layer}."
+    biases = None
+    if p + "self_attn.q_proj.bias" in v:
+        q, k, v_bias = (v[f"{p}self_attn.{part}_proj.bias"] for part in "qkv")
+        biases = AttentionBiases(q, k, v_bias, v.get(p + "self_attn.o_proj.bias"))
     return AttentionWeights(
         norm=v[p + "input_layernorm"],
         q_proj=m[p + "self_attn.q_proj"],
         k_proj=m[p + "self_attn.k_proj"],
         v_proj=m[p + "self_attn.v_proj"],
         o_proj=m[p + "self_attn.o_proj"],
-        q_norm=v[p + "self_attn.q_norm"],
-        k_norm=v[p + "self_attn.k_norm"],
+        q_norm=v.get(p + "self_attn.q_norm"),
+        k_norm=v.get(p + "self_attn.k_norm"),
         head_dim=head_dim,
         eps=eps,
         gated=gated,
+        biases=biases,
     )
 
 
@@ -65,6 +76,14 @@ def router_weights(
         eps=config.rms_norm_eps,
         sigmoid=sigmoid,
     )
+
+
+def kv_state_bytes(config: Any, context_length: int, kv_itemsize: int) -> int:
+    """Bytes of one sequence's state at the full context where all layers keep keys and values;
+    config: any family's with grouped-query attention."""
+    per_position: int = 2 * config.num_key_value_heads * config.head_dim * kv_itemsize
+    layers: int = config.num_hidden_layers
+    return layers * context_length * per_position
 
 
 class Mixer(Protocol):

@@ -9,17 +9,12 @@ from typing import Any
 
 from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader, Yarn
 from flashmoe.layers.latent_attention import LatentAttention
-from flashmoe.layers.moe import DenseMlp, SparseMoe
 from flashmoe.layers.rope import RotaryTable, yarn_mscale
-from flashmoe.models.decoder import Decoder, DecoderLayer, Weights, assemble, router_weights
+from flashmoe.models.decoder import Decoder, DecoderLayer, Weights, assemble
+from flashmoe.models.sigmoid_moe import add_mlp, build_mlp, dense_layers, expert_groups
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import Source, WeightSpecs
-from flashmoe.ops.parts import (
-    DenseMlpWeights,
-    LatentAttentionWeights,
-    SharedExpertWeights,
-    SigmoidRouting,
-)
+from flashmoe.ops.parts import LatentAttentionWeights
 
 # Per-head maps are stored in whole blocks of rows.
 HEAD_ROWS = 8
@@ -90,19 +85,14 @@ def _require_derived(reader: ConfigReader, config: Config) -> None:
 
 def _read_fields(reader: ConfigReader) -> Config:
     layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
-    rope = reader.rope(default_partial=1.0, allow_yarn=True)
-    if rope.partial_rotary_factor != 1.0:
-        reader.fail("partial_rotary_factor", 1.0, rope.partial_rotary_factor)
+    rope = reader.full_rope(allow_yarn=True)
     num_experts = reader.integer("n_routed_experts", "num_local_experts", "num_experts")
-    groups = reader.integer("n_group", default=1)
-    if num_experts % groups:
-        reader.fail("n_group", f"a divisor of {num_experts}", groups)
-    chosen = reader.integer("topk_group", default=1, high=groups)
+    groups, chosen = expert_groups(reader, num_experts)
     return Config(
         vocab_size=reader.integer("vocab_size"),
         hidden_size=reader.integer("hidden_size"),
         num_hidden_layers=layers,
-        first_k_dense_replace=_dense_layers(reader, layers),
+        first_k_dense_replace=dense_layers(reader, layers),
         intermediate_size=reader.integer("intermediate_size"),
         num_attention_heads=reader.integer("num_attention_heads"),
         q_lora_rank=reader.integer("q_lora_rank") if reader.has("q_lora_rank") else 0,
@@ -129,18 +119,6 @@ def _read_fields(reader: ConfigReader) -> Config:
     )
 
 
-def _dense_layers(reader: ConfigReader, layers: int) -> int:
-    """Layers without experts, all in front: a number, or (GLM) the kind of each layer."""
-    kinds = reader.choices("mlp_layer_types", ("dense", "sparse"), layers)
-    if kinds is None:
-        return reader.integer("first_k_dense_replace", low=0, high=layers - 1)
-    dense = kinds.count("dense")
-    if dense == layers or "dense" in kinds[dense:]:
-        reader.fail("mlp_layer_types", "dense layers, then sparse ones", list(kinds))
-    reader.require("first_k_dense_replace", dense, default=dense)
-    return dense
-
-
 def weights(config: Config) -> WeightSpecs:
     """Every weight of the model: where it comes from and how it is stored."""
     specs, hidden = SpecList(), config.hidden_size
@@ -150,10 +128,7 @@ def weights(config: Config) -> WeightSpecs:
         specs.vector(f"{stem}.input_layernorm", hidden)
         _attention_weights(specs, f"{stem}.self_attn", config)
         specs.vector(f"{stem}.post_attention_layernorm", hidden)
-        if layer < config.first_k_dense_replace:
-            _mlp_weights(specs, f"{stem}.mlp", config.intermediate_size, hidden)
-        else:
-            _moe_weights(specs, layer, config)
+        add_mlp(specs, layer, config)
     specs.vector("norm", hidden)
     return specs.finish(config.tie_word_embeddings, tuple(_ignored(config)))
 
@@ -163,19 +138,6 @@ def _ignored(config: Config) -> Iterator[str]:
     yield f"model.layers.{config.num_hidden_layers}."
     for layer in range(config.num_hidden_layers):
         yield f"model.layers.{layer}.self_attn.rotary_emb."
-
-
-def _mlp_weights(specs: SpecList, stem: str, inner: int, hidden: int) -> None:
-    specs.gate_up(stem, inner, hidden)
-    specs.matrix(f"{stem}.down_proj", hidden, inner)
-
-
-def _moe_weights(specs: SpecList, layer: int, config: Config) -> None:
-    stem, hidden, inner = f"layers.{layer}.mlp", config.hidden_size, config.moe_intermediate_size
-    specs.matrix(f"{stem}.gate", config.num_experts, hidden, role="exact")
-    specs.vector(f"{stem}.gate.e_score_correction_bias", config.num_experts, suffix="")
-    _mlp_weights(specs, f"{stem}.shared_experts", inner * config.n_shared_experts, hidden)
-    specs.experts(layer, config.num_experts, hidden, inner)
 
 
 def _attention_weights(specs: SpecList, stem: str, config: Config) -> None:
@@ -224,40 +186,7 @@ def build(config: Config, weights: Weights) -> Decoder:
 
 def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
     mixer = LatentAttention(_attention(n, config, weights), n)
-    if n < config.first_k_dense_replace:
-        return DecoderLayer(mixer, DenseMlp(_dense_mlp(n, config, weights)))
-    return DecoderLayer(mixer, _sparse_moe(n, config, weights))
-
-
-def _dense_mlp(n: int, config: Config, weights: Weights) -> DenseMlpWeights:
-    m, v, p = weights.matrices, weights.vectors, f"layers.{n}."
-    return DenseMlpWeights(
-        norm=v[p + "post_attention_layernorm"],
-        gate_up=m[p + "mlp.gate_up"],
-        down=m[p + "mlp.down_proj"],
-        eps=config.rms_norm_eps,
-    )
-
-
-def _sparse_moe(n: int, config: Config, weights: Weights) -> SparseMoe:
-    m, v, p = weights.matrices, weights.vectors, f"layers.{n}."
-    router = router_weights(
-        n,
-        config,
-        weights,
-        sigmoid=SigmoidRouting(
-            correction=v[p + "mlp.gate.e_score_correction_bias"],
-            groups=config.n_group,
-            chosen_groups=config.topk_group,
-            scale=config.routed_scaling_factor,
-        ),
-    )
-    shared = SharedExpertWeights(
-        gate_up=m[p + "mlp.shared_experts.gate_up"],
-        down=m[p + "mlp.shared_experts.down_proj"],
-        gate=None,
-    )
-    return SparseMoe(n, router, shared)
+    return DecoderLayer(mixer, build_mlp(n, config, weights))
 
 
 def _attention(n: int, config: Config, weights: Weights) -> LatentAttentionWeights:

@@ -64,9 +64,7 @@ def _read_fields(reader: ConfigReader) -> Config:
         reader.integer("num_attention_heads"),
         reader.integer("num_local_experts", "num_experts"),
     )
-    rope = reader.rope(default_partial=1.0, allow_yarn=True)
-    if rope.partial_rotary_factor != 1.0:
-        reader.fail("partial_rotary_factor", 1.0, rope.partial_rotary_factor)
+    rope = reader.full_rope(allow_yarn=True)
     return Config(
         vocab_size=reader.integer("vocab_size"),
         hidden_size=reader.integer("hidden_size"),
@@ -101,7 +99,8 @@ def weights(config: Config) -> WeightSpecs:
     for layer in range(config.num_hidden_layers):
         stem = f"layers.{layer}"
         specs.vector(f"{stem}.input_layernorm", hidden)
-        _attention_weights(specs, f"{stem}.self_attn", config)
+        specs.attention(layer, config, biases="qkvo")
+        specs.vector(f"{stem}.self_attn.sinks", config.num_attention_heads, suffix="")
         specs.vector(f"{stem}.post_attention_layernorm", hidden)
         specs.matrix(f"{stem}.mlp.router", config.num_experts, hidden, role="exact")
         specs.vector(f"{stem}.mlp.router.bias", config.num_experts, suffix="")
@@ -116,16 +115,6 @@ def weights(config: Config) -> WeightSpecs:
         )
     specs.vector("norm", hidden)
     return specs.finish(tied=config.tie_word_embeddings)
-
-
-def _attention_weights(specs: SpecList, stem: str, config: Config) -> None:
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    q_rows, kv_rows = heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    shapes = {"q": (q_rows, hidden), "k": (kv_rows, hidden), "v": (kv_rows, hidden)}
-    for part, (rows, cols) in {**shapes, "o": (hidden, q_rows)}.items():
-        specs.matrix(f"{stem}.{part}_proj", rows, cols)
-        specs.vector(f"{stem}.{part}_proj.bias", rows, suffix="")
-    specs.vector(f"{stem}.sinks", heads, suffix="")
 
 
 def build(config: Config, weights: Weights) -> Decoder:

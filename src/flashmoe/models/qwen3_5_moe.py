@@ -90,9 +90,7 @@ def read_fields(reader: ConfigReader) -> Config:
         reader.integer("num_attention_heads"),
     )
     head_dim, rope = reader.integer("head_dim"), reader.rope(default_partial=0.25)
-    rotary_dim = int(head_dim * rope.partial_rotary_factor)
-    if rotary_dim % 2 or not rotary_dim:
-        reader.fail("partial_rotary_factor", "an even number of rotated dimensions", rotary_dim)
+    rotary_dim = reader.rotated(rope, head_dim)
     value_heads = reader.integer("linear_num_value_heads")
     num_experts = reader.integer("num_experts", "num_local_experts", "n_routed_experts")
     return Config(

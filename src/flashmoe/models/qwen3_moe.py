@@ -15,6 +15,7 @@ from flashmoe.models.decoder import (
     Weights,
     assemble,
     attention_weights,
+    kv_state_bytes,
     router_weights,
 )
 from flashmoe.models.spec_list import SpecList
@@ -54,10 +55,7 @@ def read_config(raw: dict[str, Any]) -> Config:
     reader.require("use_sliding_window", False, default=False)
     reader.require("decoder_sparse_step", 1, default=1)
     reader.require("mlp_only_layers", [], default=[])
-    rope = reader.rope(default_partial=1.0)
-    if rope.partial_rotary_factor != 1.0:
-        reader.fail("partial_rotary_factor", 1.0, rope.partial_rotary_factor)
-    config = _read_fields(reader, rope.theta)
+    config = _read_fields(reader, reader.full_rope().theta)
     reader.integer("intermediate_size", default=1)  # of dense layers, which were refused above
     reader.finish()
     return config
@@ -88,16 +86,11 @@ def _read_fields(reader: ConfigReader, rope_theta: float) -> Config:
 def weights(config: Config) -> WeightSpecs:
     """Every weight of the model: where it comes from and how it is stored."""
     specs, hidden = SpecList(), config.hidden_size
-    q_rows = config.num_attention_heads * config.head_dim
-    kv_rows = config.num_key_value_heads * config.head_dim
     specs.matrix("embed_tokens", config.vocab_size, hidden)
     for layer in range(config.num_hidden_layers):
         stem = f"layers.{layer}"
         specs.vector(f"{stem}.input_layernorm", hidden)
-        specs.matrix(f"{stem}.self_attn.q_proj", q_rows, hidden)
-        specs.matrix(f"{stem}.self_attn.k_proj", kv_rows, hidden)
-        specs.matrix(f"{stem}.self_attn.v_proj", kv_rows, hidden)
-        specs.matrix(f"{stem}.self_attn.o_proj", hidden, q_rows)
+        specs.attention(layer, config)
         specs.vector(f"{stem}.self_attn.q_norm", config.head_dim)
         specs.vector(f"{stem}.self_attn.k_norm", config.head_dim)
         specs.vector(f"{stem}.post_attention_layernorm", hidden)
@@ -120,7 +113,4 @@ def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
     return DecoderLayer(Attention(attention, n), SparseMoe(n, router))
 
 
-def state_bytes(config: Config, context_length: int, kv_itemsize: int) -> int:
-    """Bytes of one sequence's state at the full context."""
-    per_position = 2 * config.num_key_value_heads * config.head_dim * kv_itemsize
-    return config.num_hidden_layers * context_length * per_position
+state_bytes = kv_state_bytes

@@ -18,10 +18,32 @@ FAMILIES = {
     "deepseek_v3": "deepseek_v3",
     "kimi_k2": "deepseek_v3",
     "glm4_moe_lite": "deepseek_v3",
+    "mixtral": "mixtral",
+    "olmoe": "olmoe",
+    "glm4_moe": "glm4_moe",
+    "minimax_m2": "minimax_m2",
 }
 
-# Those whose forward pass the CUDA backend can run: the others need primitives that it lacks.
-CARD_FAMILIES = frozenset({"qwen3_moe", "qwen3_next", "qwen3_5_moe"})
+# Types whose logits the tests compare with transformers (tests/test_model_oracle.py). The others of
+# a family differ from those in sizes, or in where a config is nested.
+ORACLE_TYPES = frozenset(
+    {
+        "qwen3_moe",
+        "qwen3_next",
+        "gpt_oss",
+        "qwen3_5_moe",
+        "qwen3_5_moe_text",
+        "deepseek_v3",
+        "glm4_moe_lite",
+        "mixtral",
+        "olmoe",
+        "glm4_moe",
+        "minimax_m2",
+    }
+)
+
+# Those whose forward pass the CUDA backend has kernels for.
+CARD_FAMILIES = frozenset({"qwen3_moe", "qwen3_next", "qwen3_5_moe", "deepseek_v3", "gpt_oss"})
 
 
 def family_name(config: Mapping[str, Any]) -> str:

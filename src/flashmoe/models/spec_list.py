@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
 from flashmoe.ops.base import Activation
+
+# How published Mixtral and MiniMax-M2 checkpoints spell the names of `experts` and their router.
+MIXTRAL_SPELLINGS = (
+    (".mlp.", ".block_sparse_moe."),
+    (".gate_proj.", ".w1."),
+    (".up_proj.", ".w3."),
+    (".down_proj.", ".w2."),
+)
 
 
 class SpecList:
@@ -39,6 +47,25 @@ class SpecList:
             Source(f"model.{stem}.{part}_proj.weight", intermediate_size) for part in ("gate", "up")
         )
         self._matrices.append(MatrixSpec(f"{stem}.gate_up", sources, hidden_size, interleave=True))
+
+    def mlp(self, stem: str, intermediate_size: int, hidden_size: int) -> None:
+        """A SwiGLU: `stem`.gate_up and `stem`.down_proj."""
+        self.gate_up(stem, intermediate_size, hidden_size)
+        self.matrix(f"{stem}.down_proj", hidden_size, intermediate_size)
+
+    def attention(self, layer: int, config: Any, biases: str = "") -> None:
+        """The projections of grouped-query attention; config: any family's, for the sizes.
+
+        biases: the letters of those out of q, k, v, o that have one.
+        """
+        hidden, dim = config.hidden_size, config.head_dim
+        q, kv = config.num_attention_heads * dim, config.num_key_value_heads * dim
+        shapes = {"q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q)}
+        for part, (rows, cols) in shapes.items():
+            name = f"layers.{layer}.self_attn.{part}_proj"
+            self.matrix(name, rows, cols)
+            if part in biases:
+                self.vector(f"{name}.bias", rows, suffix="")
 
     def vector(self, name: str, *shape: int, offset: float = 0.0, suffix: str = ".weight") -> None:
         """A float32 vector; suffix "" for parameters that are not `.weight` of a module."""
@@ -77,7 +104,12 @@ class SpecList:
             )
         )
 
-    def finish(self, tied: bool, ignored: tuple[str, ...] = ()) -> WeightSpecs:
+    def finish(
+        self,
+        tied: bool,
+        ignored: tuple[str, ...] = (),
+        spellings: tuple[tuple[str, str], ...] = (),
+    ) -> WeightSpecs:
         """All specs, with the head: its own matrix, or, if tied, the embedding."""
         if tied:
             ignored = (*ignored, "lm_head.", "language_model.lm_head.")
@@ -86,5 +118,5 @@ class SpecList:
             assert embed.name == "embed_tokens"
             self.stack("lm_head", (Source("lm_head.weight", embed.rows),), embed.cols)
         return WeightSpecs(
-            tuple(self._matrices), tuple(self._vectors), tuple(self._experts), ignored
+            tuple(self._matrices), tuple(self._vectors), tuple(self._experts), ignored, spellings
         )

@@ -88,9 +88,13 @@ class ExpertsSpec:
 
 @dataclass(frozen=True)
 class WeightSpecs:
-    """All weights of a model. ignored: prefixes of checkpoint tensors left out on purpose."""
+    """All weights of a model. ignored: prefixes of checkpoint tensors left out on purpose.
+
+    spellings: (part of the names above, what checkpoints may have in its place).
+    """
 
     matrices: tuple[MatrixSpec, ...]
     vectors: tuple[VectorSpec, ...]
     experts: tuple[ExpertsSpec, ...]
     ignored: tuple[str, ...] = ()
+    spellings: tuple[tuple[str, str], ...] = ()

@@ -45,12 +45,15 @@ class ComposedParts(PlainParts):
         if w.biases is not None:
             for projected, bias in zip((q, k, v), w.biases[:3], strict=True):
                 self.add_bias(projected, bias)
+        (whole_q, q_norm), (whole_k, k_norm) = w.split_norm(w.q_norm), w.split_norm(w.k_norm)
+        q = q if whole_q is None else self.rms_norm(q, whole_q, w.eps)
+        k = k if whole_k is None else self.rms_norm(k, whole_k, w.eps)
         q = q.reshape(tokens, w.num_heads, -1)  # [T, Hq, D] or [T, Hq, 2 D]
         k = k.reshape(tokens, w.num_key_value_heads, w.head_dim)
         v = v.reshape(k.shape)
         gate = q[..., w.head_dim :]
-        q = self.head_norm_rope(q[..., : w.head_dim], w.q_norm, w.eps, *rope)
-        k = self.head_norm_rope(k, w.k_norm, w.eps, *rope)
+        q = self.head_norm_rope(q[..., : w.head_dim], q_norm, w.eps, *rope)
+        k = self.head_norm_rope(k, k_norm, w.eps, *rope)
         outs = []
         for begin, end, start, cache in spans:
             kept = cache.k, cache.v
@@ -63,7 +66,7 @@ class ComposedParts(PlainParts):
         if w.gated:
             self.sigmoid_gate(out, gate)
         self.linear_add(out.reshape(tokens, -1), w.o_proj, h)
-        if w.biases is not None:
+        if w.biases is not None and w.biases.o is not None:
             self.add_bias(h, w.biases.o)
 
     def add_gated_delta(

@@ -17,26 +17,13 @@ from flashmoe.ops.base import Array, ExpertShape, Floats, Ints
 from flashmoe.ops.clock import PhaseClock
 from flashmoe.ops.cpu_parts import CpuParts
 from flashmoe.ops.host import HostArrays
-from flashmoe.ops.parts import CHUNK_STEP, SigmoidRouting
+from flashmoe.ops.parts import SigmoidRouting, delta_spans
 from flashmoe.ops.plain_parts import PlainParts
 from flashmoe.ops.scratch import Scratch
 from flashmoe.quant import Format
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-def delta_spans(position: int, tokens: int) -> list[tuple[slice, int]]:
-    """Cut tokens at positions position... into (rows, chunk): whole blocks of 64 in the chunked
-    form, what is left at either end in the recurrent form (chunk 0).
-
-    Blocks start at absolute multiples of 64, so that the result does not depend on how a prompt
-    is cut into passes as long as the cuts fall on such multiples.
-    """
-    head = min(-position % CHUNK_STEP, tokens)
-    body = (tokens - head) // CHUNK_STEP * CHUNK_STEP
-    spans = [(0, head, 0), (head, head + body, CHUNK_STEP), (head + body, tokens, 0)]
-    return [(slice(begin, end), chunk) for begin, end, chunk in spans if end > begin]
 
 
 class CpuOps(CpuParts, PlainParts, HostArrays):

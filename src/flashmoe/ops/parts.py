@@ -71,6 +71,20 @@ RecurrentSpans = Sequence[Span[RecurrentState]]
 # of it has the same result as in one piece.
 CHUNK_STEP = 64
 
+
+def delta_spans(position: int, tokens: int) -> list[tuple[slice, int]]:
+    """Cut tokens at positions position... into (rows, chunk): whole blocks of 64 in the chunked
+    form, what is left at either end in the recurrent form (chunk 0).
+
+    Blocks start at absolute multiples of 64, so that the result does not depend on how a prompt
+    is cut into passes as long as the cuts fall on such multiples.
+    """
+    head = min(-position % CHUNK_STEP, tokens)
+    body = (tokens - head) // CHUNK_STEP * CHUNK_STEP
+    spans = [(0, head, 0), (head, head + body, CHUNK_STEP), (head + body, tokens, 0)]
+    return [(slice(begin, end), chunk) for begin, end, chunk in spans if end > begin]
+
+
 # Tokens that go through the cache of a layer with a window at a time: a ring has room for so many.
 WINDOW_PIECE = 512
 
@@ -81,12 +95,14 @@ class AttentionBiases(NamedTuple):
     q: Floats
     k: Floats
     v: Floats
-    o: Floats
+    o: Floats | None
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionWeights:
-    """Grouped-query attention with rotary positions and, where given, per-head norms and biases.
+    """Grouped-query attention with rotary positions and, where given, norms and biases.
+
+    q_norm, k_norm: of each head, or of all heads together: their length says which.
 
     gated: each head of q_proj is [q | gate], and the result is multiplied by sigmoid(gate).
     window: a token sees the last `window` tokens, itself among them; 0: all before it.
@@ -98,8 +114,8 @@ class AttentionWeights:
     k_proj: Matrix  # [Hkv * D, H]
     v_proj: Matrix  # [Hkv * D, H]
     o_proj: Matrix  # [H, Hq * D]
-    q_norm: Floats | None  # [D]
-    k_norm: Floats | None  # [D]
+    q_norm: Floats | None  # [D] or [Hq * D]
+    k_norm: Floats | None  # [D] or [Hkv * D]
     head_dim: int
     eps: float
     gated: bool = False
@@ -119,6 +135,13 @@ class AttentionWeights:
     def scale(self) -> float:
         """What the scores are multiplied by."""
         return float(self.head_dim**-0.5)
+
+    def split_norm(self, norm: Floats | None) -> tuple[Floats | None, Floats | None]:
+        """q_norm or k_norm -> (that of all heads together, that of each head), one of them None."""
+        if norm is None or len(norm) == self.head_dim:
+            return None, norm
+        assert not self.gated, "rows of a gated projection are not all queries"
+        return norm, None
 
     def pieces(self, begin: int, end: int) -> list[tuple[int, int]]:
         """Rows begin..end as they go through the cache, one piece after the other."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 # How long answers under way may go on after the first Ctrl-C.
 _GRACE_SECONDS = 2
+_BACKLOG = 1024
 
 Load = Callable[[], tuple[Model, WorkerLike]]
 
@@ -52,7 +54,7 @@ def serve(
         timeout_graceful_shutdown=_GRACE_SECONDS,
         server_header=False,
     )
-    host.run(uvicorn.Server(config))
+    host.run(config)
 
 
 class _Host:
@@ -63,23 +65,24 @@ class _Host:
     ) -> None:
         self._service, self._name, self._load, self._on_ready = service, name, load, on_ready
         self._error: FlashMoeError | None = None
+        self._broken = False
         self._server: uvicorn.Server | None = None
         self._model: Model | None = None
         self._loader = Thread(target=self._load_model, name="flashmoe-load", daemon=True)
 
-    def run(self, server: uvicorn.Server) -> None:
+    def run(self, config: uvicorn.Config) -> None:
         """Until the server ends."""
-        self._server = server
+        listener = _listener(config.host, config.port)  # before the model: a taken port is told
+        self._server = uvicorn.Server(config)
         try:
-            server.run()
-        except SystemExit as error:  # uvicorn's way to say that it could not bind
-            config = self._service.settings
-            address = f"{config.host}:{config.port}"
-            raise StorageError("the server cannot listen", where=address) from error
+            self._server.run(sockets=[listener])
         finally:
+            listener.close()
             self._close()
         if self._error is not None:
             raise self._error
+        if self._broken:
+            raise RuntimeError("loading the model failed; its trace is above")
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -90,20 +93,32 @@ class _Host:
             await asyncio.to_thread(self._service.served.worker.close)
 
     def _load_model(self) -> None:
+        self._broken = True
         try:
-            model, worker = self._load()
-            self._model = model
-            self._service.served = served_model(self._name, model, worker)
+            self._model, worker = self._load()
+            self._service.served = served_model(self._name, self._model, worker)
             self._on_ready(self._service.served)
+            self._broken = False
         except FlashMoeError as error:
             self._error = error
-            assert self._server is not None
-            self._server.should_exit = True
+        finally:
+            if self._broken and self._server is not None:
+                self._server.should_exit = True
 
     def _close(self) -> None:
         if self._model is not None and self._service.served is not None:
             self._service.served.worker.close()
             self._model.close()
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise StorageError(
+            f"the server cannot listen ({error.strerror})", where=f"{host}:{port}"
+        ) from error
 
 
 def served_model(name: str, model: Model, worker: WorkerLike) -> Served:

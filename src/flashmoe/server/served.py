@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from flashmoe.errors import RequestError
 from flashmoe.generate.grammar import Grammars, Thinking, ToolChoice
-from flashmoe.generate.request import GenerationRequest, TokenMask
+from flashmoe.generate.request import GenerationRequest, OnEvent, TokenMask
 from flashmoe.parsers.base import Content, ReplyEvent, ReplyFormat
-from flashmoe.server.answers import Question, Submit
+from flashmoe.server.answers import Question, Ticket
 from flashmoe.server.task import Asked, ChatTask, Form
 from flashmoe.server.worker import SlotView, WorkerFigures
 from flashmoe.text.chat_template import ChatTemplate
@@ -24,7 +24,10 @@ _NO_THINKING = Thinking(allowed=False)
 class WorkerLike(Protocol):
     """What of server.worker.Worker is used here."""
 
-    submit: Submit
+    def submit(
+        self, request: GenerationRequest, on_event: OnEvent, key: str | None = None
+    ) -> Ticket:
+        """Queue a request."""
 
     def slots(self) -> list[SlotView]:
         """All that run or wait."""

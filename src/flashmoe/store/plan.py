@@ -139,7 +139,7 @@ def make_plan(
         ConfigError: a tensor's shape is not the one that follows from the config.
         UsageError: the chosen group size does not divide a matrix's columns.
     """
-    names = Names(tensors, source_name)
+    names = Names(tensors, source_name, specs.spellings)
     resident = {spec.name: _matrix(spec, names, options) for spec in specs.matrices}
     vectors = {spec.name: _vector(spec, names) for spec in specs.vectors}
     layout = _layout(specs.experts, options)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flashmoe.ops import reference_layers as ref
 from flashmoe.ops import reference_linear
+from flashmoe.ops.base import Activation
 from flashmoe.quant import Format
 from flashmoe.store.format import ExpertLayout
 from tests.ops.cuda.test_products import error, host
@@ -29,14 +30,16 @@ class Layer:
     layout: ExpertLayout
     records: NDArray[np.uint8]
     weights: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    biases: list[tuple[NDArray[np.float32], NDArray[np.float32]] | None]
 
     @staticmethod
-    def make(gate_up: str, down: str) -> Layer:
-        rng = np.random.default_rng(2)
+    def make(gate_up: str, down: str, activation: Activation = "swiglu") -> Layer:
+        """clamped experts have biases, too."""
+        rng, biased = np.random.default_rng(2), activation == "swiglu_clamped"
         formats = [Format(name, 0 if name == "bf16" else 32) for name in (gate_up, down)]
-        layout = ExpertLayout(EXPERTS, HIDDEN, INNER, *formats)
+        layout = ExpertLayout(EXPERTS, HIDDEN, INNER, *formats, activation, biased)
         records = np.zeros((EXPERTS, layout.record_bytes), np.uint8)
-        weights = []
+        weights, biases = [], []
         for record in records:
             first = layout.gate_up.encode(_small(rng, 2 * INNER, HIDDEN))
             second = layout.down.encode(_small(rng, HIDDEN, INNER))
@@ -44,7 +47,12 @@ class Layer:
             record[layout.down_offset :][: len(second)] = second
             decoded = layout.gate_up.decode(first, 2 * INNER, HIDDEN)
             weights.append((decoded, layout.down.decode(second, HIDDEN, INNER)))
-        return Layer(layout, records, weights)
+            values = rng.standard_normal(2 * INNER + HIDDEN).astype(np.float32)
+            biases.append((4 * values[: 2 * INNER], values[2 * INNER :]) if biased else None)
+            if biased:
+                both = np.concatenate(biases[-1]).view(np.uint8)
+                record[layout.bias_offset :][: len(both)] = both
+        return Layer(layout, records, weights, biases)
 
     def arena(self, ops: Any, slots: list[int]) -> tuple[Any, Any]:
         """The records in those slots, on the device, and the slot table."""
@@ -61,13 +69,19 @@ def _small(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
     return (0.1 * rng.standard_normal(shape)).astype(np.float32)
 
 
-FORMATS = [("q4", "q4"), ("q8", "q4"), ("bf16", "bf16")]
+FORMATS: list[tuple[str, str, Activation]] = [
+    ("q4", "q4", "swiglu"),
+    ("q8", "q4", "swiglu"),
+    ("bf16", "bf16", "swiglu"),
+    ("mxfp4", "mxfp4", "swiglu_clamped"),
+    ("bf16", "q8", "swiglu_clamped"),
+]
 ORDERS = [[2, 1, 0, 5, 4, 3], [0, 1, 2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("formats", FORMATS, ids="-".join)
 @pytest.mark.parametrize("tokens", [1, 4, 40])
-def test_experts(ops: Any, formats: tuple[str, str], tokens: int) -> None:
+def test_experts(ops: Any, formats: tuple[str, str, Activation], tokens: int) -> None:
     layer, rng = Layer.make(*formats), np.random.default_rng(3)
     x = rng.standard_normal((tokens, HIDDEN)).astype(np.float32)
     norm, out = rng.standard_normal(HIDDEN).astype(np.float32), rng.standard_normal(x.shape)
@@ -86,7 +100,9 @@ def test_experts(ops: Any, formats: tuple[str, str], tokens: int) -> None:
     for t in range(tokens):
         for k in range(TOPK):
             gate_up, down = layer.weights[ids[t, k]]
-            y = reference_linear.ffn(rows[t : t + 1], gate_up, down, EXACT, EXACT)[0]
+            y = reference_linear.ffn(
+                rows[t : t + 1], gate_up, down, EXACT, EXACT, formats[2], layer.biases[ids[t, k]]
+            )[0]
             expected[t] += weights[t, k] * y
     assert error(results[0], expected) <= (CUDA_FIXED_POINT if tokens < 40 else CUDA_HALF)
 
@@ -137,18 +153,43 @@ def test_the_card_evicts_what_was_used_least_recently(ops: Any) -> None:
     rng, twin = np.random.default_rng(5), Lru([-1] * slots, [0] * slots)
     table = ops.integers(np.full(layers * experts, -1, dtype=np.int32))
     owner = ops.integers(np.full(slots, -1, dtype=np.int32))
-    stamp, clock = (ops.integers(np.zeros(n, dtype=np.int32)) for n in (slots, 1))
-    counts, loads = ops.state((2,), "i8"), ops.integers(np.zeros(k, dtype=np.int32))
+    stamp, fresh, clock = (ops.integers(np.zeros(n, dtype=np.int32)) for n in (slots, slots, 1))
+    counts, loads = ops.state((4,), "i8"), ops.integers(np.zeros(k, dtype=np.int32))
     misses = 0
     for step in range(30):
         first, ids = step % layers * experts, rng.integers(0, experts, k).astype(np.int32)
         place[(1,)](
-            ops.integers(ids), table, owner, stamp, clock, loads, counts, first, k,
-            SLOTS=slots, BLOCK=16,
+            ops.integers(ids), table, owner, stamp, fresh, clock, loads, counts, first, k,
+            SLOTS=slots, BLOCK=16, GUESS=False,
         )  # fmt: skip
         expected = twin.place((first + ids).tolist(), step + 1)
         misses += sum(slot >= 0 for slot in expected)
         np.testing.assert_array_equal(host(loads), expected)
         np.testing.assert_array_equal(host(owner), twin.owner)
         np.testing.assert_array_equal(host(owner)[host(table)[first + ids]], first + ids)
-    assert host(counts).tolist() == [misses, 30 * k]
+    assert host(counts).tolist() == [misses, 30 * k, 0, 0]
+
+
+def test_a_guess_brings_experts_without_evicting_what_the_layer_before_uses(ops: Any) -> None:
+    from flashmoe.ops.cuda.kernels.placement import place
+
+    experts, slots = 8, 4
+    table = ops.integers(np.full(2 * experts, -1, dtype=np.int32))
+    owner = ops.integers(np.full(slots, -1, dtype=np.int32))
+    stamp, fresh, clock = (ops.integers(np.zeros(n, dtype=np.int32)) for n in (slots, slots, 1))
+    counts = ops.state((4,), "i8")
+
+    def placed(layer: int, ids: list[int], *, guess: bool) -> list[int]:
+        loads = ops.integers(np.zeros(len(ids), dtype=np.int32))
+        place[(1,)](
+            ops.integers(np.array(ids, dtype=np.int32)), table, owner, stamp, fresh, clock, loads,
+            counts, layer * experts, len(ids), SLOTS=slots, BLOCK=4, GUESS=guess,
+        )  # fmt: skip
+        return host(loads).astype(int).tolist()
+
+    assert placed(0, [3, 5], guess=False) == [0, 1]
+    assert placed(1, [1, 2], guess=True) == [2, 3]
+    assert host(owner).tolist() == [3, 5, experts + 1, experts + 2]
+    # One guess was right; what was not asked for goes as early as what the layer before used.
+    assert placed(1, [1, 7], guess=False) == [-1, 0]
+    assert host(counts).tolist() == [3, 4, 2, 1]

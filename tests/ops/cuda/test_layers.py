@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,7 +54,6 @@ def test_attention_over_what_was_stored(ops: Any, case: tuple[Any, ...]) -> None
     keys[:, rows] = ref.head_norm_rope(k, weight, 1e-6, cos, sin).transpose(1, 0, 2)
     values[:, rows] = v.transpose(1, 0, 2)
     loose = CUDA_ATTENTION_F16 if kind == "f2" else CUDA_ROW
-    assert error(device_keys.float(), keys.astype(np.float32)) <= loose
     query = ops.vector(q)[..., :dim]
     got = ops.attention(
         ops.head_norm_rope(query, *turn), device_keys, device_values, start, dim**-0.5
@@ -60,6 +61,9 @@ def test_attention_over_what_was_stored(ops: Any, case: tuple[Any, ...]) -> None
     turned = ref.head_norm_rope(q[..., :dim], weight, 1e-6, cos, sin).astype(np.float32)
     expected = ref.attention(turned, keys, values, start, dim**-0.5)
     assert error(got, expected) <= loose
+    # A single token is stored by the attention itself.
+    assert error(device_keys.float(), keys.astype(np.float32)) <= loose
+    assert error(device_values.float(), values.astype(np.float32)) <= loose
     ops.sigmoid_gate(got, ops.vector(q)[..., dim:])
     assert error(got, ref.sigmoid_gate(expected.astype(np.float32), q[..., dim:])) <= loose
 
@@ -112,22 +116,75 @@ def test_convolution(ops: Any, tokens: int) -> None:
     np.testing.assert_array_equal(host(device_state), new_state)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 70])
-def test_delta_rule(ops: Any, tokens: int) -> None:
-    key_heads, heads, key_dim, value_dim = 2, 4, 24, 40
-    qkv = floats(tokens, 2 * key_heads * key_dim + heads * value_dim)
-    a, b, a_log, dt_bias = (
-        floats(tokens, heads),
-        floats(tokens, heads),
-        floats(heads),
-        floats(heads),
-    )
-    state = floats(heads, key_dim, value_dim)
-    device_state = ops.vector(state)
-    got = ops.gated_delta(*(ops.vector(v) for v in (qkv, a, b, a_log, dt_bias)), device_state, 0)
-    expected, new_state = ref.gated_delta(qkv, a, b, a_log, dt_bias, state, key_heads)
-    assert error(got, expected) <= DELTA
-    assert error(device_state, new_state) <= DELTA
+@dataclass(frozen=True)
+class Delta:
+    """Inputs of the delta rule; state is not written to."""
+
+    gates: tuple[NDArray[np.float32], ...]  # a, b, a_log, dt_bias
+    qkv: NDArray[np.float32]
+    state: NDArray[np.float32]
+    key_heads: int
+
+    @staticmethod
+    def make(
+        tokens: int, heads: tuple[int, int] = (2, 4), dims: tuple[int, int] = (24, 40)
+    ) -> Delta:
+        width = 2 * heads[0] * dims[0] + heads[1] * dims[1]
+        gates = [floats(tokens, heads[1]), floats(tokens, heads[1]), floats(heads[1])]
+        state = floats(heads[1], *dims)
+        return Delta((*gates, floats(heads[1])), floats(tokens, width), state, heads[0])
+
+    def run(self, ops: Any, position: int, cuts: Sequence[int] = ()) -> tuple[Any, Any]:
+        """Output and state after passes that begin at 0 and at the cuts."""
+        state, ends = ops.vector(self.state), [*cuts, len(self.qkv)]
+        qkv, a, b, a_log, dt_bias = (ops.vector(v) for v in (self.qkv, *self.gates))
+        outs = []
+        for begin, end in zip([0, *cuts], ends, strict=True):
+            rows = slice(begin, end)
+            gates = a[rows], b[rows], a_log, dt_bias
+            outs.append(ops.gated_delta(qkv[rows], *gates, state, position + begin))
+        return ops.concat(outs), state
+
+    def check(self, ops: Any, position: int) -> None:
+        got, state = self.run(ops, position)
+        expected = ref.gated_delta(self.qkv, *self.gates, self.state, self.key_heads)
+        assert error(got, expected[0]) <= DELTA
+        assert error(state, expected[1]) <= DELTA
+
+
+# Token by token, a block with ends, two blocks.
+@pytest.mark.parametrize(("tokens", "position"), [(1, 0), (2, 64), (70, 0), (131, 61)])
+def test_delta_rule(ops: Any, tokens: int, position: int) -> None:
+    Delta.make(tokens).check(ops, position)
+
+
+@pytest.mark.parametrize("dims", [(5, 3), (64, 48), (128, 128)], ids=str)
+def test_blocks_of_any_width(ops: Any, dims: tuple[int, int]) -> None:
+    Delta.make(64, (1, 2), dims).check(ops, 0)
+
+
+def test_extreme_decays(ops: Any) -> None:
+    one = Delta.make(128)
+    a, b = one.gates[:2]
+    a[:20] += 60  # the state is wiped out at once: sums of log decays in the thousands,
+    a[20:64] -= 3  # whose small differences then matter
+    a[64:90] -= 60  # no decay at all
+    b[::3] += 80
+    b[1::3] -= 80
+    one.check(ops, 0)
+
+
+def test_keys_that_are_alike(ops: Any) -> None:
+    one = Delta.make(64)
+    one.qkv[:, 48:96] = one.qkv[0, 48:96] + 0.01 * one.qkv[:, 48:96]
+    one.gates[0][:] -= 10  # hardly any decay
+    one.check(ops, 0)
+
+
+def test_cuts_at_multiples_of_64_change_no_bit(ops: Any) -> None:
+    one = Delta.make(200)
+    for got, whole in zip(one.run(ops, 0, (64, 192)), one.run(ops, 0), strict=True):
+        np.testing.assert_array_equal(host(got), host(whole))
 
 
 def test_gated_norm(ops: Any) -> None:

@@ -14,6 +14,7 @@ from tests.support.tolerances import CUDA_BF16, CUDA_FIXED_POINT, CUDA_HALF, CUD
 pytestmark = pytest.mark.cuda
 
 FORMATS = [Format("q4", 32), Format("q4", 64), Format("q4", 128), Format("q8", 64), Format("bf16")]
+FORMATS += [Format("mxfp4", 32)]
 SHAPES = [(24, 256), (13, 640), (8, 128)]
 TOKENS = [1, 3, 17, 20]
 
@@ -57,6 +58,16 @@ def test_linear(
 ) -> None:
     matrix, w = stored(ops, rng, fmt, *shape)
     x = rng.standard_normal((tokens, shape[1])).astype(np.float32)
+    (got,) = ops.linear(ops.vector(x), matrix)
+    assert error(got, x.astype(np.float64) @ w.T) <= bound(fmt, tokens)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_blocks_that_begin_anywhere(ops: Any, rng: np.random.Generator, tokens: int) -> None:
+    """Three groups of mxfp4 are 102 words: the next block begins at no multiple of 8."""
+    fmt = Format("mxfp4", 32)
+    matrix, w = stored(ops, rng, fmt, 37, 96)
+    x = rng.standard_normal((tokens, 96)).astype(np.float32)
     (got,) = ops.linear(ops.vector(x), matrix)
     assert error(got, x.astype(np.float64) @ w.T) <= bound(fmt, tokens)
 

@@ -8,7 +8,7 @@ Under Triton's interpreter the same code runs on the CPU, for tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,14 +16,21 @@ import triton
 from numpy.typing import DTypeLike, NDArray
 
 from flashmoe.ops.composed import HEAD_ROWS, ComposedParts
-from flashmoe.ops.cuda import products
+from flashmoe.ops.cuda import choosing, delta_rule, latent, products
 from flashmoe.ops.cuda.clock import DeviceClock
-from flashmoe.ops.cuda.handles import DeviceMatrix, Normed, Rotated
+from flashmoe.ops.cuda.handles import DeviceMatrix, NewKeys, Normed, Rotated
 from flashmoe.ops.cuda.kernels import attention as attending
-from flashmoe.ops.cuda.kernels import delta, dequantize, routing, rows
+from flashmoe.ops.cuda.kernels import dequantize, rows
 from flashmoe.ops.cuda.products import FEW_TOKENS, next_power
 from flashmoe.ops.cuda.routed import RoutedProducts
-from flashmoe.ops.parts import HeadWeights
+from flashmoe.ops.parts import (
+    HeadWeights,
+    LatentAttentionWeights,
+    LatentSpans,
+    Routed,
+    RouterWeights,
+    SigmoidRouting,
+)
 from flashmoe.quant import Format
 
 _SPLITS = 32
@@ -35,15 +42,15 @@ class CudaOps(ComposedParts):
     """flashmoe.ops.base.Ops on one device, without `experts` and `combine`: routed experts are
     computed where they lie (`routed`), not handed over one by one.
 
-    Missing: biases, windows, sinks, latent attention, sigmoid routing; families that need them are
-    refused before (models.registry.CARD_FAMILIES). Results of `rms_norm` and `head_norm_rope` wait
-    as handles for the kernel that reads them, which the order of calls in ops/composed.py suits.
+    Results of `rms_norm` and `head_norm_rope` wait as handles for the kernel that reads them, which
+    the order of calls in ops/composed.py suits.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.clock = DeviceClock(device)
         self.routed = RoutedProducts(device)
+        self._new_keys: NewKeys | None = None  # stored with the attention that follows
         self._counters = torch.zeros(FEW_TOKENS, dtype=torch.int32, device=device)
 
     def begin_pass(self) -> None:
@@ -94,22 +101,16 @@ class CudaOps(ComposedParts):
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> Input:
         normed = Normed(x, weight, eps)
-        return normed if len(x) <= FEW_TOKENS else self._values(normed)
+        return normed if len(x) <= FEW_TOKENS else self.values(normed)
 
-    def _values(self, x: Input) -> torch.Tensor:
+    def values(self, x: Input) -> torch.Tensor:
         """x itself, normed by now."""
-        if not isinstance(x, Normed):
-            return x
-        if x.value is None:
-            out, cols = torch.empty_like(x.x), x.x.shape[1]
-            rows.rms_norm[(len(x),)](x.x, x.weight, out, x.eps, COLS=cols, BLOCK=next_power(cols))
-            x.value = out
-        return x.value
+        return x.computed() if isinstance(x, Normed) else x
 
     def linear(self, x: Input, *matrices: DeviceMatrix) -> tuple[torch.Tensor, ...]:
         if len(x) <= FEW_TOKENS:
             return self._few_rows(x, matrices)
-        values = self._values(x)
+        values = self.values(x)
         outs = [self.empty(len(x), matrix.rows) for matrix in matrices]
         planes: dict[bool, products.Planes] = {}
         for matrix, out in zip(matrices, outs, strict=True):
@@ -143,7 +144,7 @@ class CudaOps(ComposedParts):
         if len(x) <= FEW_TOKENS:
             products.few_rows(x, [matrix], out, add=True)
         else:
-            self._many_rows(products.split(self._values(x), matrix.format), matrix, out, add=True)
+            self._many_rows(products.split(self.values(x), matrix.format), matrix, out, add=True)
 
     def ffn_add(
         self,
@@ -154,10 +155,10 @@ class CudaOps(ComposedParts):
         scale: torch.Tensor | None,
     ) -> None:
         if len(x) <= FEW_TOKENS:
-            hidden = self.routed.few_hidden_of(x, gate_up)
+            hidden = self.routed.few_hidden_of(x, gate_up, down)
             products.few_rows(hidden, [down], out, add=True, row_scale=scale)
             return
-        planes = products.split(self._values(x), gate_up.format)
+        planes = products.split(self.values(x), gate_up.format)
         w = products.dequantize(products.Source.of(gate_up), pairs=True)
         hidden = self.empty(len(x), gate_up.rows // 2)
         tiles = products.Tiles.plain(len(x), self.device)
@@ -189,11 +190,13 @@ class CudaOps(ComposedParts):
         start: Position,
         window: int = 0,
     ) -> None:
-        assert not window, "no rings on a card"
         heads, context, dim = k_cache.shape
         assert k.x.stride(1) == v.stride(1) == dim
+        if len(k) == 1:
+            self._new_keys = NewKeys(k, v, k_cache)
+            return
         rows.kv_store[(len(k.x),)](
-            k.x, v, *k.turn, k_cache, v_cache, self._position(start), k.eps,
+            k.x, v, *k.turn, k_cache, v_cache, self.position(start), k.eps,
             k.x.stride(0), v.stride(0), context, heads,
             **_head_constants(k), ROWS=next_power(heads),
         )  # fmt: skip
@@ -206,37 +209,43 @@ class CudaOps(ComposedParts):
         start: Position,
         scale: float,
         window: int = 0,
-        sinks: None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        assert not window, "no rings on a card"
-        assert sinks is None, "no sinks on a card"
         attend = self._attend_few if len(q.x) <= FEW_TOKENS else self._attend_many
-        return attend(q, k_cache, v_cache, self._position(start), scale)
+        return attend(q, k_cache, v_cache, self.position(start), scale, window, sinks)
 
     def _attend_few(
-        self, q: Rotated, k: torch.Tensor, v: torch.Tensor, start: torch.Tensor, scale: float
-    ) -> torch.Tensor:
+        self, q: Rotated, k: torch.Tensor, v: torch.Tensor, start: torch.Tensor, scale: float,
+        window: int, sinks: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
         tokens, heads, dim = q.x.shape
         key_heads, context, _ = k.shape
         group = heads // key_heads
         parts = self.empty(tokens, heads, _SPLITS, dim)
         peaks, sums = self.empty(tokens, heads, _SPLITS), self.empty(tokens, heads, _SPLITS)
+        new = self._new_keys
+        assert new is None or new.k_cache is k
+        keys = q if new is None else new.k
         attending.attend_split[(key_heads, _SPLITS, tokens)](
             q.x, *q.turn, k, v, start, parts, peaks, sums, q.eps, scale,
-            q.x.stride(0), q.x.stride(1), context, HEADS=heads, GROUP=group,
-            ROWS=max(16, next_power(group)), SPLITS=_SPLITS, BN=32, **_head_constants(q),
-            num_warps=4,
+            q.x.stride(0), q.x.stride(1), context,
+            keys.x, q.x if new is None else new.v, keys.turn[0], keys.eps,
+            STORE=new is not None, HEADS=heads, GROUP=group,
+            ROWS=max(16, next_power(group)), SPLITS=_SPLITS, BN=32, WINDOW=window,
+            **_head_constants(q), num_warps=4,
         )  # fmt: skip
+        self._new_keys = None
         out = self.empty(tokens, heads, dim)
         attending.attend_join[(heads, tokens)](
-            parts, peaks, sums, out, HEADS=heads, D=dim, SPLITS=_SPLITS, BLOCK=next_power(dim),
-            num_warps=4,
+            parts, peaks, sums, sums if sinks is None else sinks, out, HEADS=heads, D=dim,
+            SPLITS=_SPLITS, BLOCK=next_power(dim), SINKS=sinks is not None, num_warps=4,
         )  # fmt: skip
         return out
 
     def _attend_many(
-        self, q: Rotated, k: torch.Tensor, v: torch.Tensor, start: torch.Tensor, scale: float
-    ) -> torch.Tensor:
+        self, q: Rotated, k: torch.Tensor, v: torch.Tensor, start: torch.Tensor, scale: float,
+        window: int, sinks: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
         tokens, heads, dim = q.x.shape
         turned = torch.empty((tokens, heads, dim), dtype=k.dtype, device=self.device)
         rows.rotate[(triton.cdiv(heads, 4), tokens)](
@@ -247,16 +256,28 @@ class CudaOps(ComposedParts):
         wide = k.dtype == torch.float32 or dim > 128
         block = 64 if wide else 128
         attending.attend_block[(triton.cdiv(tokens, block), heads)](
-            turned, k, v, start, out, scale, tokens, k.shape[1], HEADS=heads,
+            turned, k, v, start, out if sinks is None else sinks, out, scale, tokens, k.shape[1],
+            HEADS=heads, WINDOW=window, SINKS=sinks is not None,
             GROUP=heads // k.shape[0], D=dim, BM=block, BN=32 if wide else 64,
             BLOCK=next_power(dim), num_warps=4 if wide else 8, num_stages=2,
         )  # fmt: skip
         return out
 
-    def _position(self, start: Position) -> torch.Tensor:
+    def position(self, start: Position) -> torch.Tensor:
+        """On the device, int32 [1]."""
         if isinstance(start, torch.Tensor):
             return start
         return torch.full((1,), start, dtype=torch.int32, device=self.device)
+
+    def add_latent_attention(
+        self,
+        h: Any,
+        weights: LatentAttentionWeights,
+        rope: tuple[Any, Any],
+        spans: LatentSpans,
+    ) -> None:
+        self.clock.phase = "attention"
+        latent.add_latent_attention(self, h, weights, rope, spans)
 
     def sigmoid(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(x)
@@ -266,6 +287,9 @@ class CudaOps(ComposedParts):
         rows.sigmoid_gate[(heads, tokens)](
             x, gate, gate.stride(0), gate.stride(1), heads, D=dim, BLOCK=next_power(dim)
         )
+
+    def add_bias(self, x: torch.Tensor, bias: torch.Tensor) -> None:
+        x += bias
 
     # The delta rule.
 
@@ -291,15 +315,8 @@ class CudaOps(ComposedParts):
         state: torch.Tensor,
         position: Position,
     ) -> torch.Tensor:
-        heads, key_dim, value_dim = state.shape
-        assert a.stride(0) == b.stride(0)
-        out = self.empty(len(qkv), heads, value_dim)
-        delta.gated_delta[(heads, triton.cdiv(value_dim, 16))](
-            qkv, a, b, a_log, dt_bias, state, out, len(qkv), qkv.stride(0), a.stride(0),
-            KEY_HEADS=(qkv.shape[1] - heads * value_dim) // (2 * key_dim), HEADS=heads,
-            KEY_DIM=key_dim, VALUE_DIM=value_dim, DK=next_power(key_dim), BV=16, num_warps=2,
-        )  # fmt: skip
-        return out
+        gates = delta_rule.Gates(a, b, a_log, dt_bias)
+        return delta_rule.gated_delta(qkv, gates, state, position)
 
     def gated_rms_norm(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float
@@ -311,60 +328,36 @@ class CudaOps(ComposedParts):
 
     # Routing.
 
+    def norm_and_route(
+        self, h: Any, weights: RouterWeights, ahead: RouterWeights | None = None
+    ) -> Routed:
+        """A guess of what the next layer will want is made beside what follows (routed.ahead)."""
+        ops: Any = super()
+        routed: Routed = ops.norm_and_route(h, weights)
+        if ahead is None:
+            return routed
+        with self.routed.aside():
+            norm: Any = ahead.norm
+            seen: Any = self.rms_norm(h, norm, ahead.eps)
+            k, how = ahead.num_experts_per_tok, (ahead.renormalize, ahead.bias, ahead.sigmoid)
+            gate: Any = ahead.gate
+            guess: Any = self.route(seen, gate, k, *cast(Any, how))[0]
+        return routed._replace(ids_ahead=guess)
+
     def route(
         self,
         x: Input,
         gate: DeviceMatrix,
         k: int,
         renormalize: bool,
-        bias: None = None,
-        sigmoid: None = None,
+        bias: torch.Tensor | None = None,
+        sigmoid: SigmoidRouting | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        assert bias is None, "no router biases on a card"
-        assert sigmoid is None, "no sigmoid routing on a card"
-        ids = torch.empty((len(x), k), dtype=torch.int32, device=self.device)
-        weights = self.empty(len(x), k)
-        logits = self.empty(len(x), gate.rows)
-        choice = {
-            "TOPK": k,
-            "RENORMALIZE": renormalize,
-            "BLOCK": next_power(gate.rows),
-            "SLOTS": next_power(k),
-        }
-        tile = products.unit_tile(gate.format, gate.cols)
-        if (
-            len(x) <= FEW_TOKENS
-            and tile["UNITS"] * products.UNIT_COLS[gate.format.name] >= gate.cols
-        ):
-            self._route_few(x, gate, logits, ids, weights, {**choice, **tile})
-        else:
-            # Kept, as in _route_few: what follows reads x after the residual has changed.
-            logits = self.linear(self._values(x), gate)[0].contiguous()
-            routing.softmax_topk[(len(x),)](logits, ids, weights, gate.rows, **choice, num_warps=1)
-        return ids, weights
+        if bias is not None or sigmoid is not None:
+            return choosing.route(self, x, gate, k, renormalize, bias, sigmoid)
+        return choosing.route_softmax(self, x, gate, k, renormalize)
 
-    def _route_few(
-        self,
-        x: Input,
-        gate: DeviceMatrix,
-        logits: torch.Tensor,
-        ids: torch.Tensor,
-        weights: torch.Tensor,
-        constants: dict[str, Any],
-    ) -> None:
-        values, norm, eps, normed = products.input_of(x)
-        kept = torch.empty_like(values) if normed else values
-        routing.route[(gate.blocks, len(values))](
-            values, norm, gate.data, logits, kept, self._count(len(values)), ids, weights, eps,
-            COLS=gate.cols, EXPERTS=gate.rows, FORMAT=gate.format.name, GROUP=gate.format.group,
-            NORM=normed, EMULATED=self.device.type == "cpu",
-            **constants,
-        )  # fmt: skip
-        if isinstance(x, Normed):
-            # What follows reads x after the residual has changed.
-            x.value = kept
-
-    def _count(self, needed: int) -> torch.Tensor:
+    def count(self, needed: int) -> torch.Tensor:
         """Counters, all zero between kernels."""
         assert needed <= len(self._counters)
         return self._counters

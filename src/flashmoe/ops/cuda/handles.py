@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import triton
 
+from flashmoe.ops.cuda.kernels import rows
 from flashmoe.quant import Format
 from flashmoe.quant.layout import row_blocks
 
@@ -31,15 +33,29 @@ class DeviceMatrix:
 
 @dataclass
 class Normed:
-    """x [T, H] / rms(x) * weight, not yet computed; `value` once some kernel has kept it."""
+    """x [T, H] / rms(x) * weight, not yet computed; `value` once some kernel has kept it.
+
+    codes: the value in fixed point too, int32 [T, 6, H / 8] (kernels/gemv.py, load_codes).
+    """
 
     x: torch.Tensor
     weight: torch.Tensor
     eps: float
     value: torch.Tensor | None = field(default=None)
+    codes: torch.Tensor | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def computed(self) -> torch.Tensor:
+        """The value, computed now if no kernel has kept it."""
+        if self.value is None:
+            self.value, cols = torch.empty_like(self.x), self.x.shape[1]
+            block = triton.next_power_of_2(cols)
+            rows.rms_norm[(len(self),)](
+                self.x, self.weight, self.value, self.eps, COLS=cols, BLOCK=block
+            )
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -57,5 +73,20 @@ class Rotated:
         """As kernels take it: weight (or anything), cos, sin."""
         return self.cos if self.weight is None else self.weight, self.cos, self.sin
 
+    def __len__(self) -> int:
+        return len(self.x)
+
     def __getitem__(self, rows: slice) -> Rotated:
         return Rotated(self.x[rows], self.weight, self.eps, self.cos[rows], self.sin[rows])
+
+
+@dataclass(frozen=True)
+class NewKeys:
+    """Keys and values [1, Hkv, D] of one token, for the attention that reads their caches to store.
+
+    They are stored by the kernel of that attention: a launch less.
+    """
+
+    k: Rotated
+    v: torch.Tensor
+    k_cache: torch.Tensor

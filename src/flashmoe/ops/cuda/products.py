@@ -18,7 +18,7 @@ from flashmoe.quant import Format
 
 # Up to here every token reads the weights anew (out of the L2 cache); beyond, tensor cores pay.
 FEW_TOKENS = 16
-UNIT_COLS = {"q4": 8, "q8": 4, "bf16": 2}
+UNIT_COLS = {"q4": 8, "mxfp4": 8, "q8": 4, "bf16": 2}
 _MATRICES_PER_LAUNCH = 4
 _PAIRS_FROM = 512
 _SHARED_TILE = {"BN": 128, "BK": 64}
@@ -32,16 +32,37 @@ def next_power(n: int) -> int:
 def unit_tile(fmt: Format, cols: int) -> dict[str, int]:
     """How many units of a row a program takes at a time, and with how many warps."""
     units = min(1024, next_power(cols // UNIT_COLS[fmt.name]))
-    return {"UNITS": units, "num_warps": min(8, max(1, units // 64))}
+    return {"UNITS": units, "num_warps": min(8, max(1, units // 128))}
 
 
-def input_of(x: torch.Tensor | Normed) -> tuple[torch.Tensor, torch.Tensor, float, bool]:
-    """x as the kernels take it: values, norm weight (or anything), eps, whether to norm."""
-    if not isinstance(x, Normed):
-        return x, x, 0.0, False
-    if x.value is not None:
-        return x.value, x.value, 0.0, False
-    return x.x, x.weight, x.eps, True
+def input_of(
+    x: torch.Tensor | Normed, fmt: Format
+) -> tuple[torch.Tensor, torch.Tensor, float, dict[str, bool]]:
+    """x as the kernels take it for weights of a format: values, norm weight (or anything), eps,
+    whether to norm and whether the values are codes (int32, see kernels/gemv.py, load_codes)."""
+    if isinstance(x, Normed) and x.value is None:
+        return x.x, x.weight, x.eps, {"NORM": True, "CODED": False}
+    if isinstance(x, Normed):
+        assert x.value is not None
+        x = x.codes if x.codes is not None and coded(fmt) else x.value
+    return x, x, 0.0, {"NORM": False, "CODED": x.dtype == torch.int32}
+
+
+def coded(fmt: Format) -> bool:
+    """Whether weights of a format meet inputs in fixed point."""
+    return fmt.name == "q4"
+
+
+def empty_input(rows: int, cols: int, fmt: Format, device: torch.device) -> torch.Tensor:
+    """Memory for rows that weights of a format will meet: float32 [rows, cols], or codes."""
+    if coded(fmt):
+        return empty_codes(rows, cols, device)
+    return torch.empty((rows, cols), dtype=torch.float32, device=device)
+
+
+def empty_codes(rows: int, cols: int, device: torch.device) -> torch.Tensor:
+    """Memory for rows in fixed point (kernels/gemv.py, load_codes)."""
+    return torch.empty((rows, 6, cols // 8), dtype=torch.int32, device=device)
 
 
 def few_rows(
@@ -56,8 +77,8 @@ def few_rows(
 
     Each matrix begins at a multiple of 8 rows of out.
     """
-    values, norm, eps, normed = input_of(x)
     first, others = matrices[0], list(matrices[1:])
+    values, norm, eps, kind = input_of(x, first.format)
     assert len(matrices) <= _MATRICES_PER_LAUNCH
     blocks = [m.blocks for m in matrices] + [0] * (_MATRICES_PER_LAUNCH - len(matrices))
     offsets = [(m.data.data_ptr() - first.data.data_ptr()) // 4 for m in others]
@@ -69,7 +90,7 @@ def few_rows(
         values, norm, first.data, out, values if row_scale is None else row_scale, eps,
         *blocks, *offsets, out.shape[1],
         COLS=first.cols, FORMAT=first.format.name, GROUP=first.format.group,
-        NORM=normed, ADD=add, SCALED=row_scale is not None, PAIR=pair,
+        **kind, ADD=add, SCALED=row_scale is not None, PAIR=pair,
         EMULATED=values.device.type == "cpu",
         **unit_tile(first.format, first.cols),
     )  # fmt: skip
@@ -208,39 +229,50 @@ def many_rows(
 
 
 def grouped_rows(
-    x: Planes, w: torch.Tensor, rows: int, out: torch.Tensor, tiles: Tiles, first: int
-) -> None:
-    """out[pair] = x[position] @ W[expert].T for the experts from first on that w holds."""
-    _gemm(x, w, rows, out, tiles, grouped=True, first=first, add=False)
+    x: Planes, w: torch.Tensor, rows: int, out: torch.Tensor, tiles: Tiles, first: int,
+    bias: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """out[pair] = x[position] @ W[expert].T for the experts from first on that w holds.
+
+    bias [E, rows], strided: one row per expert."""
+    _gemm(x, w, rows, out, tiles, grouped=True, first=first, add=False, bias=bias)
 
 
 def _gemm(
     x: Planes, w: torch.Tensor, rows: int, out: torch.Tensor, tiles: Tiles,
-    *, grouped: bool, first: int, add: bool,
+    *, grouped: bool, first: int, add: bool, bias: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
     grid = (len(tiles.experts), triton.cdiv(rows, _SHARED_TILE["BN"]))
     gemms.gemm[grid](
         x.halves, x.scales, x.halves[0].numel(), w, out,
-        tiles.order, tiles.experts, tiles.starts, tiles.offsets,
+        tiles.order, tiles.experts, tiles.starts, tiles.offsets, *_bias(bias, x),
         first, first + len(w), len(out), rows, w.shape[1],
-        GROUPED=grouped, ADD=add, BM=tiles.size, **x.constants, **_SHARED_TILE, **_warps(tiles),
+        GROUPED=grouped, ADD=add, BIASED=bias is not None, BM=tiles.size, **x.constants,
+        **_SHARED_TILE, **_warps(tiles),
     )  # fmt: skip
 
 
 def hidden_rows(
     x: Planes, w: torch.Tensor, hidden: torch.Tensor, tiles: Tiles, *,
-    topk: int, grouped: bool, first: int,
+    topk: int, grouped: bool, first: int, clamped: bool = False, bias: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
-    """hidden [positions, I] = silu(gate(x)) * up(x); w [experts, 2 I, cols], gate rows first."""
+    """hidden [positions, I] = activation of gate and up; w [experts, 2 I, cols], gate rows first.
+
+    bias [E, 2 I], strided: its gate and up rows alternate by 8, as stored."""
     intermediate = hidden.shape[1]
     grid = (len(tiles.experts), triton.cdiv(intermediate, 64))
     gemms.gemm_hidden[grid](
         x.halves, x.scales, x.halves[0].numel(), w, hidden,
-        tiles.order, tiles.experts, tiles.starts, tiles.offsets,
-        first, first + len(w), len(hidden), topk,
+        tiles.order, tiles.experts, tiles.starts, tiles.offsets, *_bias(bias, x),
+        first, first + len(w), len(hidden), topk, CLAMPED=clamped, BIASED=bias is not None,
         INTERMEDIATE=intermediate, GROUPED=grouped, BM=tiles.size, BN=64, BK=64,
         **x.constants, **_warps(tiles),
     )  # fmt: skip
+
+
+def _bias(bias: torch.Tensor | None, x: Planes) -> tuple[torch.Tensor, int]:
+    """As kernels take it: biases (or anything), and from one expert's to the next."""
+    return (x.scales, 0) if bias is None else (bias, bias.stride(0))
 
 
 def _warps(tiles: Tiles) -> dict[str, int]:

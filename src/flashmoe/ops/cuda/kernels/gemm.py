@@ -8,6 +8,8 @@ are there to be exact). Sums are float32.
 import triton
 import triton.language as tl
 
+from flashmoe.ops.cuda.kernels.activation import activated, gate_biases
+
 
 @triton.jit
 def dot(x, w, acc, EMULATED: tl.constexpr):
@@ -62,14 +64,16 @@ def tile_span(
 @triton.jit
 def gemm(
     x_ptr, scale_ptr, plane, w_ptr, out_ptr, order_ptr, experts_ptr, starts_ptr, offsets_ptr,
-    first_expert, last_expert, total, rows, padded,
+    bias_ptr, bias_stride, first_expert, last_expert, total, rows, padded,
     COLS: tl.constexpr, PLANES: tl.constexpr, GROUPED: tl.constexpr, ADD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EMULATED: tl.constexpr,
+    BIASED: tl.constexpr,
 ):  # fmt: skip
     """out [T, rows] (+)= x @ W.T; grid (tiles of BM inputs, tiles of BN rows).
 
     GROUPED: tile i belongs to expert experts[i] and begins at sorted position starts[i]; its
     results go to out[order[position]]. Tiles of experts outside [first, last) are left out.
+    BIASED: the biases of an expert's rows are bias_stride after those of the one before.
     """
     tile = tl.program_id(0)
     expert, begin, end = tile_span(experts_ptr, starts_ptr, offsets_ptr, tile, total, GROUPED, BM)
@@ -93,6 +97,9 @@ def gemm(
             w += BK
         if PLANES == 1:
             acc *= tl.load(scale_ptr + position, mask=mine, other=0.0)[:, None]
+        if BIASED:
+            bias = bias_ptr + expert.to(tl.int64) * bias_stride + row
+            acc += tl.load(bias, mask=row < rows, other=0.0)[None, :]
         target = position
         if GROUPED:
             target = tl.load(order_ptr + position, mask=mine, other=0)
@@ -106,14 +113,14 @@ def gemm(
 @triton.jit
 def gemm_hidden(
     x_ptr, scale_ptr, plane, w_ptr, hidden_ptr, order_ptr, experts_ptr, starts_ptr, offsets_ptr,
-    first_expert, last_expert, total, topk,
+    bias_ptr, bias_stride, first_expert, last_expert, total, topk,
     COLS: tl.constexpr, INTERMEDIATE: tl.constexpr, PLANES: tl.constexpr,
     GROUPED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    EMULATED: tl.constexpr,
+    EMULATED: tl.constexpr, CLAMPED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """hidden [positions, I] = silu(gate(x)) * up(x); weights [experts, 2 I, COLS], gate first.
+    """hidden [positions, I] = activation of gate, up; weights [experts, 2 I, COLS], gate first.
 
-    GROUPED as in gemm, with the input row order[position] // topk.
+    GROUPED, BIASED as in gemm, with the input row order[position] // topk.
     """
     tile = tl.program_id(0)
     expert, begin, end = tile_span(experts_ptr, starts_ptr, offsets_ptr, tile, total, GROUPED, BM)
@@ -149,6 +156,12 @@ def gemm_hidden(
             scale = tl.load(scale_ptr + token, mask=mine, other=0.0)[:, None]
             gate *= scale
             up *= scale
+        if BIASED:
+            bias = bias_ptr + expert.to(tl.int64) * bias_stride
+            gate_bias, up_bias = gate_biases(bias, row, row < INTERMEDIATE)
+            gate += gate_bias[None, :]
+            up += up_bias[None, :]
         out = hidden_ptr + position.to(tl.int64)[:, None] * INTERMEDIATE + row[None, :]
-        values = gate / (1.0 + tl.exp(-gate)) * up
-        tl.store(out, values, mask=mine[:, None] & (row < INTERMEDIATE)[None, :])
+        tl.store(
+            out, activated(gate, up, CLAMPED), mask=mine[:, None] & (row < INTERMEDIATE)[None, :]
+        )

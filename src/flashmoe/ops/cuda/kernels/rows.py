@@ -86,18 +86,29 @@ def kv_store(
 ):  # fmt: skip
     """Rotated, normed keys and the values of token t -> caches [heads, context, D]; grid (T)."""
     t = tl.program_id(0).to(tl.int64)
-    position = tl.load(start_ptr) + t
-    head = tl.arange(0, ROWS)
+    store_heads(
+        k_ptr + t * k_stride, v_ptr + t * v_stride, w_ptr, cos_ptr + t * HALF, sin_ptr + t * HALF,
+        k_cache, v_cache, tl.load(start_ptr) + t, eps, context, tl.arange(0, ROWS), heads,
+        D, HALF, NORM, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def store_heads(
+    k_ptr, v_ptr, w_ptr, cos_ptr, sin_ptr, k_cache, v_cache, position, eps, context, head, heads,
+    D: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Heads `head` [N] of one token, k and v [heads, D], into the caches at a position."""
     mine = head < heads
-    turn = t * HALF + head * 0
     k = rotated_row(
-        k_ptr + t * k_stride + head * D, w_ptr, cos_ptr + turn, sin_ptr + turn, eps, mine,
+        k_ptr + head * D, w_ptr, cos_ptr + head * 0, sin_ptr + head * 0, eps, mine,
         D, HALF, NORM, BLOCK,
     )  # fmt: skip
     at = tl.arange(0, BLOCK)
     inside = mine[:, None] & (at < D)[None, :]
-    v = tl.load(v_ptr + t * v_stride + head[:, None] * D + at[None, :], mask=inside, other=0.0)
-    where = (head.to(tl.int64)[:, None] * context + position) * D + at[None, :]
+    v = tl.load(v_ptr + head[:, None] * D + at[None, :], mask=inside, other=0.0)
+    # Modulo only matters to the rings of layers with a window.
+    where = (head.to(tl.int64)[:, None] * context + position % context) * D + at[None, :]
     tl.store(k_cache + where, k.to(k_cache.dtype.element_ty), mask=inside)
     tl.store(v_cache + where, v.to(v_cache.dtype.element_ty), mask=inside)
 

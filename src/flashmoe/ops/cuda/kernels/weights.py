@@ -7,12 +7,17 @@ import triton.language as tl
 # where the conversion instruction runs at a quarter of it.
 _MAGIC = tl.constexpr(0x4B000000)
 _MAGIC_FLOAT = tl.constexpr(8388608.0)
+# Twice the magnitudes of mxfp4 codes, four bits each, the code 0 lowest; written into the mantissa
+# of 2^22, whose steps are halves.
+_MAGNITUDES = tl.constexpr(0xC8643210)
+_HALVES = tl.constexpr(0x4A800000)
+_HALVES_FLOAT = tl.constexpr(4194304.0)
 
 
 @triton.constexpr_function
 def unit_cols(fmt):
     """Columns in a unit of 4 bytes."""
-    return {"q4": 8, "q8": 4, "bf16": 2}[fmt]
+    return {"q4": 8, "mxfp4": 8, "q8": 4, "bf16": 2}[fmt]
 
 
 @triton.constexpr_function
@@ -20,13 +25,21 @@ def block_words(cols, fmt, group):
     """Words of a block of 8 rows."""
     if fmt == "q4":
         return cols // group * (group + 8)
+    if fmt == "mxfp4":
+        return cols // group * (group + 2)
     return cols // group * (2 * group + 8) if fmt == "q8" else cols * 4
 
 
 @triton.constexpr_function
 def unit_column(n, fmt):
-    """Which of its unit's columns value n is: q4 pairs columns j and j + 4 in byte j."""
-    return n % 2 * 4 + n // 2 if fmt == "q4" else n
+    """Which of its unit's columns value n is: 4-bit formats pair columns j and j + 4 in byte j."""
+    return n % 2 * 4 + n // 2 if unit_cols(fmt) == 8 else n
+
+
+@triton.constexpr_function
+def block_align(fmt):
+    """Words that the beginning of a block is a multiple of, whatever its length."""
+    return 2 if fmt == "mxfp4" else 8
 
 
 @triton.jit
@@ -35,6 +48,8 @@ def load_words(w_ptr, off, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr):
     at = k * 8
     if FORMAT == "q4":
         at += k // (GROUP // 8) * 8
+    elif FORMAT == "mxfp4":
+        at += k // (GROUP // 8) * 2
     elif FORMAT == "q8":
         at += k // (GROUP // 4) * 8
     r = tl.arange(0, 8)
@@ -51,6 +66,13 @@ def load_scale(w_ptr, off, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr):
         at = group[:, None] * 2 + r[None, :]
         bits = tl.load(w_ptr.to(tl.pointer_type(tl.uint16)) + at, mask=valid[:, None], other=0)
         scale = (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif FORMAT == "mxfp4":
+        group = off + k // (GROUP // 8) * (GROUP + 2) + GROUP
+        at = group[:, None] * 4 + r[None, :]
+        bits = tl.load(w_ptr.to(tl.pointer_type(tl.uint8)) + at, mask=valid[:, None], other=0)
+        # 2^(s - 127) is its exponent field; s = 0 is a denormal number.
+        bits = bits.to(tl.uint32)
+        scale = tl.where(bits == 0, 0x00400000, bits << 23).to(tl.float32, bitcast=True)
     elif FORMAT == "q8":
         group = off + k // (GROUP // 4) * (2 * GROUP + 8) + 2 * GROUP
         at = group[:, None] + r[None, :]
@@ -78,6 +100,14 @@ def code(words, n: tl.constexpr, FORMAT: tl.constexpr):
     """Value n of each unit, before scale and bias -> float32 of the shape of words."""
     if FORMAT == "q4":
         value = ((words >> (4 * n) & 15) | _MAGIC).to(tl.float32, bitcast=True) - _MAGIC_FLOAT
+    elif FORMAT == "mxfp4":
+        nibble = words >> (4 * n) & 15
+        twice = tl.full(words.shape, _MAGNITUDES, tl.uint32) >> ((nibble & 7) * 4) & 15
+        value = (twice | _HALVES).to(tl.float32, bitcast=True) - _HALVES_FLOAT
+        # The sign is kept for zeros too.
+        value = (value.to(tl.uint32, bitcast=True) | (nibble & 8) << 28).to(
+            tl.float32, bitcast=True
+        )
     elif FORMAT == "q8":
         # Signed bytes, shifted to 0..255 by flipping the sign bit.
         byte = (words >> (8 * n) & 255) ^ 128
@@ -96,14 +126,16 @@ def unit_values(w_ptr, off, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr)
     scale = load_scale(w_ptr, off, k, valid, FORMAT, GROUP)
     bias = load_bias(w_ptr, off, k, valid, FORMAT, GROUP)
     # join adds an inner axis: columns come out in order when the axes go from high bit to low.
-    if FORMAT == "q4":
+    if unit_cols(FORMAT) == 8:
         v00 = tl.join(code(words, 0, FORMAT), code(words, 1, FORMAT))
         v01 = tl.join(code(words, 2, FORMAT), code(words, 3, FORMAT))
         v10 = tl.join(code(words, 4, FORMAT), code(words, 5, FORMAT))
         v11 = tl.join(code(words, 6, FORMAT), code(words, 7, FORMAT))
         joined = tl.join(tl.join(v00, v10), tl.join(v01, v11))
         values = tl.reshape(joined, [k.shape[0], 8, 8])
-        values = values * scale[:, :, None] + bias[:, :, None]
+        values = values * scale[:, :, None]
+        if FORMAT == "q4":
+            values += bias[:, :, None]
     elif FORMAT == "q8":
         even = tl.join(code(words, 0, FORMAT), code(words, 2, FORMAT))
         odd = tl.join(code(words, 1, FORMAT), code(words, 3, FORMAT))

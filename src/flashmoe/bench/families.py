@@ -1,0 +1,114 @@
+"""What is supported, from the registry, and how large the known models of each family are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flashmoe.bench.shapes import SHAPES
+from flashmoe.models.registry import (
+    CARD_FAMILIES,
+    FAMILIES,
+    ORACLE_TYPES,
+    family_name,
+    load_family,
+)
+from flashmoe.models.specs import MatrixSpec, WeightSpecs
+from flashmoe.quant import Format
+from flashmoe.store.format import ExpertLayout, Matrix, Vector
+
+# What `flashmoe pack` makes unless told otherwise; routers stay bf16.
+EXPERTS, DENSE, EXACT = Format("q4", 64), Format("q8", 64), Format("bf16")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A known model packed with EXPERTS and DENSE, in bytes; headers of files are left out.
+
+    bytes_per_token: experts that one decoded token reads if none is cached.
+    """
+
+    name: str
+    parameters: int
+    total_bytes: int
+    resident_bytes: int
+    moe_layers: int
+    num_experts: int
+    num_experts_per_tok: int
+    record_bytes: int
+    bytes_per_token: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """summary: one line. compared: those of model_types whose logits are tested beside
+    transformers. on_card: whether the CUDA backend runs it."""
+
+    name: str
+    summary: str
+    model_types: tuple[str, ...]
+    compared: tuple[str, ...]
+    on_card: bool
+    models: tuple[ModelSize, ...]
+
+
+def families() -> Iterator[Family]:
+    """Every family of the registry, in its order."""
+    sizes = [(family_name(config), model_size(name, config)) for name, config in SHAPES.items()]
+    for name in dict.fromkeys(FAMILIES.values()):
+        types = tuple(kind for kind, family in FAMILIES.items() if family == name)
+        yield Family(
+            name=name,
+            summary=_summary(load_family(name).__doc__ or ""),
+            model_types=types,
+            compared=tuple(kind for kind in types if kind in ORACLE_TYPES),
+            on_card=name in CARD_FAMILIES,
+            models=tuple(size for family, size in sizes if family == name),
+        )
+
+
+def model_size(name: str, config: dict[str, Any]) -> ModelSize:
+    """Sizes of the model that config.json describes."""
+    family = load_family(family_name(config))
+    parsed = family.read_config(dict(config))
+    specs: WeightSpecs = family.weights(parsed)
+    first, layers = specs.experts[0], len(specs.experts)
+    record = ExpertLayout(
+        first.num_experts,
+        first.hidden_size,
+        first.intermediate_size,
+        gate_up=EXPERTS,
+        down=EXPERTS,
+        activation=first.activation,
+        bias=bool(first.gate_up_bias),
+    ).record_bytes
+    resident = sum(_matrix_bytes(spec) for spec in specs.matrices)
+    resident += sum(Vector(spec.shape).stored_bytes for spec in specs.vectors)
+    return ModelSize(
+        name=name,
+        parameters=_parameters(specs),
+        total_bytes=resident + layers * first.num_experts * record,
+        resident_bytes=resident,
+        moe_layers=layers,
+        num_experts=first.num_experts,
+        num_experts_per_tok=parsed.num_experts_per_tok,
+        record_bytes=record,
+        bytes_per_token=layers * parsed.num_experts_per_tok * record,
+    )
+
+
+def _matrix_bytes(spec: MatrixSpec) -> int:
+    format_ = EXACT if spec.role == "exact" else DENSE
+    return Matrix(format_, spec.rows, spec.cols).stored_bytes
+
+
+def _parameters(specs: WeightSpecs) -> int:
+    """Of matrices and experts: vectors and biases are too few to count."""
+    experts = sum(3 * e.num_experts * e.hidden_size * e.intermediate_size for e in specs.experts)
+    return experts + sum(spec.rows * spec.cols for spec in specs.matrices)
+
+
+def _summary(text: str) -> str:
+    """The first sentence of a module's docstring."""
+    return " ".join(text.split("\n\n")[0].split()).partition(". ")[0].removesuffix(".")
