@@ -90,8 +90,7 @@ QUANTIZED_SPREAD = 0.1
 ROUTING_SHARE = 0.05
 # Kernels on a card, relative to the largest result. Row operations and products in float32: sums
 # of a few hundred terms in tree order.
-# (2.02e-6 was seen of attention over float32 keys.)
-CUDA_ROW = 4e-6
+CUDA_ROW = 2e-6
 
 # Products of few rows with q4 weights: four inputs share a step of 1/32512 of their largest, so
 # that each is off by up to 1.5e-5 of it; errors of random sign add up as the products do. Experts
