@@ -25,7 +25,7 @@ SOURCES = sorted(
 ORDER = """
     __init__
     cli
-    bench evals
+    bench chat evals
     server
     api packing
     cuda

@@ -9,8 +9,8 @@ NB_MODULE(_native, m) {
     flashmoe::bind_codec(m);
     flashmoe::bind_linear(m);
     flashmoe::bind_layers(m);
+    flashmoe::bind_residents(m);
     flashmoe::bind_parts(m);
     flashmoe::bind_probe(m);
-    flashmoe::bind_residents(m);
     flashmoe::bind_stream(m);
 }

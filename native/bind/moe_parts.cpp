@@ -1,11 +1,14 @@
 // Bindings of the parts around a mixture of experts, and of the head.
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
 
 #include <algorithm>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "bind/parts.h"
+#include "bind/residents.h"
 #include "cpu/norm/norm.h"
 #include "cpu/parts/moe_part.h"
 
@@ -147,6 +150,40 @@ double token_experts(Pool& pool, PartSpace& space, const ExpertLayout& layout, c
     });
 }
 
+// A whole mixture of experts of one token, where everything that it wants is resident.
+class TokenMoePart {
+  public:
+    // Resident, then seconds of the router, of the shared expert and of the routed ones.
+    using Outcome = std::tuple<bool, double, double, double>;
+
+    TokenMoePart(const RouterPart& router, const SharedPart* shared, ResidentTable& table,
+                 int64_t layer, const ExpertLayout& layout)
+        : router_(router), shared_(shared), table_(table), layer_(layer), layout_(layout) {}
+
+    Outcome add_to(Pool& pool, PartSpace& space, const FloatRows& h, const RoutedView& out) {
+        expect_equal("TokenMoePart", "rows of h", 1, h.rows);
+        expect_rows("TokenMoePart", "h", h, 1, layout_.down.rows);
+        const double routing = router_.route(pool, space, h, out);
+        found_.resize(out.weights.cols);
+        if (!table_.find(layer_, out.chosen, out.weights.cols, found_.data()))
+            return {false, routing, 0.0, 0.0};
+        const double shared = shared_ ? shared_->add_to(pool, space, out.x, h) : 0.0;
+        const double experts = timed([&] {
+            add_token_experts(pool, space, layout_, out.x.data, found_.data(), out.weights.cols,
+                              out.weights.data, h.data);
+        });
+        return {true, routing, shared, experts};
+    }
+
+  private:
+    const RouterPart& router_;
+    const SharedPart* shared_;
+    ResidentTable& table_;
+    int64_t layer_;
+    const ExpertLayout& layout_;
+    std::vector<uint64_t> found_;
+};
+
 }  // namespace
 
 void bind_moe_parts(nb::module_& m) {
@@ -174,6 +211,20 @@ void bind_moe_parts(nb::module_& m) {
             "add_to", &SharedPart::add_to, nb::arg("pool"), nb::arg("space"), nb::arg("x"),
             nb::arg("h"),
             "h [T, H] += sigmoid(x . gate) * SwiGLU(x), the factor if there is a gate -> seconds.");
+    using KeepRouter = nb::keep_alive<1, 2>;
+    using KeepShared = nb::keep_alive<1, 3>;
+    using KeepTable = nb::keep_alive<1, 4>;
+    using KeepLayout = nb::keep_alive<1, 6>;
+    nb::class_<TokenMoePart>(m, "TokenMoePart",
+                             "One layer's router and experts, for a token that misses none.")
+        .def(nb::init<const RouterPart&, const SharedPart*, ResidentTable&, int64_t,
+                      const ExpertLayout&>(),
+             nb::arg("router"), nb::arg("shared").none(), nb::arg("table"), nb::arg("layer"),
+             nb::arg("layout"), KeepRouter(), KeepShared(), KeepTable(), KeepLayout())
+        .def("add_to", &TokenMoePart::add_to, nb::arg("pool"), nb::arg("space"), nb::arg("h"),
+             nb::arg("out"),
+             "Route h [1, H]; where all experts are resident, note their uses and h += shared and "
+             "routed experts -> (whether they are, seconds of router, shared, routed experts).");
     nb::class_<RecordsView>(m, "RecordsView", "Addresses u64 [K] of expert records, kept alive.")
         .def(nb::init<const Out&>(), nb::arg("addresses"));
     nb::class_<HeadPart>(m, "HeadPart", "Final norm and output matrix, kept alive.")

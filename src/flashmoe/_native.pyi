@@ -185,6 +185,34 @@ def gated_delta(pool: Pool, qkv: Annotated[NDArray, dict(device='cpu', writable=
     tokens of one chunk (at most 128): faster on prompts, equal up to rounding.
     """
 
+class Lookup:
+    """ids i32 [1, K] to look up, found u64 [K] to fill; kept alive."""
+
+    def __init__(self, ids: Annotated[NDArray, dict(device='cpu')], found: Annotated[NDArray, dict(device='cpu')]) -> None: ...
+
+class ResidentTable:
+    """Addresses of resident experts, by layer."""
+
+    def __init__(self, experts: int) -> None: ...
+
+    def put(self, layer: int, expert: int, address: int) -> None:
+        """The expert lies there from now on; 0: nowhere."""
+
+    def find(self, layer: int, lookup: Lookup) -> bool:
+        """
+        Whether all ids are resident: then `found` is filled and their uses are noted.
+        """
+
+    @property
+    def uses(self) -> int:
+        """How many uses are noted."""
+
+    def take_uses(self) -> list[tuple[int, int]]:
+        """The (layer, expert) uses since the last call, in order."""
+
+    def take_hits(self) -> int:
+        """How many uses were noted since the last call."""
+
 class PartSpace:
     """Work space of layer parts; for one call at a time."""
 
@@ -262,6 +290,16 @@ class SharedPart:
         h [T, H] += sigmoid(x . gate) * SwiGLU(x), the factor if there is a gate -> seconds.
         """
 
+class TokenMoePart:
+    """One layer's router and experts, for a token that misses none."""
+
+    def __init__(self, router: RouterPart, shared: SharedPart | None, table: ResidentTable, layer: int, layout: ExpertLayout) -> None: ...
+
+    def add_to(self, pool: Pool, space: PartSpace, h: FloatRows, out: RoutedView) -> tuple[bool, float, float, float]:
+        """
+        Route h [1, H]; where all experts are resident, note their uses and h += shared and routed experts -> (whether they are, seconds of router, shared, routed experts).
+        """
+
 class RecordsView:
     """Addresses u64 [K] of expert records, kept alive."""
 
@@ -295,31 +333,6 @@ def float_work(pool: Pool, rounds: int) -> int:
     """
     Run float32 multiply-adds in registers on every thread; returns the operations done.
     """
-
-class Lookup:
-    """ids i32 [1, K] to look up, found u64 [K] to fill; kept alive."""
-
-    def __init__(self, ids: Annotated[NDArray, dict(device='cpu')], found: Annotated[NDArray, dict(device='cpu')]) -> None: ...
-
-class ResidentTable:
-    """Addresses of resident experts, by layer."""
-
-    def __init__(self, experts: int) -> None: ...
-
-    def put(self, layer: int, expert: int, address: int) -> None:
-        """The expert lies there from now on; 0: nowhere."""
-
-    def find(self, layer: int, lookup: Lookup) -> bool:
-        """
-        Whether all ids are resident: then `found` is filled and their uses are noted.
-        """
-
-    @property
-    def uses(self) -> int:
-        """How many uses are noted."""
-
-    def take_uses(self) -> list[tuple[int, int]]:
-        """The (layer, expert) uses since the last call, in order."""
 
 class Arena:
     """

@@ -225,9 +225,13 @@ class Model:
         self._start_figures()
         return self.session().feed_all(list(ids))
 
+    def restart_stats(self) -> None:
+        """Figures of `stats` count from now on: for work through a session."""
+        self._start_figures()
+
     @property
     def stats(self) -> Stats:
-        """Figures of the latest generate or logits call, up to now while it runs."""
+        """Figures of the latest generate or logits call, or since restart_stats, up to now."""
         engine, loaded = self._loaded.engine, self._loaded
         counters = {k: v - self._counted[k] for k, v in loaded.counters().items()}
         return Stats(

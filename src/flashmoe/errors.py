@@ -12,7 +12,8 @@
     ├── MemoryBudgetError       the model does not fit the memory limit
     ├── QueueFullError          too many requests wait already
     ├── RequestError            an HTTP request is refused; carries its status
-    └── NumericError            the computation gave NaN or infinity
+    ├── NumericError            the computation gave NaN or infinity
+    └── ToolError               a tool of a chat did not do its work
 
 Asserts are for our own bugs; whatever a user or a disk can cause is one of these.
 """
@@ -141,3 +142,7 @@ class RequestError(FlashMoeError):
         self.status, self.code, self.param = status, code, param
         self.extra, self.retry_after = dict(extra or {}), retry_after
         super().__init__(what)
+
+
+class ToolError(FlashMoeError):
+    """A tool of a chat did not do its work; the model is told."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from flashmoe.errors import UsageError
@@ -69,6 +70,13 @@ def plain_environment() -> dict[str, str]:
     """The environment for a measured process: no setting of ours but the choice of kernels."""
     kept = "FLASHMOE_ISA"
     return {k: v for k, v in os.environ.items() if not k.startswith("FLASHMOE_") or k == kept}
+
+
+def state_directory() -> Path:
+    """Where a user's history belongs: XDG_STATE_HOME, or ~/.local/state."""
+    given = Path(os.environ.get("XDG_STATE_HOME", ""))
+    # The specification has relative paths ignored.
+    return (given if given.is_absolute() else Path.home() / ".local" / "state") / "flashmoe"
 
 
 def environment() -> dict[str, object]:

@@ -61,6 +61,21 @@ class Fields:
             self.fail(key, "a non-empty string", value)
         return value
 
+    def string(self, key: str) -> str:
+        """A string, perhaps empty."""
+        value = self._get(key)
+        if not isinstance(value, str):
+            self.fail(key, "a string", value)
+        return value
+
+    def value(self, key: str) -> Any:
+        """Whatever is there; the caller checks it."""
+        return self._get(key)
+
+    def names(self) -> list[str]:
+        """The keys that are there."""
+        return list(self._raw)
+
     def choice(self, key: str, *allowed: str) -> str:
         """One of the given strings."""
         value = self._get(key)

@@ -36,6 +36,7 @@ def test_it_finds_what_was_put_and_notes_uses_in_order(steps: list[Any]) -> None
             assert found.tolist() == expected
             uses += keys
     assert table.uses == len(uses)
+    assert (table.take_hits(), table.take_hits()) == (len(uses), 0)
     assert table.take_uses() == uses
     assert table.take_uses() == []
 

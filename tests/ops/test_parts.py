@@ -70,9 +70,31 @@ def test_several_sequences_in_one_pass_are_the_same(tiny: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_token_that_misses_nothing_is_one_call_per_layer(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same bits and the same hits as where every layer's experts are asked for."""
+    found = []
+    with load_with(tiny) as model:
+        experts = model.session().engine.experts
+        transcript(model, PROMPT, 6)  # from here on all experts are resident
+        for name in ("residents", "begin"):
+            with monkeypatch.context() as patch:
+                session, before = model.session(), model.stats
+                session.feed(PROMPT)
+                fed = model.stats
+                patch.setattr(experts, name, None)
+                steps = [session.step(id).copy() for id in some_ids(6, seed=1)]
+                found.append((steps, model.stats.cache_hits - fed.cache_hits))
+                assert model.stats.cache_misses == before.cache_misses
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1] > 0
+
+
 class Guessing:
     """Routed experts that want to know the next layer's, and note what they are told."""
 
+    residents = None
     wants_ahead = True
 
     def __init__(self, inner: Any) -> None:
@@ -133,4 +155,4 @@ def test_a_closed_engine_holds_no_weights(tiny: Path) -> None:
     with load_with(tiny) as model:
         ops = model.session().engine.ops
         model.logits([1, 2])
-    assert ops._bound == {}  # type: ignore[attr-defined]
+    assert ops._bound == ops._token_moe == {}  # type: ignore[attr-defined]

@@ -11,8 +11,8 @@
 namespace flashmoe {
 namespace {
 
-// Bytes ahead of the current load. On a busy Zen 4 machine 4 to 6 KiB was best with q8 and bf16 and
-// 1 to 2 KiB clearly worse; no prefetch at all came close (q4 at 2048 columns: no difference).
+// Bytes ahead of the current load, for bf16 only: q4 and q8 are as fast or faster without, and
+// hints for the nearest cache are slower than those for L2 (docs/experiments/gemv-rate.md).
 constexpr int64_t kPrefetchBytes = 6144;
 
 __m256i load(const uint8_t* bytes) {
@@ -33,7 +33,7 @@ __m256i broadcast_codes(const int8_t* codes) {
 }
 
 void prefetch(const uint8_t* bytes) {
-    _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetchBytes), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetchBytes), _MM_HINT_T1);
 }
 
 // Codes, scales and sums of the kTokens activation rows of a tile.
@@ -63,7 +63,6 @@ const uint8_t* q4_units(const uint8_t* bytes, int64_t column, const Tile<kTokens
     for (int t = 0; t < kTokens; ++t) low[t] = high[t] = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int u = 0; u < kUnits; ++u, bytes += 32, column += 8) {
-        if (kTokens == 1 && u % 2 == 0) prefetch(bytes);
         const __m256i pair = load(bytes);
         const __m256i first = _mm256_and_si256(pair, nibble);
         const __m256i second = _mm256_and_si256(_mm256_srli_epi16(pair, 4), nibble);
@@ -115,7 +114,6 @@ void q8_tile(const uint8_t* bytes, const Rows& rows, int64_t first, float* y) {
         for (int t = 0; t < kTokens; ++t) dot[t] = _mm256_setzero_si256();
 #pragma GCC unroll 4
         for (int c = 0; c < kGroup; c += 4, bytes += 32) {
-            if (kTokens == 1 && c % 8 == 0) prefetch(bytes);
             // maddubs takes an unsigned side: |w|, with the sign of w moved to the activation.
             const __m256i weight = load(bytes), magnitude = _mm256_abs_epi8(weight);
             for (int t = 0; t < kTokens; ++t) {

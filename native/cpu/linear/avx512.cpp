@@ -1,6 +1,7 @@
 // One lane per weight row: 8 of one block in 256 bits, or 16 of two adjacent blocks in 512 bits.
-// Sums of codes are exact, and the float operations of a row are the same in both widths and for
-// every tile of tokens: a row's result does not depend on how it is computed.
+// One token takes two units of one block in 512 bits. Sums of codes are exact, and the float
+// operations of a row are the same in both widths and for every tile of tokens: a row's result does
+// not depend on how it is computed.
 #include "cpu/linear/avx512.h"
 
 #include <immintrin.h>
@@ -34,7 +35,6 @@ void q4_tile(const uint8_t* bytes, const Call& call) {
         for (int t = 0; t < kTokens; ++t) dot[t] = V::all(0);
 #pragma GCC unroll 4
         for (int c = 0; c < kGroup; c += 8, bytes += 32) {
-            if (kTokens == 1 && c % 16 == 0) avx512::prefetch(bytes);
             const Int units = V::load(bytes, call.stride_bytes);
             const Int low = units & V::all(0x0F0F0F0F), high = V::high_nibbles(units);
             for (int t = 0; t < kTokens; ++t) {
@@ -67,7 +67,6 @@ void q8_tile(const uint8_t* bytes, const Call& call) {
         for (int t = 0; t < kTokens; ++t) dot[t] = V::all(tile.offsets[t][g]);
 #pragma GCC unroll 4
         for (int c = 0; c < kGroup; c += 4, bytes += 32) {
-            if (kTokens == 1 && c % 8 == 0) avx512::prefetch(bytes);
             const Int units = V::load(bytes, call.stride_bytes);
             const Int weight = units ^ V::all(static_cast<int32_t>(0x80808080));
             for (int t = 0; t < kTokens; ++t)
@@ -96,7 +95,6 @@ void bf16_unit(typename V::Int units, const float* const (&x)[kTokens], int64_t 
     }
 }
 
-// Four accumulators per token hide the latency of FMA when there is only one token.
 template <typename V, int kTokens>
 void bf16_tile(const uint8_t* bytes, const Call& call) {
     const float* x[kTokens];
@@ -107,7 +105,6 @@ void bf16_tile(const uint8_t* bytes, const Call& call) {
     }
     int64_t c = 0;
     for (; c + 4 <= call.rows.cols; c += 4, bytes += 64) {
-        if (kTokens == 1) avx512::prefetch(bytes);
         bf16_unit<V, kTokens>(V::load(bytes, call.stride_bytes), x, c, acc);
         bf16_unit<V, kTokens>(V::load(bytes + 32, call.stride_bytes), x, c + 2, acc + 2);
     }
@@ -117,14 +114,110 @@ void bf16_tile(const uint8_t* bytes, const Call& call) {
                  (acc[0][t] + acc[1][t]) + (acc[2][t] + acc[3][t]));
 }
 
+// One token: 64 bytes are two units that follow each other, the first in the low half. Decode waits
+// for memory, and half as many instructions keep twice as many of its loads in flight. A prefetch
+// by software made it slower (docs/experiments/gemv-rate.md).
+
+// Per lane the element of x[0, 4) at `low` in the low half, at `high` in the upper one.
+__m512i halves(int low, int high) {
+    return _mm512_inserti64x4(_mm512_set1_epi32(low), _mm256_set1_epi32(high), 1);
+}
+
+// 16 codes in each quarter.
+__m512i load_codes(const int8_t* codes) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+}
+
+__m256i add_halves(__m512i x) {
+    return _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+}
+
 template <int kGroup>
-constexpr TileKernel kQ4[] = {q4_tile<One, 1, kGroup>, q4_tile<One, 2, kGroup>,
-                              q4_tile<One, 3, kGroup>, q4_tile<One, 4, kGroup>};
+__m256i q4_group(const uint8_t* bytes, const int8_t* x) {
+    const __m512i first = halves(0, 2), second = halves(1, 3);
+    __m512i low = _mm512_setzero_si512(), high = low;
+#pragma GCC unroll 8
+    for (int c = 0; c < kGroup; c += 16, bytes += 64) {
+        const __m512i units = _mm512_loadu_si512(bytes), codes = load_codes(x + c);
+        low = Two::dot(low, units & Two::all(0x0F0F0F0F), _mm512_permutexvar_epi32(first, codes));
+        high = Two::dot(high, Two::high_nibbles(units), _mm512_permutexvar_epi32(second, codes));
+    }
+    return add_halves(_mm512_add_epi32(low, high));
+}
+
 template <int kGroup>
-constexpr TileKernel kQ8[] = {q8_tile<One, 1, kGroup>, q8_tile<One, 2, kGroup>,
-                              q8_tile<One, 3, kGroup>, q8_tile<One, 4, kGroup>};
-constexpr TileKernel kBf16[] = {bf16_tile<One, 1>, bf16_tile<One, 2>, bf16_tile<One, 3>,
-                                bf16_tile<One, 4>};
+void q4_one(const uint8_t* bytes, const Call& call) {
+    const Tile<1> tile(call.rows, kGroup, call.first);
+    __m256 acc = One::all(0.0f);
+    for (int64_t g = 0; g < call.rows.cols / kGroup; ++g, bytes += 4 * kGroup + 32) {
+        const __m256i dot = q4_group<kGroup>(bytes, tile.codes[0] + g * kGroup);
+        const __m256 scale = One::bf16(bytes + 4 * kGroup, 0);
+        const __m256 bias = One::bf16(bytes + 4 * kGroup + 16, 0);
+        const __m256 step = scale * One::all(tile.scales[0][g]);
+        acc = One::multiply_add(step, One::floats(dot), acc);
+        acc = One::multiply_add(bias, One::all(tile.sums[0][g]), acc);
+    }
+    One::store(call.y, 0, acc);
+}
+
+template <int kGroup>
+__m256i q8_group(const uint8_t* bytes, const int8_t* x) {
+    const __m512i first = halves(0, 1), second = halves(2, 3);
+    const __m512i flip = Two::all(static_cast<int32_t>(0x80808080));
+    __m512i even = _mm512_setzero_si512(), odd = even;
+#pragma GCC unroll 8
+    for (int c = 0; c < kGroup; c += 16, bytes += 128) {
+        const __m512i codes = load_codes(x + c);
+        even = Two::dot(even, _mm512_loadu_si512(bytes) ^ flip,
+                        _mm512_permutexvar_epi32(first, codes));
+        odd = Two::dot(odd, _mm512_loadu_si512(bytes + 64) ^ flip,
+                       _mm512_permutexvar_epi32(second, codes));
+    }
+    return add_halves(_mm512_add_epi32(even, odd));
+}
+
+template <int kGroup>
+void q8_one(const uint8_t* bytes, const Call& call) {
+    const Tile<1> tile(call.rows, kGroup, call.first);
+    __m256 acc = One::all(0.0f);
+    for (int64_t g = 0; g < call.rows.cols / kGroup; ++g, bytes += 8 * kGroup + 32) {
+        const __m256i sum = q8_group<kGroup>(bytes, tile.codes[0] + g * kGroup);
+        const __m256i dot = _mm256_add_epi32(sum, One::all(tile.offsets[0][g]));
+        const __m256 scale = One::as_floats(One::load(bytes + 8 * kGroup, 0));
+        acc = One::multiply_add(scale * One::all(tile.scales[0][g]), One::floats(dot), acc);
+    }
+    One::store(call.y, 0, acc);
+}
+
+// The halves of `even` and `odd` are the four accumulators of bf16_tile.
+void bf16_one(const uint8_t* bytes, const Call& call) {
+    const float* x = call.rows.x + call.rows.at(call.first) * call.rows.cols;
+    const __m512i first = halves(0, 2), second = halves(1, 3);
+    __m512 even = Two::all(0.0f), odd = even;
+    int64_t c = 0;
+    const auto add = [&](__m512i units, __m512 four) {
+        even = Two::multiply_add(Two::as_floats(Two::upper_half(units)),
+                                 _mm512_permutexvar_ps(first, four), even);
+        odd = Two::multiply_add(Two::as_floats(units & Two::all(static_cast<int32_t>(0xFFFF0000))),
+                                _mm512_permutexvar_ps(second, four), odd);
+    };
+#pragma GCC unroll 4
+    for (; c + 4 <= call.rows.cols; c += 4, bytes += 64)
+        add(_mm512_loadu_si512(bytes), _mm512_broadcast_f32x4(_mm_loadu_ps(x + c)));
+    __m256 acc[2][1] = {{_mm512_castps512_ps256(even)}, {_mm512_castps512_ps256(odd)}};
+    const float* const columns[1] = {x};
+    if (c < call.rows.cols) bf16_unit<One, 1>(One::load(bytes, 0), columns, c, acc);
+    const __m256 upper = _mm512_extractf32x8_ps(even, 1) + _mm512_extractf32x8_ps(odd, 1);
+    One::store(call.y, 0, (acc[0][0] + acc[1][0]) + upper);
+}
+
+template <int kGroup>
+constexpr TileKernel kQ4[] = {q4_one<kGroup>, q4_tile<One, 2, kGroup>, q4_tile<One, 3, kGroup>,
+                              q4_tile<One, 4, kGroup>};
+template <int kGroup>
+constexpr TileKernel kQ8[] = {q8_one<kGroup>, q8_tile<One, 2, kGroup>, q8_tile<One, 3, kGroup>,
+                              q8_tile<One, 4, kGroup>};
+constexpr TileKernel kBf16[] = {bf16_one, bf16_tile<One, 2>, bf16_tile<One, 3>, bf16_tile<One, 4>};
 template <int kGroup>
 constexpr TileKernel kPairQ4[] = {q4_tile<Two, 1, kGroup>, q4_tile<Two, 2, kGroup>,
                                   q4_tile<Two, 3, kGroup>, q4_tile<Two, 4, kGroup>,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class RoutingRecorder:
     """Routed experts that note which ids each layer asked for."""
 
+    residents = None
+
     def __init__(self, inner: StepExperts) -> None:
         self._inner = inner
         self.ids: dict[int, list[Ints]] = defaultdict(list)

@@ -33,8 +33,9 @@ from flashmoe.store.resident import BLOCK_BYTES, READS_IN_FLIGHT
 RESIDENT = "resident weights"
 """The part of `Stats.open_seconds` in which weights are read."""
 
-SETTLE_S = 3.0
-"""A host may take back what a process gave back 2 seconds ago; until then it is cheap to take."""
+SETTLE_S = 10.0
+"""Memory that a process gave back is cheap to take again until the host has taken it, 2 to 3
+seconds later or more: a run right after another would be flattered."""
 SAMPLE_S = 1.0
 _FRESH_BYTES = 256 << 20
 

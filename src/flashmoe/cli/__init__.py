@@ -18,7 +18,18 @@ from flashmoe import __version__
 from flashmoe.errors import FlashMoeError
 
 # Module flashmoe.cli.<verb> exports the function <verb>; shown in this order.
-VERBS = ("run", "serve", "pack", "info", "verify", "families", "eval", "synth", "bench")
+VERBS = (
+    "run",
+    "chat",
+    "serve",
+    "pack",
+    "info",
+    "verify",
+    "families",
+    "eval",
+    "synth",
+    "bench",
+)
 
 INTERRUPTED = 130
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import os
 from typing import TextIO
 
+from flashmoe.text.printable import printable
+
 _CLEAR_LINE = "\r\x1b[K"
-# A model could otherwise move the cursor, set the title or worse.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class StatusLine:
-    """One line that is overwritten in place; silent when the stream is no terminal."""
+    """One line that is overwritten in place; silent when the stream is no terminal.
+
+    A text that is too long is cut: what the terminal wraps could not be overwritten.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -21,7 +24,7 @@ class StatusLine:
     def show(self, text: str) -> None:
         """Replaces the line by `text`."""
         if self._enabled:
-            self._stream.write(_CLEAR_LINE + text)
+            self._stream.write(_CLEAR_LINE + shortened(text, _columns(self._stream)))
             self._stream.flush()
             self._shown = True
 
@@ -31,6 +34,24 @@ class StatusLine:
             self._stream.write(_CLEAR_LINE)
             self._stream.flush()
             self._shown = False
+
+
+def shortened(text: str, columns: int) -> str:
+    """`text`, or as much of it as leaves the last column free, with an ellipsis at its end.
+
+    columns: 0 if the width is not known; then nothing is cut.
+    """
+    if not columns or len(text) < columns:
+        return text
+    return text[: max(0, columns - 2)] + "…"
+
+
+def _columns(stream: TextIO) -> int:
+    """The terminal's width now (it may be resized), 0 if it does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except OSError:  # no terminal has this stream
+        return 0
 
 
 class LiveText:
@@ -44,7 +65,7 @@ class LiveText:
     def write(self, text: str) -> None:
         """Shows `text` at once."""
         if self._safe:
-            text = _CONTROL.sub("", text)
+            text = printable(text)
         if text:
             self._stream.write(text)
             self._stream.flush()

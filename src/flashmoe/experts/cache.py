@@ -61,6 +61,8 @@ class ExpertCache:
         keep: False drops everything at `end_step`.
         verify: when the checksum of a record is checked.
 
+    table: of resident experts; uses of them that are noted there count as hits at `end_step`.
+
     Addresses that tickets hand out are good only as long as the cache is open. Raises StorageError
     if a file of the source cannot be opened.
     """
@@ -82,9 +84,9 @@ class ExpertCache:
         self.stats, self.keep, self.staging = CacheStats(), keep, staging
         self.slot_bytes = slot_bytes
         slots = memory.nbytes // slot_bytes - staging
-        self._table = _native.ResidentTable(source.num_experts)
-        self._residency = Residency(slots, policy or Lru(), self._table.take_uses)
-        self._book = AddressBook(self._places(memory), slots, self._table)
+        self.table = _native.ResidentTable(source.num_experts)
+        self._residency = Residency(slots, policy or Lru(), self.table.take_uses)
+        self._book = AddressBook(self._places(memory), slots, self.table)
         # Attributes are freed in this order: the reader before the memory that it writes into.
         self._fetcher = Fetcher(source, reader, self._book, slot_bytes, verify, self.stats)
         self._memory: SlotMemory | None = memory
@@ -149,7 +151,7 @@ class ExpertCache:
         if found is not None:
             if self._fetcher.guessing:
                 self._fetcher.settle_guesses(())
-            self.stats.hits += len(found)
+            self.stats.hits += self.table.take_hits()
         return found
 
     def guess(self, layer: int, experts: Iterable[int]) -> None:
@@ -164,7 +166,8 @@ class ExpertCache:
         """All layers of a step are done: without `keep`, drop every expert."""
         self._close_ticket()
         self._fetcher.settle_guesses(())
-        if self._table.uses >= _MOST_USES:
+        self.stats.hits += self.table.take_hits()
+        if self.table.uses >= _MOST_USES:
             self._residency.tell_uses()
         if not self.keep:
             self.clear()

@@ -126,6 +126,7 @@ class DeviceExperts:
     copies: CopyQueue | None
     routed: RoutedProducts
     slots: DeviceSlots
+    residents: None = None
     wants_ahead: bool = False
     stats: TierStats = field(default_factory=TierStats)
 

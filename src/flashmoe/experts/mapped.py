@@ -63,6 +63,7 @@ class MappedExperts:
     routed: RoutedProducts
     slots: int
     static: bool = True
+    residents: None = None
     _pass_stats: TierStats = field(default_factory=TierStats)
 
     def __post_init__(self) -> None:

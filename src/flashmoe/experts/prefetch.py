@@ -19,8 +19,8 @@ VOTES: Final = 3
 GAIN: Final = 0.02
 """By how much of a token's time guesses must be better: they also cost processor time."""
 CLEAR: Final = 0.10
-"""A window without guesses that is worse by so much ends a trial at once: a pair of windows is off by
-about 9 % where tokens are off by 15 %, and a verdict that chance made is tried again."""
+"""A window without guesses that is worse by so much ends a trial at once: a pair of windows is off
+by about 9 % where tokens are off by 15 %, and a verdict that chance made is tried again."""
 FEWEST_MISSES: Final = 1.0
 """Per token. With fewer there is nothing to gain, and nothing is tried."""
 REST: Final = {True: (128, 2048), False: (96, 1024)}

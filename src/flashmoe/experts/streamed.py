@@ -14,7 +14,7 @@ from flashmoe.experts.cache import ExpertCache
 from flashmoe.experts.prefetch import Prefetch, PrefetchControl
 from flashmoe.experts.ticket import Ticket
 from flashmoe.layers.moe import Ahead
-from flashmoe.ops.base import ExpertCall, ExpertShape, Floats, Ints, Ops
+from flashmoe.ops.base import ExpertCall, ExpertShape, Floats, Ints, Ops, Residents
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,9 @@ RoutedTicket = Reading | Ready
 class StreamedExperts:
     """flashmoe.layers.moe.RoutedExperts on an ExpertCache.
 
-    wants_ahead: whether `begin` has a use for a guess of what the next layer will want.
+    residents: where a backend may look a token's experts up by itself; None where guesses are made,
+    which `begin` has to settle. wants_ahead: whether `begin` has a use for a guess of what the next
+    layer will want.
     """
 
     def __init__(
@@ -137,7 +139,9 @@ class StreamedExperts:
         self._shape = shape
         self._ops = ops
         self._ready = Ready()
-        self._control = PrefetchControl(prefetch if cache.staging else "off")
+        mode: Prefetch = prefetch if cache.staging else "off"
+        self._control = PrefetchControl(mode)
+        self.residents = Residents(cache.table, shape) if mode == "off" else None
         self.wants_ahead = self._control.on
         self._pass: _Pass | None = None
 

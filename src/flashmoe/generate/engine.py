@@ -235,6 +235,23 @@ class Session:
         tokens = self._checked([id])
         return self._pass(tokens, self.engine.decode, self._step_logits)
 
+    def rewind(self, position: int) -> int:
+        """Forget all but the first `position` tokens -> how many are kept: so many, or none.
+
+        Keys and values of earlier tokens are still there; of a delta rule's state, and of a window
+        that has moved on, they are not, and then the sequence is empty again. What is kept is, bit
+        for bit, as if the rest had never been fed. A session that ended with an error can go on
+        after this. Raises UsageError for more tokens than were fed.
+        """
+        if not 0 <= position <= self.position:
+            raise UsageError(
+                "cannot go forward", where="rewind", expected=f"0 to {self.position}", got=position
+            )
+        reached = self.context_length if self._broken else self.position
+        self._state.rewind(position, reached)
+        self._broken = False
+        return self.position
+
     def _pass(
         self,
         tokens: Ints,

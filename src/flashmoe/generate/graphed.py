@@ -66,6 +66,7 @@ class Cuts:
     on the card already.
     """
 
+    residents = None
     wants_ahead = False
 
     def __init__(self, experts: DeviceExperts, recorder: Recorder, ids: torch.Tensor) -> None:

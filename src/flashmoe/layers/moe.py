@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flashmoe.ops.base import Floats, Ints, Ops
-from flashmoe.ops.parts import DenseMlpWeights, RouterWeights, SharedExpertWeights
+from flashmoe.ops.base import Floats, Ints, Ops, Residents
+from flashmoe.ops.parts import DenseMlpWeights, Routed, RouterWeights, SharedExpertWeights
 
 Ahead = tuple[int, Ints]
 """A guess: the index of the next layer, and the ids [T, K] that it is likely to want, those of a
@@ -15,6 +15,10 @@ token in descending order of likelihood."""
 
 class RoutedExperts(Protocol):
     """Where routed experts come from; layers know no more of caches and disks than this."""
+
+    @property
+    def residents(self) -> Residents | None:
+        """Where a backend may look experts up by itself; None: `begin` must hear of every layer."""
 
     @property
     def wants_ahead(self) -> bool:
@@ -55,15 +59,25 @@ class SparseMoe:
         self, h: Floats, experts: RoutedExperts, ops: Ops, following: SparseMoe | None = None
     ) -> None:
         """h [T, H] += routed (and shared) experts of norm(h). following: the next layer's."""
-        if following is not None and experts.wants_ahead:
-            routed = ops.norm_and_route(h, self.router, following.router)
+        ahead = following if experts.wants_ahead else None
+        routed = self._route(h, experts.residents, ops, ahead)
+        if routed is None:
+            return
+        guess = None
+        if ahead is not None:
             assert routed.ids_ahead is not None
-            ticket = experts.begin(self.layer, routed.ids, (following.layer, routed.ids_ahead))
-        else:
-            routed = ops.norm_and_route(h, self.router)
-            ticket = experts.begin(self.layer, routed.ids)
+            guess = ahead.layer, routed.ids_ahead
+        ticket = experts.begin(self.layer, routed.ids, guess)
         with ticket:
             if self.shared is not None:
                 ops.add_shared_expert(h, routed.x, self.shared)
             ops.clock.phase = "experts"
             experts.finish(ticket, routed.x, routed.weights, h)
+
+    def _route(
+        self, h: Floats, residents: Residents | None, ops: Ops, ahead: SparseMoe | None
+    ) -> Routed | None:
+        """None: nothing is left to do, the token's experts were all resident."""
+        if residents is not None and len(h) == 1:
+            return ops.route_or_add_token(h, self.router, self.shared, self.layer, residents)
+        return ops.norm_and_route(h, self.router, None if ahead is None else ahead.router)

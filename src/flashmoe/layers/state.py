@@ -54,6 +54,10 @@ class KvCache:
     def reset(self) -> None:
         """Nothing to do: positions past the sequence are never read."""
 
+    def kept(self, position: int) -> bool:
+        """Whether all earlier positions are still there after `position` tokens."""
+        return bool(position <= self.k.shape[1])
+
 
 class LatentCache:
     """What multi-head latent attention keeps: rows [1, positions, latent_dim + rope_dim].
@@ -71,6 +75,10 @@ class LatentCache:
     def reset(self) -> None:
         """Nothing to do: positions past the sequence are never read."""
 
+    def kept(self, position: int) -> bool:
+        """Always: whether all earlier positions are still there after `position` tokens."""
+        return True
+
 
 class DeltaState:
     """State of one gated delta layer: conv [W-1, C] past inputs, s [Hv, Dk, Dv]; float32."""
@@ -85,6 +93,10 @@ class DeltaState:
         """Back to the empty sequence."""
         self.conv[...] = 0
         self.s[...] = 0
+
+    def kept(self, position: int) -> bool:
+        """Never: there is one state, of the last position."""
+        return False
 
 
 Kind = TypeVar("Kind", KvCache, LatentCache, DeltaState)
@@ -116,6 +128,16 @@ class SequenceState:
             and (tokens <= WINDOW_PIECE or isinstance(layer, LatentCache) or not layer.ring)
             for layer in self.layers
         )
+
+    def rewind(self, position: int, reached: int) -> None:
+        """Back to `position`, or to the empty sequence where a layer has lost what was there.
+
+        reached: how many positions may have been written.
+        """
+        if position == reached or all(layer.kept(reached) for layer in self.layers):
+            self.position = position
+        else:
+            self.reset()
 
 
 @dataclass(frozen=True)
@@ -192,5 +214,6 @@ class Step:
         for segment in self.segments:
             state = segment.state.layers[layer]
             assert isinstance(state, kind)
-            spans.append(Span(segment.begin, segment.end, segment.start, state))
+            start = segment.state.position
+            spans.append(Span(segment.begin, segment.end, start, state))
         return spans

@@ -14,7 +14,8 @@ and however many threads run it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -77,6 +78,17 @@ class ExpertShape(Protocol):
     @property
     def bias_offset(self) -> int: ...
     def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Residents:
+    """Experts in memory that a backend can look up by itself, without a word to their owner.
+
+    table: layer and expert to the address of a record (_native.ResidentTable). shape: of all.
+    """
+
+    table: Any
+    shape: ExpertShape
 
 
 class Primitives(Protocol):
@@ -258,6 +270,17 @@ class Ops(Primitives, Protocol):
 
     def add_dense_mlp(self, h: Floats, weights: DenseMlpWeights) -> None:
         """h [T, H] += SwiGLU(norm(h))."""
+
+    def route_or_add_token(
+        self,
+        h: Floats,
+        router: RouterWeights,
+        shared: SharedExpertWeights | None,
+        layer: int,
+        residents: Residents,
+    ) -> Routed | None:
+        """norm_and_route for one token, h [1, H]. Or, where `residents` has all experts that it
+        wants: note their uses in the table, h += shared and routed experts -> None."""
 
     def add_token_experts(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flashmoe.ops.base import ExpertShape, Floats, Primitives
+from flashmoe.ops.base import ExpertShape, Floats, Primitives, Residents
 from flashmoe.ops.parts import (
     AttentionWeights,
     GatedDeltaWeights,
@@ -111,6 +111,16 @@ class ComposedParts(PlainParts):
         if weights.gate is not None:
             scale = self.sigmoid(self.linear(x, weights.gate)[0]).reshape(-1)
         self.ffn_add(x, weights.gate_up, weights.down, h, scale)
+
+    def route_or_add_token(
+        self: Primitives,
+        h: Floats,
+        router: RouterWeights,
+        shared: SharedExpertWeights | None,
+        layer: int,
+        residents: Residents,
+    ) -> Routed | None:
+        return ComposedParts.norm_and_route(self, h, router)
 
     def add_token_experts(
         self: Primitives,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe import _native
-from flashmoe.ops.base import ExpertShape, Floats
+from flashmoe.ops.base import ExpertShape, Floats, Residents
 from flashmoe.ops.clock import PhaseClock
 from flashmoe.ops.parts import (
     AttentionWeights,
@@ -74,6 +74,7 @@ class CpuParts:
     def __init__(self) -> None:
         self._space = _native.PartSpace()
         self._bound: dict[object, Any] = {}  # by weights, which compare by identity
+        self._token_moe: dict[RouterWeights, _native.TokenMoePart] = {}
         self._routing: _Routing | None = None
         self._h = _Latest(_native.FloatRows)
         self._x = _Latest(_native.FloatRows)
@@ -119,6 +120,28 @@ class CpuParts:
         self.clock.add(seconds, "router")
         return routing.with_ahead
 
+    def route_or_add_token(
+        self,
+        h: Floats,
+        router: RouterWeights,
+        shared: SharedExpertWeights | None,
+        layer: int,
+        residents: Residents,
+    ) -> Routed | None:
+        part = self._token_moe.get(router)
+        if part is None:
+            part = self._token_moe[router] = self._token_part(router, shared, layer, residents)
+        routing = self._routing_for(1, h.shape[1], router.num_experts_per_tok)
+        view = self._h.of(h)
+        done, routed_s, shared_s, experts_s = part.add_to(
+            self.pool, self._space, view, routing.view
+        )
+        self.clock.add(routed_s, "router")
+        self.clock.add(experts_s, "experts")
+        if shared is not None:
+            self.clock.add(shared_s, "shared")
+        return None if done else routing.plain
+
     def add_shared_expert(self, h: Floats, x: Floats, weights: SharedExpertWeights) -> None:
         part = self._bound.get(weights) or self._bind(weights, _shared_part)
         seconds = part.add_to(self.pool, self._space, self._x.of(x), self._h.of(h))
@@ -150,6 +173,7 @@ class CpuParts:
         return finite
 
     def release(self) -> None:
+        self._token_moe.clear()
         self._bound.clear()
         self._routing = None
         for latest in (self._h, self._x, self._weights, self._records, self._logits):
@@ -159,6 +183,20 @@ class CpuParts:
     def _bind(self, weights: Any, make: Callable[[Any], Any]) -> Any:
         part = self._bound[weights] = make(weights)
         return part
+
+    def _token_part(
+        self,
+        router: RouterWeights,
+        shared: SharedExpertWeights | None,
+        layer: int,
+        residents: Residents,
+    ) -> _native.TokenMoePart:
+        routing = self._bound.get(router) or self._bind(router, _router_part)
+        sharing: _native.SharedPart | None = None
+        if shared is not None:
+            sharing = self._bound.get(shared) or self._bind(shared, _shared_part)
+        layout = self.layout.of(residents.shape)
+        return _native.TokenMoePart(routing, sharing, residents.table, layer, layout)
 
     def _routing_for(self, tokens: int, hidden: int, k: int) -> _Routing:
         if self._routing is None or self._routing.shape != (tokens, hidden, k):
