@@ -1,4 +1,4 @@
-"""The page at /: files of server/page, read once when the server starts."""
+"""The page at /: files of server/web, read once when the server starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from flashmoe.errors import RequestError
 
-FOLDER = Path(__file__).parent / "page"
+FOLDER = Path(__file__).parent / "web"
 INDEX = "index.html"
 # Nothing from outside, no inline scripts, not in a frame.
 POLICY = (
