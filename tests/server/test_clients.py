@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
+
+from tests.support.server_process import served
 
 openai = pytest.importorskip("openai", reason="the client is not installed (extra 'dev')")
 anthropic = pytest.importorskip("anthropic", reason="the client is not installed (extra 'dev')")
@@ -35,30 +31,8 @@ TOOLS = [{"type": "function", "function": FUNCTION}]
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A server process with a key, started by the command."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = ["serve", "--port", str(port), "--api-key", KEY, "--ctx", "1024"]
-    command = [sys.executable, "-c", "from flashmoe.cli import main; main()", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        yield _when_ready(f"http://127.0.0.1:{port}", process)
-    finally:
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=30)
-    assert "Traceback" not in told, told
-
-
-def _when_ready(url: str, process: subprocess.Popen[str]) -> str:
-    for _ in range(300):
-        assert process.poll() is None, process.communicate()[1]
-        try:
-            if httpx.get(url + "/health").status_code == 200:
-                return url
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError("the server did not get ready")
+    with served("--api-key", KEY, "--ctx", "1024") as address:
+        yield address
 
 
 @pytest.fixture
