@@ -68,10 +68,6 @@ class Fields:
             self.fail(key, "a string", value)
         return value
 
-    def value(self, key: str) -> Any:
-        """Whatever is there; the caller checks it."""
-        return self._get(key)
-
     def names(self) -> list[str]:
         """The keys that are there."""
         return list(self._raw)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-
 from flashmoe.chat.sequence import Continued, Logits
 from flashmoe.errors import UsageError
 from flashmoe.generate.masks import Masks
@@ -25,9 +23,6 @@ from flashmoe.parsers.base import (
 from flashmoe.text.tokenizer import Tokenizer
 
 End = Literal["stop", "length", "interrupted"]
-
-# Takes part in no softmax: its power is 0 at every temperature, and it is a finite number.
-_FORBIDDEN = np.finfo(np.float32).min
 
 
 @dataclass
@@ -114,8 +109,8 @@ class Writer:
         """Yields the events of each token; `reply.tokens` and `reply.end` are kept up to date."""
         sampler, text = Sampler(options), _Text(self.tokenizer, options)
         while not self.interrupted():
-            scores = logits if mask is None else _held(logits, mask)
-            id, _ = sampler.sample(scores, self.sequence.ids)
+            apply = mask.apply if mask is not None and mask.active() else None
+            id = sampler.choose(logits, self.sequence.ids, mask=apply)
             reply.tokens += 1
             if id in self.stop_ids:
                 reply.end = "stop"
@@ -154,16 +149,3 @@ class _Text:
 
     def finish(self) -> str:
         return self._stop.push(self._pieces.finish()) + self._stop.finish()
-
-
-def _held(logits: Logits, mask: Masks) -> Logits:
-    """logits [vocab_size] with what the mask forbids out of reach; a copy if it forbids any."""
-    if not mask.active():
-        return logits
-    scores = logits.copy()
-    mask.apply(scores)
-    forbidden = np.isneginf(scores)
-    if forbidden.all():
-        raise UsageError("the grammar allows no token at all", where="tools")
-    scores[forbidden] = _FORBIDDEN
-    return scores
