@@ -196,17 +196,27 @@ class Rotary(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """What the layers of one forward pass share: whose tokens these are, and their rotation."""
+    """What the layers of one forward pass share: whose tokens these are, and their rotations.
+
+    ropes: cos, sin [T, rotary_dim / 2] of each table that the model has.
+    """
 
     segments: tuple[Segment, ...]
-    rope: tuple[Floats, Floats]  # cos, sin [T, rotary_dim / 2]
+    ropes: tuple[tuple[Floats, Floats], ...]
+
+    @property
+    def rope(self) -> tuple[Floats, Floats]:
+        """That of a model with one table."""
+        return self.ropes[0]
 
     @staticmethod
-    def of(batch: Batch, rope: Rotary) -> Step:
+    def of(batch: Batch, *tables: Rotary) -> Step:
         """The step that a batch makes."""
         if len(batch.ids) == 1:
-            return Step(batch.segments, rope.at_one(batch.segments[0].start))
-        return Step(batch.segments, rope.at(batch.positions()))
+            start = batch.segments[0].start
+            return Step(batch.segments, tuple(table.at_one(start) for table in tables))
+        positions = batch.positions()
+        return Step(batch.segments, tuple(table.at(positions) for table in tables))
 
     def spans(self, layer: int, kind: type[Kind]) -> list[Span[Kind]]:
         """The rows of each sequence with its state of one layer."""

@@ -22,6 +22,8 @@ FAMILIES = {
     "olmoe": "olmoe",
     "glm4_moe": "glm4_moe",
     "minimax_m2": "minimax_m2",
+    "gemma4": "gemma4",
+    "gemma4_text": "gemma4",
 }
 
 # Types whose logits the tests compare with transformers (tests/test_model_oracle.py). The others of
@@ -39,6 +41,7 @@ ORACLE_TYPES = frozenset(
         "olmoe",
         "glm4_moe",
         "minimax_m2",
+        "gemma4_text",
     }
 )
 

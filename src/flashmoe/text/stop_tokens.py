@@ -15,7 +15,15 @@ from flashmoe.text.json_file import read_object
 from flashmoe.text.tokenizer import Tokenizer
 
 # Tokens that close an assistant turn in a template that writes them.
-CHAT_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|return|>", "<|call|>", "[e~[")
+CHAT_ENDS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<end_of_turn>",
+    "<|return|>",
+    "<|call|>",
+    "[e~[",
+    "<turn|>",
+)
 
 
 def stop_ids(directory: Path, tokenizer: Tokenizer, template: ChatTemplate) -> frozenset[int]:
