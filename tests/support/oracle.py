@@ -65,6 +65,8 @@ _DEEPSEEK = {
         "original_max_position_embeddings": 4096,
     },
 }
+# Limits within the tests' prompts: with few heads many scores would tie, at 0.
+_INDEXER = {"index_topk": 40, "index_head_dim": 64, "index_n_heads": 32}
 _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3_moe": (
         "Qwen3MoeConfig",
@@ -122,6 +124,31 @@ _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
         {
             **_LATENT,
             "v_head_dim": 64,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+    ),
+    "deepseek_v32": (
+        "DeepseekV32Config",
+        "DeepseekV32ForCausalLM",
+        {
+            **_LATENT,
+            **_INDEXER,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+    "glm_moe_dsa": (
+        "GlmMoeDsaConfig",
+        "GlmMoeDsaForCausalLM",
+        {
+            **_LATENT,
+            **_INDEXER,
+            "v_head_dim": 64,
+            "num_hidden_layers": 4,
+            "first_k_dense_replace": 1,
+            "indexer_types": ["full", "full", "shared", "full"],
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
     ),

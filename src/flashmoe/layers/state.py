@@ -80,6 +80,22 @@ class LatentCache:
         return True
 
 
+class IndexedCache(LatentCache):
+    """A LatentCache, and the keys of the layer's indexer: index_keys [positions, index_dim]."""
+
+    def __init__(
+        self,
+        positions: int,
+        latent_dim: int,
+        rope_dim: int,
+        index_dim: int,
+        dtype: DTypeLike,
+        memory: StateMemory,
+    ) -> None:
+        super().__init__(positions, latent_dim, rope_dim, dtype, memory)
+        self.index_keys = memory((positions, index_dim), dtype)
+
+
 class DeltaState:
     """State of one gated delta layer: conv [W-1, C] past inputs, s [Hv, Dk, Dv]; float32."""
 
@@ -99,7 +115,7 @@ class DeltaState:
         return False
 
 
-Kind = TypeVar("Kind", KvCache, LatentCache, DeltaState)
+Kind = TypeVar("Kind", KvCache, LatentCache, IndexedCache, DeltaState)
 LayerState = KvCache | LatentCache | DeltaState
 
 
@@ -198,11 +214,13 @@ class Rotary(Protocol):
 class Step:
     """What the layers of one forward pass share: whose tokens these are, and their rotations.
 
-    ropes: cos, sin [T, rotary_dim / 2] of each table that the model has.
+    ropes: cos, sin [T, rotary_dim / 2] of each table that the model has. carried: what a layer
+    hands to later ones.
     """
 
     segments: tuple[Segment, ...]
     ropes: tuple[tuple[Floats, Floats], ...]
+    carried: dict[str, Ints] = field(default_factory=dict)
 
     @property
     def rope(self) -> tuple[Floats, Floats]:

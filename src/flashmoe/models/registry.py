@@ -22,6 +22,8 @@ FAMILIES = {
     "olmoe": "olmoe",
     "glm4_moe": "glm4_moe",
     "minimax_m2": "minimax_m2",
+    "deepseek_v32": "deepseek_v32",
+    "glm_moe_dsa": "deepseek_v32",
     "gemma4": "gemma4",
     "gemma4_text": "gemma4",
 }
@@ -41,6 +43,8 @@ ORACLE_TYPES = frozenset(
         "olmoe",
         "glm4_moe",
         "minimax_m2",
+        "deepseek_v32",
+        "glm_moe_dsa",
         "gemma4_text",
     }
 )
