@@ -112,3 +112,8 @@ CUDA_ATTENTION_F16 = 2e-3
 # few 1e-4 of its own result, and the tiny models (logits of 2 to 5) pass every error on. bf16
 # weights meet inputs of 16 bits in prefill.
 LOGITS_CUDA = {"bf16": 5e-3, "quantised": 0.03}
+
+# gelu below -3 by its tanh form: 1 + tanh cancels in the twin's float64 only at 1e-16, but in
+# float32 the argument of the exponential, up to 20 there, is off by its rounding (1e-6) times a
+# result below 4e-3.
+GELU_TAIL = 1e-8

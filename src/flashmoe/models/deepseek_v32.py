@@ -22,8 +22,9 @@ FULL, SHARED = "full", "shared"
 class Config(deepseek_v3.Config):
     """Of DeepSeek-V3, and the indexer's fields.
 
-    indexer_types: whether a layer has an indexer or follows the last one that has. index_interleave:
-    RoPE turns pairs (2 i, 2 i + 1) of the indexer's heads (GLM), not (i, i + half).
+    indexer_types: whether a layer has an indexer or follows the last one that has.
+    index_interleave: RoPE turns pairs (2 i, 2 i + 1) of the indexer's heads (GLM), not
+    (i, i + half).
     """
 
     index_topk: int

@@ -133,7 +133,8 @@ def _read_fields(reader: ConfigReader) -> Config:
 
 def _layer_types(reader: ConfigReader, layers: int) -> tuple[str, ...]:
     given = reader.choices("layer_types", (SLIDING, FULL), layers)
-    types = given or tuple(SLIDING if (n + 1) % 6 else FULL for n in range(layers))
+    default = (*(SLIDING if (n + 1) % 6 else FULL for n in range(layers - 1)), FULL)
+    types = given or default
     if types[-1] != FULL:
         reader.fail("layer_types", f"{FULL} last", types[-1])
     return types

@@ -51,7 +51,7 @@ def latent_heads(
 
 
 def add_latent_values(ops: Primitives, h: Floats, w: LatentAttentionWeights, out: Floats) -> None:
-    """h [T, H] += o_proj of what attention gave, out [T, Hq, R], brought out of the latent space."""
+    """h [T, H] += o_proj of attention's result [T, Hq, R], brought out of the latent space."""
     values = ops.empty(len(h), w.num_heads, w.v_up.rows // w.num_heads)
     ops.head_linear(out, w.v_up, values)
     ops.linear_add(values.reshape(len(h), -1), w.o_proj, h)
