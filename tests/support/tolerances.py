@@ -113,7 +113,6 @@ CUDA_ATTENTION_F16 = 2e-3
 # weights meet inputs of 16 bits in prefill.
 LOGITS_CUDA = {"bf16": 5e-3, "quantised": 0.03}
 
-# gelu below -3 by its tanh form: 1 + tanh cancels in the twin's float64 only at 1e-16, but in
-# float32 the argument of the exponential, up to 20 there, is off by its rounding (1e-6) times a
-# result below 4e-3.
+# gelu(gate) * up where gelu is below 4e-3, far left of zero: there the exponent of its sigmoid, up
+# to 20, is off by its rounding (1e-6), and the rest of the result's relative error by as much.
 GELU_TAIL = 1e-8

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader
+from flashmoe.checkpoint.config import ConfigReader, Rope
 from flashmoe.layers.rope import RotaryTable
 from flashmoe.layers.sandwich import (
     SandwichAttention,
@@ -20,6 +20,7 @@ from flashmoe.layers.sandwich import (
 )
 from flashmoe.layers.state import cache_positions
 from flashmoe.models.decoder import Decoder, DecoderLayer, Weights, assemble
+from flashmoe.models.grouped_query import GroupedQueryConfig, read_fields
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import WeightSpecs
 from flashmoe.ops.parts import RouterWeights
@@ -35,40 +36,27 @@ NORMS = (
     "post_feedforward_layernorm_2",
     "post_feedforward_layernorm",
 )
-# Parts for images and sound, with and without the outer prefix.
-_TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
-IGNORED = (*_TOWERS, *(f"model.{part}" for part in _TOWERS))
+# Parts for images and sound.
+_MEDIA = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
+IGNORED = (*_MEDIA, *(f"model.{part}" for part in _MEDIA))
 
 
-@dataclass(frozen=True)
-class Config:
-    """The fields of config.json that the forward pass needs; experts are named as elsewhere.
+@dataclass(frozen=True, kw_only=True)
+class Config(GroupedQueryConfig):
+    """Of layers with a window, and what differs in those that see all.
 
     full_head_dim, full_key_value_heads: of the layers that see all. full_rotated_pairs: how many
     pairs of a head's dimensions RoPE turns there. final_logit_softcapping 0: none.
     """
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
     layer_types: tuple[str, ...]
     sliding_window: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
     full_key_value_heads: int
     full_head_dim: int
     full_rotated_pairs: int
-    rope_theta: float
     full_rope_theta: float
     intermediate_size: int
-    num_experts: int
-    num_experts_per_tok: int
-    moe_intermediate_size: int
-    rms_norm_eps: float
     final_logit_softcapping: float
-    max_position_embeddings: int
-    tie_word_embeddings: bool
 
     def heads(self, layer: int) -> tuple[int, int]:
         """head_dim and key-value heads of a layer."""
@@ -100,34 +88,24 @@ def read_config(raw: dict[str, Any]) -> Config:
 
 
 def _read_fields(reader: ConfigReader) -> Config:
-    layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
-    heads, num_experts = reader.integer("num_attention_heads"), reader.integer("num_experts")
-    layer_types = _layer_types(reader, layers)
-    full_dim, full_kv_heads = _full_heads(reader, layer_types, heads)
     theta, full_theta, share = _rotations(reader)
+    rope, inner = Rope(theta, 1.0), "moe_intermediate_size"
+    base = read_fields(
+        reader, rope, inner=inner, norm_topk_prob=True, per_token="top_k_experts", tied=True
+    )
+    layer_types = _layer_types(reader, base.num_hidden_layers)
+    full_dim, full_kv_heads = _full_heads(reader, layer_types, base.num_attention_heads)
     capped = reader.has("final_logit_softcapping")
     return Config(
-        vocab_size=reader.integer("vocab_size"),
-        hidden_size=reader.integer("hidden_size"),
-        num_hidden_layers=layers,
+        **vars(base),
         layer_types=layer_types,
         sliding_window=reader.integer("sliding_window"),
-        num_attention_heads=heads,
-        num_key_value_heads=reader.divisor("num_key_value_heads", of=heads),
-        head_dim=reader.even("head_dim"),
         full_key_value_heads=full_kv_heads,
         full_head_dim=full_dim,
         full_rotated_pairs=int(share * full_dim // 2),
-        rope_theta=theta,
         full_rope_theta=full_theta,
         intermediate_size=reader.integer("intermediate_size"),
-        num_experts=num_experts,
-        num_experts_per_tok=reader.integer("top_k_experts", high=num_experts),
-        moe_intermediate_size=reader.integer("moe_intermediate_size"),
-        rms_norm_eps=reader.number("rms_norm_eps"),
         final_logit_softcapping=reader.number("final_logit_softcapping") if capped else 0.0,
-        max_position_embeddings=reader.integer("max_position_embeddings"),
-        tie_word_embeddings=reader.flag("tie_word_embeddings", default=True),
     )
 
 
@@ -204,14 +182,10 @@ def build(config: Config, weights: Weights) -> Decoder:
     layers = tuple(_layer(n, config, weights) for n in range(config.num_hidden_layers))
     pairs = config.full_rotated_pairs
     full = RotaryTable(config.full_head_dim, config.full_rope_theta, pairs=pairs)
+    rope, scale = RotaryTable(config.head_dim, config.rope_theta), config.hidden_size**0.5
+    cap = config.final_logit_softcapping
     return assemble(
-        config,
-        weights,
-        layers,
-        RotaryTable(config.head_dim, config.rope_theta),
-        more_ropes=(full,),
-        embedding_scale=config.hidden_size**0.5,
-        softcap=config.final_logit_softcapping,
+        config, weights, layers, rope, more_ropes=(full,), embedding_scale=scale, softcap=cap
     )
 
 
