@@ -11,12 +11,13 @@ import pytest
 import flashmoe
 from flashmoe.checkpoint.directory import Checkpoint
 from flashmoe.models.registry import load_family
+from flashmoe.ops.reference import ReferenceOps
 from flashmoe.sizing import scratch_bytes
 from tests.support import oracle
 from tests.support.oracle import assert_close_and_same_choice
-from tests.support.packs import assert_same_bits, transcript
+from tests.support.packs import assert_same_bits, load_with, transcript
 from tests.support.serving import ask, run_all, scheduler_of
-from tests.support.tolerances import LOGITS_CHUNKED
+from tests.support.tolerances import LOGITS_CHUNKED, LOGITS_REFERENCE
 
 pytestmark = pytest.mark.oracle
 IDS = np.arange(1, 151, dtype=np.int32) % 512
@@ -79,6 +80,18 @@ def test_a_prompt_that_was_kept_gives_the_same_bits(packed: Path) -> None:
         alone = run_all(scheduler_of(model, 2, None), [ask(IDS.tolist(), 4)])[0]
         assert again.cached == 128
         assert again.bits == alone.bits
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "deepseek_v32", "glm_moe_dsa"])
+def test_the_numpy_backend_agrees(name: str, tmp_path: Path) -> None:
+    """Of families whose layers are composed of primitives in layers/, beyond index_topk keys."""
+    source = oracle.save(oracle.tiny_model(name), tmp_path / "source", fused=True)
+    flashmoe.pack(source, tmp_path / "packed", experts="bf16", dense="bf16")
+    ids = IDS[:60]
+    with flashmoe.load(tmp_path / "packed") as model:
+        expected = model.logits(ids)
+    with load_with(tmp_path / "packed", make_ops=lambda threads, isa: ReferenceOps()) as model:
+        assert np.abs(model.logits(ids) - expected).max() <= LOGITS_REFERENCE
 
 
 def test_scratch_and_state_stay_within_their_estimates(packed: Path) -> None:

@@ -1,4 +1,4 @@
-"""moe_ffn() with biases and the clamped SwiGLU of gpt-oss, against NumPy."""
+"""moe_ffn() with biases, the clamped SwiGLU of gpt-oss and the GeGLU of Gemma, against NumPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from flashmoe import _native
 from flashmoe.ops import reference_linear as reference
 from flashmoe.ops.base import Activation
-from flashmoe.ops.reference_linear import ACTIVATIONS
 from flashmoe.quant import Format
 from flashmoe.quant.layout import Bytes, Floats
 from flashmoe.store.format import ExpertLayout
@@ -94,7 +93,7 @@ def assert_expert(y: Floats, x: Floats, experts: Experts, e: int) -> None:
 
 
 @formats
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ["swiglu", "swiglu_clamped", "geglu_tanh"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("counts", [[1, 1, 1], [70, 0, 5]], ids=str)
 def test_matches_the_reference(
@@ -117,12 +116,11 @@ def test_a_row_does_not_depend_on_others_or_on_threads(isa: str, fmt: Format) ->
         np.testing.assert_array_equal(experts.run(x[row : row + 1], [1, 0, 0]), together[[row]])
 
 
-@pytest.mark.parametrize("activation", ["swiglu_limited", "geglu_tanh"])
-def test_other_activations_far_from_zero(isa: str, activation: Activation) -> None:
+def test_gelu_far_from_zero(isa: str) -> None:
     gates = np.array([-200.0, -10.1, -3.0, -1e-3, 0.0, 0.5, 9.9, 10.1, 200.0])
     for up in (-11.0, -0.5, 3.0, 200.0):
-        expected = ACTIVATIONS[activation](gates, np.full(len(gates), up))
-        got = np.array([one_value(float(gate), up, activation) for gate in gates])
+        expected = reference.geglu_tanh(gates, np.full(len(gates), up))
+        got = np.array([one_value(float(gate), up, "geglu_tanh") for gate in gates])
         np.testing.assert_allclose(got, expected, rtol=CLAMPED, atol=GELU_TAIL * abs(up))
 
 
