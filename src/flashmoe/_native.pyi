@@ -96,9 +96,9 @@ def head_linear(pool: Pool, acts: Activations, matrix: Matrix, out: Annotated[ND
     [T, heads, N], any strides on T and heads.
     """
 
-def ffn(pool: Pool, acts: Activations, gate_up: Matrix, down: Matrix, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], scale: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> None:
+def ffn(pool: Pool, acts: Activations, gate_up: Matrix, down: Matrix, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], scale: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, activation: str = 'swiglu') -> None:
     """
-    out [T, H] += scale [T] * (silu(gate) * up) @ down.T; gate and up rows alternate by 8.
+    out [T, H] += scale [T] * activation(gate, up) @ down.T; gate and up rows alternate by 8.
     """
 
 def moe_ffn(pool: Pool, acts: Activations, layout: ExpertLayout, addresses: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], dests: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
@@ -175,6 +175,13 @@ def attention(pool: Pool, q: Annotated[NDArray, dict(device='cpu', writable=Fals
     sinks f32 [Hq]: scores of a further key per head, whose value is zero.
     q f32 [T, Hq, D], out f32 [T, Hq, Dv]; caches f32 or f16 [Hkv, ctx, D] and [Hkv, ctx, Dv],
     whose rows may lie apart or share memory; query head h uses kv head h // (Hq / Hkv).
+    """
+
+def index_topk(pool: Pool, q: Annotated[NDArray, dict(device='cpu', writable=False)], weights: Annotated[NDArray, dict(device='cpu', writable=False)], keys: Annotated[NDArray, dict(device='cpu', writable=False)], seen: Annotated[NDArray, dict(device='cpu', writable=False)], ids: Annotated[NDArray, dict(device='cpu')]) -> None:
+    """
+    ids i32 [T, k]: of keys 0..seen[t] - 1 the k with the largest sum over h of
+    weights[t, h] * max(0, q[t, h] . key), ascending; equal ones: the earlier; -1 where fewer
+    are seen. q f32 [T, Hi, Di], weights f32 [T, Hi], keys f32 or f16 [ctx, Di], seen i32 [T].
     """
 
 def gated_delta(pool: Pool, qkv: Annotated[NDArray, dict(device='cpu', writable=False)], a: Annotated[NDArray, dict(device='cpu', writable=False)], b: Annotated[NDArray, dict(device='cpu', writable=False)], a_log: Annotated[NDArray, dict(device='cpu', writable=False)], dt_bias: Annotated[NDArray, dict(device='cpu', writable=False)], state: Annotated[NDArray, dict(device='cpu')], out: Annotated[NDArray, dict(device='cpu')], chunk: int) -> None:

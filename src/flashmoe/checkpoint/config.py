@@ -20,10 +20,17 @@ HARMLESS = frozenset(
         "_name_or_path",
         "architectures",
         "attention_dropout",
+        "audio_config",
+        "audio_token_id",
         "auto_map",
         "aux_loss_alpha",
+        "boa_token_id",
+        "boi_token_id",
         "bos_token_id",
         "dtype",
+        "eoa_token_id",
+        "eoa_token_index",
+        "eoi_token_id",
         "eos_token_id",
         "ep_size",
         "id2label",
@@ -52,6 +59,7 @@ HARMLESS = frozenset(
         "video_token_id",
         "vision_config",
         "vision_end_token_id",
+        "vision_soft_tokens_per_image",
         "vision_start_token_id",
     )
 )
@@ -176,6 +184,10 @@ class ConfigReader:
         if not isinstance(value, dict):
             self.fail(name, "an object", value)
         return ConfigReader(value, f"{self._where}: {name}")
+
+    def required_section(self, name: str) -> ConfigReader:
+        """A nested object that must be there."""
+        return self.section(name) or self.fail(name, "an object", None)
 
     def text_model(self) -> ConfigReader:
         """The text part of a multimodal config, which inherits `tie_word_embeddings`."""
