@@ -27,7 +27,7 @@ from flashmoe.ops.devices import pick_device, settle_device
 from flashmoe.planning import card_lacks
 from flashmoe.settings import EngineSettings, environment
 from flashmoe.stats import Stats
-from flashmoe.store.packed import PackedModel
+from flashmoe.store.model import open_model
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.messages import Message
 from flashmoe.text.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
 def _open(path: Path, settings: EngineSettings) -> LoadedModel:
     device, reason = pick_device(settings.device)
     if device != "cpu":
-        lacks = card_lacks(PackedModel.open(path).manifest)
+        lacks = card_lacks(open_model(path).manifest)
         device, reason = settle_device(reason, settings.device, lacks)
     if device == "cpu":
         loaded = load_model(path, settings)

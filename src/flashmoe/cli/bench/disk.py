@@ -51,11 +51,11 @@ def disk(
 
 def _files(path: Path) -> tuple[Sequence[Path], list[int]]:
     """The files to read, and the size of the records in them."""
-    from flashmoe.store.packed import PackedModel
+    from flashmoe.store.model import open_model
 
     if not path.is_dir():
         return [path], []
-    pack = PackedModel.open(path)
+    pack = open_model(path)
     return sorted(set(pack.files)), [pack.manifest.experts.record_bytes]
 
 

@@ -58,7 +58,7 @@ def prefill(
     from flashmoe.bench.prefill import PrefillOptions, measure_prefill
     from flashmoe.bench.record import Measurement, model_facts
     from flashmoe.cli.bench.output import finish, status
-    from flashmoe.store.packed import PackedModel
+    from flashmoe.store.model import open_model
 
     options = PrefillOptions(
         lengths=integers(tokens, "--tokens"),
@@ -76,7 +76,7 @@ def prefill(
             lock=lock or None,
         ),
     )
-    facts = model_facts(PackedModel.open(model))
+    facts = model_facts(open_model(model))
     # A line per length, as soon as there is one: the long ones take minutes.
     for number, length in enumerate(options.lengths):
         one = replace(options, lengths=[length])
