@@ -37,17 +37,18 @@ DEMO_CACHE = "25%"
 
 
 def load(path: str | Path | None = None, **settings: Any) -> Model:
-    """Open a packed model; no path: the demo model that comes with the package.
+    """Open a packed model, or a checkpoint in place; no path: the demo model of the package.
 
     Args:
-        path: directory that `flashmoe pack` wrote.
+        path: directory that `flashmoe pack` wrote, or of a checkpoint (docs/inplace.md says which).
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
             context_length, experts_per_token, isa, verify, prefetch, lock, device, vram,
             parallel, prefix_ram. What is not given comes from the environment (FLASHMOE_RAM, ...),
             else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
-    (the limit is below the floor; the message shows the sum), StorageError (the system).
+    (the limit is below the floor; the message shows the sum), StorageError (the system),
+    CheckpointError (a checkpoint that is damaged, or that must be packed to run).
     """
     unknown = settings.keys() - EngineSettings.__dataclass_fields__.keys()
     if unknown:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def info(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show family, sizes, bits, experts and bytes per token of a packed model."""

@@ -27,7 +27,7 @@ def run(
         typer.Argument(
             metavar="[MODEL] PROMPT",
             show_default=False,
-            help="A packed model (default: the demo model inside the package) and the prompt; "
+            help="A packed model or a checkpoint (default: the demo model inside the package) and the prompt; "
             "- reads it from stdin.",
         ),
     ],

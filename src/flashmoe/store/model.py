@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
+from flashmoe.checkpoint.directory import CONFIG
 from flashmoe.files import storage_errors
 from flashmoe.layers.embedding import BlockSource
 from flashmoe.quant.layout import Bytes
@@ -77,7 +78,10 @@ def open_model(path: Path) -> StoredModel:
 
     Raises UsageError and PackError as PackedModel.open, CheckpointError as InPlaceModel.open.
     """
+    return InPlaceModel.open(path) if is_checkpoint(path) else PackedModel.open(path)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory has a config and no manifest."""
     with storage_errors("cannot read", path):
-        packed = (path / fmt.MANIFEST).exists()
-        checkpoint = (path / "config.json").exists()
-    return InPlaceModel.open(path) if checkpoint and not packed else PackedModel.open(path)
+        return (path / CONFIG).exists() and not (path / fmt.MANIFEST).exists()

@@ -20,7 +20,7 @@ from flashmoe.cli.bench.options import (
 
 
 def card(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     prompt: Annotated[int, typer.Option(help="Tokens of the timed prompt.")] = 4096,
     tokens: Annotated[int, typer.Option(help="Tokens per decode window.")] = 64,
     vram: Vram = None,

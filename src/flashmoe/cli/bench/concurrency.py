@@ -24,7 +24,7 @@ _WIDTHS = (7, 9, 9, 9, 14, 10, 10)
 
 
 def concurrency(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     streams: Annotated[str, typer.Option(help="Answers at once, a measurement each.")] = "1,8",
     tokens: Annotated[int, typer.Option(help="Tokens of each answer that count.")] = 48,
     long_prompt: Annotated[

@@ -25,7 +25,7 @@ from flashmoe.cli.bench.options import (
 
 
 def decode(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     tokens: Annotated[int, typer.Option(help="Tokens per window.")] = 64,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt of a window.")] = 16,
     ram: Ram = None,

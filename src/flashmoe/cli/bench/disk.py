@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def disk(
-    path: Annotated[Path, typer.Argument(metavar="MODEL|FILE", help="A packed model, or a file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="MODEL|FILE", help="A packed model, a checkpoint, or a file.")
+    ],
     block: Annotated[
         str | None, typer.Option(metavar="BYTES,...", help="Block sizes; default: several.")
     ] = None,

@@ -29,7 +29,7 @@ _WIDTHS = (6, 7, 11, 8, 13, 9, 6)
 
 
 def prefill(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     tokens: Annotated[str, typer.Option(help="Lengths of prompts.")] = "512,2048,8192",
     ram: Ram = None,
     cache: Cache = None,

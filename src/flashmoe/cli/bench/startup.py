@@ -19,7 +19,7 @@ from flashmoe.cli.bench.options import (
 
 
 def startup(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     ram: Ram = None,
     cache: Cache = None,
     threads: Threads = None,
