@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
-from flashmoe.checkpoint.directory import CONFIG
+from flashmoe.checkpoint.directory import INDEX, SINGLE
 from flashmoe.files import storage_errors
 from flashmoe.layers.embedding import BlockSource
 from flashmoe.quant.layout import Bytes
@@ -82,6 +82,7 @@ def open_model(path: Path) -> StoredModel:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a directory has a config and no manifest."""
+    """Whether a directory has the weights of a checkpoint, and no manifest."""
     with storage_errors("cannot read", path):
-        return (path / CONFIG).exists() and not (path / fmt.MANIFEST).exists()
+        weights = any((path / name).exists() for name in (SINGLE, INDEX))
+        return weights and not (path / fmt.MANIFEST).exists()
