@@ -341,6 +341,34 @@ def float_work(pool: Pool, rounds: int) -> int:
     Run float32 multiply-adds in registers on every thread; returns the operations done.
     """
 
+class LandingProgram:
+    """
+    How bytes of a checkpoint become a record; see flashmoe.store.landing for the fields.
+    """
+
+    def __init__(self, record_bytes: int, moves: Sequence[tuple[str, bool, int, int, int, int, int, int, int, int]], mxfp4: Sequence[tuple[int, int]], zeros: Sequence[tuple[int, int]]) -> None: ...
+
+    def run(self, slices: Sequence[tuple[int, int, int, int]], read: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], record: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> bool:
+        """
+        Slices (move, first block, blocks, where in read); False: a number is not finite.
+        """
+
+    def settle(self, record: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> int:
+        """
+        After all slices: index of a blob with a number that is not finite, or -1.
+        """
+
+class Landing:
+    """
+    An expert of a checkpoint. pieces: (handle, offset, nbytes, bytes that must be there, slices); offset and nbytes in whole pages.
+    """
+
+    def __init__(self, program: LandingProgram, pieces: Sequence[tuple[int, int, int, int, Sequence[tuple[int, int, int, int]]]]) -> None: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pieces."""
+
 class Arena:
     """
     Memory for weights, 2 MiB aligned. threads: that make it resident; 0: nobody yet.
@@ -401,6 +429,11 @@ class Reader:
         Queue reads, tuples of the arguments of submit; all or, where one is refused, none. Guesses are read only while the disk is idle.
         """
 
+    def submit_landings(self, reads: Sequence[tuple[int, Landing, int]], guess: bool = False) -> None:
+        """
+        Queue experts of a checkpoint, (tag, landing, address of the record), as submit_many.
+        """
+
     def keep_guesses(self, tags: Sequence[int]) -> None:
         """
         Guesses with these tags become demands; all others are dropped, without waiting.
@@ -408,7 +441,7 @@ class Reader:
 
     def wait(self, timeout_s: float) -> list[tuple[int, int, int]]:
         """
-        [(tag, status, detail)] of what has landed; blocks until a demand has, or none is left. Status: 0 good, > 0 errno, -1 short (detail: bytes got), -2 bad checksum (detail: the one found), -3 cancelled (detail: bytes read in vain).
+        [(tag, status, detail)] of what has landed; blocks until a demand has, or none is left. Status: 0 good, > 0 errno, -1 short (detail: bytes got), -2 bad checksum (detail: the one found), -3 cancelled (detail: bytes read in vain). Of landings the detail is the index of the piece, where -4 means that the file has changed; after -5 (a weight is not finite) that of the move, or of all moves and then the blob.
         """
 
     def cancel(self) -> None:
@@ -416,7 +449,7 @@ class Reader:
 
     def stats(self) -> dict[str, float]:
         """
-        bytes, reads, raw_bytes (cancelled reads too); busy_s, cpu_s, checksum_s (summed over threads); reading_s (in which something was being read).
+        bytes, reads, raw_bytes (cancelled reads too); busy_s, cpu_s, checksum_s (summed over threads), landing_s (turning bytes into records); reading_s (in which something was being read).
         """
 
 def crc32c(buffer: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], crc: int = 0, portable: bool = False) -> int:

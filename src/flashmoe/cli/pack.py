@@ -25,7 +25,6 @@ def pack(
 ) -> None:
     """Pack a checkpoint for streaming. Interrupted, the same command resumes."""
     from flashmoe.cli.units import human_bytes
-    from flashmoe.store.info import total_bytes
     from flashmoe.store.pack import pack_checkpoint
     from flashmoe.store.packed import PackedModel
     from flashmoe.store.plan import PackOptions
@@ -35,7 +34,7 @@ def pack(
     with progress_bar("packing", quiet) as progress:
         pack_checkpoint(source, destination, options, progress)
     if not quiet:
-        size = human_bytes(total_bytes(PackedModel.open(destination)))
+        size = human_bytes(PackedModel.open(destination).total_bytes)
         print(f"{destination}: {size} in {time.monotonic() - start:.1f} s")
 
 

@@ -75,15 +75,25 @@ def _bytes(values: Floats) -> Bytes:
 def _matrix_pieces(pool: _native.Pool, checkpoint: Source, part: EncodeMatrix) -> Iterator[Bytes]:
     step = _piece_rows(part)
     for start in range(0, part.rows, step):
-        stop = min(start + step, part.rows)
-        raw = read_rows(checkpoint, part, start, stop)
-        out = np.empty(part.format.nbytes(stop - start, part.cols), np.uint8)
-        try:
-            encode(pool, part.format, raw, part.sources[0].dtype, out)
-        except BadWeight as cause:
-            source, row = _locate(part, start + cause.row)
-            raise _non_finite(source, row, cause) from cause
-        yield out
+        yield encoded_rows(pool, checkpoint, part, start, min(start + step, part.rows))
+
+
+def encoded_rows(
+    pool: _native.Pool, checkpoint: Source, part: EncodeMatrix, start: int, stop: int
+) -> Bytes:
+    """Rows [start, stop) of a matrix, from a block of 8 on -> their stored bytes.
+
+    Raises:
+        NonFiniteError: a weight is NaN, infinite or beyond bf16.
+    """
+    raw = read_rows(checkpoint, part, start, stop)
+    out = np.empty(part.format.nbytes(stop - start, part.cols), np.uint8)
+    try:
+        encode(pool, part.format, raw, part.sources[0].dtype, out)
+    except BadWeight as cause:
+        source, row = _locate(part, start + cause.row)
+        raise _non_finite(source, row, cause) from cause
+    return out
 
 
 def _piece_rows(part: EncodeMatrix) -> int:
