@@ -18,6 +18,11 @@ NAME = "q4"
 GROUPS = (32, 64, 128)
 
 
+def step(group: int) -> int:
+    """Rows have a multiple of that many columns."""
+    return group
+
+
 def row_bytes(cols: int, group: int) -> int:
     """Stored bytes per row; cols must be a multiple of group."""
     return cols // group * (group // 2 + 4)

@@ -14,7 +14,7 @@ from flashmoe.checkpoint.names import Names
 from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
 from flashmoe.errors import CheckpointError, ConfigError, UsageError
 from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
-from flashmoe.quant import FORMATS, Format, groups
+from flashmoe.quant import ENCODED, Format, groups
 from flashmoe.store import format as fmt
 from flashmoe.store.expert_sources import expert_biases, expert_matrices
 from flashmoe.store.manifest import to_json
@@ -180,9 +180,9 @@ def fingerprint(plan: PackPlan, sources: Mapping[str, tuple[int, int]]) -> str:
 
 
 def _option(option: str, name: str, group: int) -> Format:
-    if name not in FORMATS:
+    if name not in ENCODED:
         raise UsageError(
-            "unknown weight format", where=option, expected=" | ".join(FORMATS), got=name
+            "unknown weight format", where=option, expected=" | ".join(ENCODED), got=name
         )
     # A format that comes in one size only takes that, whatever the others are to have.
     sizes = groups(name)
@@ -210,7 +210,7 @@ def _encode(
         raise UsageError(
             f"{format_.name} does not fit {first.cols} columns",
             where=first.tensor.name,
-            expected=f"a multiple of {format_.group or 2}",
+            expected=f"a multiple of {format_.step}",
             hint="Choose a smaller --group or bf16",
         )
     if len({source.dtype for source in sources}) > 1:

@@ -1,0 +1,34 @@
+"""Random bytes of block formats whose weights are of ordinary size."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flashmoe import _native
+from flashmoe.quant import BLOCK_FORMATS, Format, blocks
+from flashmoe.quant.blocks import BlockFormat
+from flashmoe.quant.layout import Bytes
+from tests.support.matrices import Stored, at_offset
+
+# Where the float16 numbers of a run lie. All other bytes may be anything.
+HALVES = {"q8_0": (0,), "q4_k": (0, 2)}
+BY_NAME: dict[str, BlockFormat] = {fmt.name: fmt for fmt in BLOCK_FORMATS}
+
+
+def random_runs(rng: np.random.Generator, name: str, count: int) -> Bytes:
+    """uint8 [count, nbytes] with every code and scale equally likely."""
+    runs = rng.integers(0, 256, (count, BY_NAME[name].nbytes), dtype=np.uint8)
+    for at in HALVES[name]:
+        halves = (rng.standard_normal((count, 1)) * 0.1).astype("<f2")
+        runs[:, at : at + 2] = halves.view(np.uint8)
+    return runs
+
+
+def random_block_matrix(
+    rng: np.random.Generator, name: str, rows: int, cols: int, offset: int = 192
+) -> Stored:
+    """A native matrix of random runs that starts `offset` bytes after a 64-byte boundary."""
+    runs = random_runs(rng, name, rows * cols // BY_NAME[name].cols)
+    data = at_offset(blocks.pad_rows(runs.reshape(rows, -1)), offset)
+    native = _native.Matrix(name, 0, rows, cols, data)
+    return Stored(native, Format(name).decode(data, rows, cols), data)
