@@ -16,7 +16,7 @@ class Codec(Protocol):
     """What a format is: a module of this package, or a BlockFormat."""
 
     @property
-    def GROUPS(self) -> tuple[int, ...]:  # noqa: N802
+    def GROUPS(self) -> tuple[int, ...]:
         """The group sizes, in columns, that it comes in; (0,) if inputs are not quantised."""
 
     def step(self, group: int) -> int:
