@@ -4,11 +4,15 @@
 
 #include <cstdint>
 
+#include "cpu/blocks/affine_formats.h"
+
 // X(name, columns of a run, bytes of a run). A row is a sequence of runs, a block 8 rows one after
 // the other. Columns are a multiple of 16.
 #define FLASHMOE_BLOCK_FORMATS(X) \
     X(q8_0, 32, 34)               \
-    X(q4_k, 256, 144)
+    X(q4_k, 256, 144)             \
+    FLASHMOE_AFFINE_FORMATS(X)    \
+    FLASHMOE_NVFP4_FORMATS(X)
 
 namespace flashmoe {
 

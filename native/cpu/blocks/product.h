@@ -11,6 +11,7 @@
 
 #include "cpu/blocks/gguf_k.h"
 #include "cpu/blocks/gguf_legacy.h"
+#include "cpu/blocks/nvfp4.h"
 #include "cpu/linear/linear.h"
 
 namespace flashmoe {
