@@ -11,7 +11,20 @@ from flashmoe.quant.layout import Bytes
 from tests.support.matrices import Stored, at_offset
 
 # Where the float16 numbers of a run lie. All other bytes may be anything.
-HALVES = {"q8_0": (0,), "q4_k": (0, 2)}
+HALVES = {
+    "q4_0": (0,),
+    "q4_1": (0, 2),
+    "q5_0": (0,),
+    "q5_1": (0, 2),
+    "q8_0": (0,),
+    "q2_k": (80, 82),
+    "q3_k": (108,),
+    "q4_k": (0, 2),
+    "q5_k": (0, 2),
+    "q6_k": (208,),
+    "iq4_nl": (0,),
+    "iq4_xs": (0,),
+}
 BY_NAME: dict[str, BlockFormat] = {fmt.name: fmt for fmt in BLOCK_FORMATS}
 
 
