@@ -40,5 +40,23 @@ inline float load_f16(const uint8_t* bytes) {
 #endif
 }
 
+// values[i] = table[low nibble of byte i], values[16 + i] = table[high nibble of byte i].
+inline void look_up(const int8_t (&table)[16], const uint8_t* codes, int8_t* values) {
+#if defined(__SSSE3__)
+    const __m128i steps = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+    const __m128i nibble = _mm_set1_epi8(15);
+    const __m128i low = _mm_and_si128(pairs, nibble);
+    const __m128i high = _mm_and_si128(_mm_srli_epi16(pairs, 4), nibble);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(values), _mm_shuffle_epi8(steps, low));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(values + 16), _mm_shuffle_epi8(steps, high));
+#else
+    for (int i = 0; i < 16; ++i) {
+        values[i] = table[codes[i] & 15];
+        values[16 + i] = table[codes[i] >> 4];
+    }
+#endif
+}
+
 }  // namespace
 }  // namespace flashmoe

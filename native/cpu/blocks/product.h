@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "cpu/blocks/gguf_iq4.h"
 #include "cpu/blocks/gguf_k.h"
 #include "cpu/blocks/gguf_legacy.h"
 #include "cpu/blocks/nvfp4.h"

@@ -1,4 +1,4 @@
-"""How a checkpoint says that its linear layers are quantised: MLX, GPTQ, AWQ, compressed-tensors, NVFP4.
+"""How config.json describes quantised layers: MLX, GPTQ, AWQ, compressed-tensors, NVFP4.
 
 Which tensors are quantised shows in the tensors; FP8 and MXFP4 as gpt-oss has it, which say nothing
 else, are read without this.
@@ -62,8 +62,9 @@ def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
 
     Raises ConfigError for bits, groups or kinds that are not supported.
     """
-    for holder in (config, config.get("text_config")):
-        for key in KEYS if isinstance(holder, dict) else ():
+    holders = [one for one in (config, config.get("text_config")) if isinstance(one, dict)]
+    for holder in holders:
+        for key in KEYS:
             if is_readable(holder.get(key)):
                 return _read(_Section(holder[key], f"config.json: {key}"))
     return None

@@ -99,7 +99,8 @@ def widen(data: Bytes, scale: str) -> Floats:
 def narrow(values: Floats, scale: str) -> Bytes:
     """float32 [..., n] -> bytes of stored scales [..., n * size], rounded to nearest."""
     if scale == "bf16":
-        return layout.to_bf16(values).astype("<u2").view(np.uint8)
+        bits: Bytes = layout.to_bf16(values).astype("<u2").view(np.uint8)
+        return bits
     kind = "<f2" if scale == "f16" else "<f4"
     return np.ascontiguousarray(values.astype(kind)).view(np.uint8)
 

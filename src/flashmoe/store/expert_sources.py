@@ -50,7 +50,7 @@ def _single(spec: ExpertsSpec, names: Names, expert: int) -> Matrices:
 
 
 def _stacked_name(spec: ExpertsSpec, names: Names) -> str | None:
-    """What stands in MLX checkpoints in place of ".experts.{expert}.", if the experts are stacked."""
+    """What stands for ".experts.{expert}." where MLX has stacked the experts, or None."""
     for part in (".switch_mlp.", ".experts."):
         if names.has(spec.down.replace(".experts.{expert}.", part)):
             return part

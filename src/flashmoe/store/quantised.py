@@ -61,7 +61,7 @@ class GroupedRows:
     @property
     def exact(self) -> Format | None:
         """The format that holds the rows exactly."""
-        return self.kept and self.kept.format
+        return None if self.kept is None else self.kept.format
 
     def read(self, checkpoint: Source, start: int, stop: int) -> Bytes:
         weights = self.packing.read(checkpoint, self._span(start, stop)).weights()
@@ -182,7 +182,7 @@ class ColumnPacking:
 
 @dataclass(frozen=True)
 class Nvfp4Rows:
-    """Rows first, first + step, ... of tensors of NVFP4 codes, scales and the scale of the tensor."""
+    """Rows first, first + step, ... of NVFP4: codes, scales and, if any, the tensor's scale."""
 
     tensor: SourceTensor
     scales: SourceTensor
@@ -199,7 +199,7 @@ class Nvfp4Rows:
     def exact(self) -> Format | None:
         """The format that holds the rows exactly."""
         run = next((run for run in reversed(nvfp4.RUNS) if self.cols % run == 0), None)
-        return run and Format(nvfp4.name(self.divides, run))
+        return None if run is None else Format(nvfp4.name(self.divides, run))
 
     def read(self, checkpoint: Source, start: int, stop: int) -> Bytes:
         codes, scales, whole = self._parts(checkpoint, start, stop)
