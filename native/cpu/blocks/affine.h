@@ -74,12 +74,12 @@ struct Zero {
 #define FLASHMOE_DECODER(kind, name, bits, scale, group) \
     template <>                                          \
     struct Decoder<Format::name##bits##_##scale##_g##group> : kind<bits, scale, group> {};
-#define FLASHMOE_AFFINE(bits, scale)                    \
-    FLASHMOE_DECODER(Affine, affine, bits, scale, 32)   \
-    FLASHMOE_DECODER(Affine, affine, bits, scale, 64)   \
+#define FLASHMOE_AFFINE(bits, scale)                  \
+    FLASHMOE_DECODER(Affine, affine, bits, scale, 32) \
+    FLASHMOE_DECODER(Affine, affine, bits, scale, 64) \
     FLASHMOE_DECODER(Affine, affine, bits, scale, 128)
-#define FLASHMOE_ZERO(bits, scale)                  \
-    FLASHMOE_DECODER(Zero, zero, bits, scale, 32)   \
+#define FLASHMOE_ZERO(bits, scale)                \
+    FLASHMOE_DECODER(Zero, zero, bits, scale, 32) \
     FLASHMOE_DECODER(Zero, zero, bits, scale, 128)
 
 FLASHMOE_AFFINE(2, bf16)

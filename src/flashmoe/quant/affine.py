@@ -85,7 +85,8 @@ def pack_codes(codes: NDArray[np.integer], bits: int) -> Bytes:
     shifts = np.arange(8, dtype=np.uint64) * np.uint64(bits)
     words = np.bitwise_or.reduce(eights << shifts, axis=-1)
     stream = words.astype("<u8")[..., None].view(np.uint8)[..., :bits]
-    return np.ascontiguousarray(stream).reshape(*codes.shape[:-1], -1)
+    packed: Bytes = np.ascontiguousarray(stream).reshape(*codes.shape[:-1], -1)
+    return packed
 
 
 def widen(data: Bytes, scale: str) -> Floats:
