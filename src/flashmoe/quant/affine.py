@@ -75,8 +75,9 @@ def unpack_codes(stream: Bytes, bits: int) -> Bytes:
     words = np.zeros((*stream.shape[:-1], stream.shape[-1] // bits, 8), np.uint8)
     words[..., :bits] = stream.reshape(*stream.shape[:-1], -1, bits)
     shifts = np.arange(8, dtype=np.uint64) * np.uint64(bits)
-    codes = (words.view("<u8") >> shifts) & np.uint64(2**bits - 1)
-    return codes.astype(np.uint8).reshape(*stream.shape[:-1], -1)
+    wide = (words.view("<u8") >> shifts) & np.uint64(2**bits - 1)
+    codes: Bytes = wide.astype(np.uint8).reshape(*stream.shape[:-1], -1)
+    return codes
 
 
 def pack_codes(codes: NDArray[np.integer], bits: int) -> Bytes:
