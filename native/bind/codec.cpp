@@ -1,9 +1,13 @@
 #include "cpu/codec/codec.h"
 
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <cmath>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "bind/bind.h"
 #include "bind/matrix.h"
@@ -41,6 +45,7 @@ void encode_matrix(Pool& pool, const std::string& format, int64_t group,
                    Array<const uint8_t, 1> source, const std::string& dtype, int64_t rows,
                    int64_t cols, Array<uint8_t, 1> out) {
     const MatrixView shape = checked_shape("encode", format, group, rows, cols);
+    expect(!is_block_format(shape.format), "encode", format + " is copied, never encoded");
     const Source from = checked_source(source, dtype, rows * cols);
     expect_equal("encode", "out bytes", shape.nbytes(), out.size());
     const nb::gil_scoped_release unlocked;
@@ -58,6 +63,13 @@ void embed(Pool& pool, const Matrix& w, Array<const int32_t, 1> ids, Array<float
                    ", got " + std::to_string(ids.data()[i]));
     const nb::gil_scoped_release unlocked;
     decode_rows(pool, w.view, ids.data(), count, out.data());
+}
+
+std::vector<std::tuple<std::string, int64_t, int64_t>> block_formats() {
+    std::vector<std::tuple<std::string, int64_t, int64_t>> formats;
+    for (const BlockFormat& format : kBlockFormats)
+        formats.emplace_back(format.name, format.cols, format.bytes);
+    return formats;
 }
 
 void dequantize(Pool& pool, const Matrix& w, Array<float, 2> out) {
@@ -87,6 +99,8 @@ void bind_codec(nb::module_& m) {
         .def_prop_ro("rows", [](const Matrix& w) { return w.view.rows; })
         .def_prop_ro("cols", [](const Matrix& w) { return w.view.cols; })
         .def_prop_ro("nbytes", [](const Matrix& w) { return w.view.nbytes(); });
+    m.def("block_formats", &block_formats,
+          "(name, columns of a run, bytes of a run) of each block format.");
     m.def("encode", &encode_matrix, nb::arg("pool"), nb::arg("format"), nb::arg("group"),
           nb::arg("source").noconvert(), nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"),
           nb::arg("out").noconvert(),

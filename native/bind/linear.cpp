@@ -49,7 +49,7 @@ void assign_activations(Activations& acts, Pool& pool, Array<const float, 2> x, 
 void expect_input(const char* op, const Activations& acts, const MatrixView& w) {
     expect(acts.x.is_valid(), op, "activations: nothing was assigned");
     expect_equal(op, "matrix columns", acts.quantized.cols(), w.cols);
-    if (w.format != Format::bf16)
+    if (w.group)
         expect_equal(op, "group of the activations", w.group, acts.quantized.group());
 }
 

@@ -13,6 +13,7 @@ void register_scalar(Kernels& table) {
     register_codec_scalar(table.codec);
     register_linear_scalar(table.linear);
     register_mxfp4_scalar(table.linear);
+    register_blocks_scalar(table.linear);
     register_norm_scalar(table.norm);
     register_rope_scalar(table.rope);
     register_attention_scalar(table.attention);
@@ -27,6 +28,7 @@ void register_avx2(Kernels& table) {
     register_codec_avx2(table.codec);
     register_linear_avx2(table.linear);
     register_mxfp4_avx2(table.linear);
+    register_blocks_avx2(table.linear);
     register_norm_avx2(table.norm);
     register_rope_avx2(table.rope);
     register_attention_avx2(table.attention);
@@ -40,6 +42,7 @@ void register_avx2(Kernels& table) {
 void register_avx512(Kernels& table) {
     register_linear_avx512(table.linear);
     register_mxfp4_avx512(table.linear);
+    register_blocks_avx512(table.linear);
     register_attention_avx512(table.attention);
     register_tile_avx512(table.delta.tile);
     register_norm_avx512(table.norm);
@@ -67,6 +70,7 @@ bool has_avx512() {
 void register_neon(Kernels& table) {
     register_codec_neon(table.codec);
     register_linear_neon(table.linear);
+    register_blocks_neon(table.linear);
     register_norm_neon(table.norm);
     register_rope_neon(table.rope);
     register_attention_neon(table.attention);

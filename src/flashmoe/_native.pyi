@@ -48,6 +48,9 @@ class Matrix:
     @property
     def nbytes(self) -> int: ...
 
+def block_formats() -> list[tuple[str, int, int]]:
+    """(name, columns of a run, bytes of a run) of each block format."""
+
 def encode(pool: Pool, format: str, group: int, source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], dtype: str, rows: int, cols: int, out: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
     """
     Encode row-major weights, given as bytes of dtype 'bf16', 'f16' or 'f32'.

@@ -13,16 +13,17 @@ def pack(
     source: str | Path,
     destination: str | Path,
     *,
-    experts: str = "q4",
-    dense: str = "q8",
+    experts: str = "auto",
+    dense: str = "auto",
     group: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Pack the checkpoint directory `source` as the new directory `destination`.
 
     Args:
-        experts, dense: weight formats of the routed experts and of the rest: bf16, q8, q4, mxfp4
-            (which keeps the experts of an MXFP4 checkpoint exactly).
+        experts, dense: weight formats of the routed experts and of the rest: bf16, q8, q4, mxfp4;
+            auto: what is quantised stays exactly as it is, the rest becomes q4 and q8; same: all
+            that a format holds exactly stays so, the rest becomes bf16.
         group: columns per group of q8 and q4: 32, 64 or 128.
         progress: called with (bytes written, bytes in all).
 

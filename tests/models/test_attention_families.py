@@ -19,7 +19,7 @@ _ALL = [
     ({"num_key_value_heads": 3}, "a divisor of 4, got 3"),
     ({"num_experts_per_tok": 7}, r"num_experts_per_tok: .*\[1, 6\], got 7"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "got 'linear'"),
-    ({"quantization_config": {"quant_method": "awq"}}, "quant"),
+    ({"quantization_config": {"quant_method": "exl3"}}, "quant"),
 ]
 _FULL_ROPE = [({"partial_rotary_factor": 0.5}, "partial_rotary_factor")]
 _OWN = {

@@ -116,3 +116,6 @@ LOGITS_CUDA = {"bf16": 5e-3, "quantised": 0.03}
 # gelu(gate) * up where gelu is below 4e-3, far left of zero: there the exponent of its sigmoid, up
 # to 20, is off by its rounding (1e-6), and the rest of the result's relative error by as much.
 GELU_TAIL = 1e-8
+KEPT_LOGITS = 0.03
+"""A quantised source kept as it is against its weights in bf16: rounding of weights (2^-9) and, for
+q4, of activations to 8 bits, over one layer; a wrong scale or nibble order is off by 1."""

@@ -4,6 +4,7 @@
 
 #include "cpu/codec/codec.h"
 #include "cpu/mxfp4/fp4.h"
+#include "flashmoe/kernels.h"
 
 namespace flashmoe {
 namespace {
@@ -50,6 +51,10 @@ void decode_mxfp4(const uint8_t* unit, const uint8_t* tail, int64_t row, int64_t
 
 void decode_row(const MatrixView& w, int64_t row, float* out) {
     const int64_t lane = row % kBlockRows;
+    if (is_block_format(w.format)) {
+        const uint8_t* stored = w.block(row / kBlockRows) + lane * w.row_bytes(w.cols);
+        return kernels().linear.blocks[block_index(w.format)].decode_row(stored, w.cols, out);
+    }
     const uint8_t* bytes = w.block(row / kBlockRows) + 4 * lane;
     if (w.format == Format::bf16) return decode_bf16(bytes, w.cols, out);
     const auto decode = w.format == Format::q8   ? decode_q8

@@ -11,8 +11,8 @@
 
 namespace flashmoe {
 
-// Activation rows as the kernels read them. bf16 weights use x; all others the int8 codes, with one
-// scale and one scale * sum(codes) per group of the matrix's group size.
+// Activation rows as the kernels read them. bf16 weights and block formats use x; q8, q4 and mxfp4
+// the int8 codes, with one scale and one scale * sum(codes) per group of the matrix's group size.
 struct Rows {
     int64_t cols = 0;
     int64_t group = 0;  // 0: x only
@@ -35,6 +35,13 @@ struct LinearKernels {
     Dot dot_q8;
     Dot dot_q4;
     Dot dot_mxfp4;  // see cpu/mxfp4
+    // out[cols] = the weights of one stored row of a block format.
+    using DecodeRow = void (*)(const uint8_t* row, int64_t cols, float* out);
+    struct Block {
+        Dot dot;
+        DecodeRow decode_row;
+    };
+    Block blocks[kBlockFormatCount];  // see cpu/blocks
     // The same for two adjacent blocks, the second one's results at y + count * 8; null: not
     // faster.
     Dot pair_bf16 = nullptr;
@@ -60,8 +67,9 @@ struct LinearKernels {
                 return dot_q4;
             case Format::mxfp4:
                 return dot_mxfp4;
+            default:
+                return blocks[block_index(format)].dot;
         }
-        return nullptr;
     }
     Dot pair(Format format) const {
         switch (format) {
@@ -73,8 +81,9 @@ struct LinearKernels {
                 return pair_q4;
             case Format::mxfp4:
                 return pair_mxfp4;
+            default:
+                return nullptr;
         }
-        return nullptr;
     }
     // y[(b * count + i) * 8 + r] = row r of the b-th of 1 or 2 blocks . activation row first + i.
     // w gives format and columns; bytes is the first block.

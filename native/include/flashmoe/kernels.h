@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/attention/attention.h"
+#include "cpu/blocks/blocks.h"
 #include "cpu/codec/codec.h"
 #include "cpu/delta/delta.h"
 #include "cpu/elementwise/elementwise.h"

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from flashmoe.checkpoint.quantization import is_readable
 from flashmoe.errors import ConfigError
 
 T = TypeVar("T")
@@ -236,6 +237,8 @@ class ConfigReader:
     def allow_quantised(self, method: str) -> None:
         """Accepts a checkpoint quantised by this method; which tensors are shows in the tensors."""
         section = self.section("quantization_config")
+        if section is not None and is_readable(section._raw):
+            return
         self._refused.remove("quantization_config")
         if section is not None:
             section.require("quant_method", method)
@@ -320,4 +323,7 @@ class ConfigReader:
 
     def _refuse_quantised(self) -> None:
         for name in self._refused:
-            self.require(name, None, default=None)
+            if is_readable(self._raw.get(name)):
+                self._seen.add(name)
+            else:
+                self.require(name, None, default=None)

@@ -15,11 +15,15 @@ def pack(
     source: Annotated[Path, typer.Argument(help="Checkpoint directory (safetensors).")],
     destination: Annotated[Path, typer.Argument(help="Directory to create.")],
     experts: Annotated[
-        str, typer.Option(help="Format of routed experts: q4, q8, bf16, mxfp4 (gpt-oss: exact).")
-    ] = "q4",
+        str,
+        typer.Option(
+            help="Format of experts: q4, q8, bf16, mxfp4; auto: as quantised, else q4; same."
+        ),
+    ] = "auto",
     dense: Annotated[
-        str, typer.Option(help="Format of all other matrices: q8, q4, bf16, mxfp4.")
-    ] = "q8",
+        str,
+        typer.Option(help="Format of all else, likewise; auto: as quantised, else q8."),
+    ] = "auto",
     group: Annotated[int, typer.Option(help="Weights per scale of q8, q4: 32, 64 or 128.")] = 64,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:

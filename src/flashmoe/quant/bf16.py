@@ -11,6 +11,11 @@ NAME = "bf16"
 GROUPS = (0,)
 
 
+def step(group: int) -> int:
+    """Rows have a multiple of that many columns."""
+    return 2
+
+
 def row_bytes(cols: int, group: int) -> int:
     """Stored bytes per row; cols must be even."""
     return 2 * cols

@@ -24,6 +24,11 @@ _MIDDLES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 _UPPER = (False, True, False, True, False, True, False)
 
 
+def step(group: int) -> int:
+    """Rows have a multiple of that many columns."""
+    return group
+
+
 def row_bytes(cols: int, group: int) -> int:
     """Stored bytes per row; cols must be a multiple of 32."""
     return cols // group * (group // 2 + 1)

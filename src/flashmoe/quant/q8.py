@@ -16,6 +16,11 @@ NAME = "q8"
 GROUPS = (32, 64, 128)
 
 
+def step(group: int) -> int:
+    """Rows have a multiple of that many columns."""
+    return group
+
+
 def row_bytes(cols: int, group: int) -> int:
     """Stored bytes per row; cols must be a multiple of group."""
     return cols // group * (group + 4)
