@@ -23,6 +23,7 @@ VERBS = (
     "chat",
     "serve",
     "pack",
+    "calibrate",
     "info",
     "verify",
     "families",
