@@ -1,4 +1,4 @@
-"""`flashmoe.pack`: a checkpoint directory to a packed model, from Python."""
+"""`flashmoe.pack`: a checkpoint to a packed model, from Python."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def pack(
     source: str | Path,
     destination: str | Path,
     *,
-    experts: str = "q4",
+    experts: str = "same",
     dense: str = "q8",
     group: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Pack the checkpoint directory `source` as the new directory `destination`.
+    """Pack `source`, a checkpoint directory or .gguf file, as the new directory `destination`.
 
     Args:
-        experts, dense: weight formats of the routed experts and of the rest: bf16, q8, q4, mxfp4
-            (which keeps the experts of an MXFP4 checkpoint exactly).
+        experts, dense: weight formats of the routed experts and of the rest: bf16, q8, q4, mxfp4;
+            for experts also "same": as the source has quantised them, q4 if it has not.
         group: columns per group of q8 and q4: 32, 64 or 128.
         progress: called with (bytes written, bytes in all).
 

@@ -1,4 +1,4 @@
-"""`flashmoe pack`: a Hugging Face checkpoint becomes a packed model."""
+"""`flashmoe pack`: a Hugging Face checkpoint or GGUF file becomes a packed model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ import typer
 
 
 def pack(
-    source: Annotated[Path, typer.Argument(help="Checkpoint directory (safetensors).")],
+    source: Annotated[Path, typer.Argument(help="Checkpoint directory or .gguf file.")],
     destination: Annotated[Path, typer.Argument(help="Directory to create.")],
     experts: Annotated[
-        str, typer.Option(help="Format of routed experts: q4, q8, bf16, mxfp4 (gpt-oss: exact).")
-    ] = "q4",
+        str,
+        typer.Option(
+            help="Format of routed experts: q4, q8, bf16, mxfp4, or same: kept as they are"
+            " quantised, else q4."
+        ),
+    ] = "same",
     dense: Annotated[
         str, typer.Option(help="Format of all other matrices: q8, q4, bf16, mxfp4.")
     ] = "q8",

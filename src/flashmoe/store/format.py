@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flashmoe.ops.base import Activation
-from flashmoe.quant import Format
+from flashmoe.quant import ENCODED, Format
 
 NAME = "flashmoe"
 # What a pack is written as is the lowest version that can say what it holds: see Manifest.version.
-VERSIONS = (1, 2)
+VERSIONS = (1, 2, 3)
 MANIFEST = "flashmoe.json"
 RESIDENT = "resident.safetensors"
 EXPERTS_TENSOR = "experts"
@@ -167,10 +167,13 @@ class Manifest:
 
     @property
     def version(self) -> int:
-        """2 for experts that are more than a plain SwiGLU, and for mxfp4; else 1."""
+        """3 with block formats; 2 for experts that are more than a plain SwiGLU, and for mxfp4;
+        else 1."""
         plain = self.experts.activation == "swiglu" and not self.experts.bias
-        names = {self.experts_format.name, self.dense_format.name}
-        return 1 if plain and "mxfp4" not in names else 2
+        formats = {self.experts_format, self.dense_format, self.experts.gate_up, self.experts.down}
+        if not {format_.name for format_ in formats} <= ENCODED.keys():
+            return 3
+        return 1 if plain and all(format_.name != "mxfp4" for format_ in formats) else 2
 
     def resident_header(self) -> bytes:
         """The head of resident.safetensors, up to its data."""

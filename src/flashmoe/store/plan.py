@@ -10,23 +10,36 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flashmoe.checkpoint.directory import Source as Checkpoint
 from flashmoe.checkpoint.names import Names
 from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
 from flashmoe.errors import CheckpointError, ConfigError, UsageError
 from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
 from flashmoe.quant import ENCODED, Format, groups
+from flashmoe.quant.layout import Bytes
 from flashmoe.store import format as fmt
-from flashmoe.store.expert_sources import expert_biases, expert_matrices
+from flashmoe.store.expert_sources import Matrices, expert_biases, expert_matrices
+from flashmoe.store.kept import kept_format
 from flashmoe.store.manifest import to_json
-from flashmoe.store.sources import Rows, RowSource, Transposed, check_shape, take_rows
+from flashmoe.store.sources import (
+    BlockRows,
+    Rows,
+    RowSource,
+    Transposed,
+    check_shape,
+    take_rows,
+)
 
 EXACT = Format("bf16")
+SAME = "same"
 
 
 @dataclass(frozen=True)
 class PackOptions:
     """The formats of routed experts and of dense matrices.
 
+    keep: whether experts stay as the source has quantised them; `experts` is for those that are
+    not quantised. What differs from layer to layer and cannot be kept becomes q8.
     distinct: experts files to write; layers beyond share them in turn, instead of their own
     experts. For made-up models only; None: every layer has its own.
     """
@@ -34,11 +47,14 @@ class PackOptions:
     experts: Format
     dense: Format
     distinct: int | None = None
+    keep: bool = False
 
     @classmethod
     def parse(cls, experts: str, dense: str, group: int) -> PackOptions:
         """From the option values of the command line."""
-        return cls(_option("--experts", experts, group), _option("--dense", dense, group))
+        keep = experts == SAME
+        named = _option("--experts", "q4" if keep else experts, group)
+        return cls(named, _option("--dense", dense, group), keep=keep)
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,17 @@ class EncodeMatrix:
     interleave: bool
     format: Format
     at: int
+
+    @property
+    def copied(self) -> bool:
+        """Whether the sources' bytes are kept as they are."""
+        return all(isinstance(s, BlockRows) and s.kept == self.format for s in self.sources)
+
+    def read(self, source: RowSource, checkpoint: Checkpoint, start: int, stop: int) -> Bytes:
+        """Rows [start, stop) of a source: to be encoded, or as stored where they are copied."""
+        if self.copied and isinstance(source, BlockRows):
+            return source.read_stored(checkpoint, start, stop)
+        return source.read(checkpoint, start, stop)
 
     @property
     def rows(self) -> int:
@@ -142,13 +169,14 @@ def make_plan(
     names = Names(tensors, source_name, specs.spellings)
     resident = {spec.name: _matrix(spec, names, options) for spec in specs.matrices}
     vectors = {spec.name: _vector(spec, names) for spec in specs.vectors}
-    layout = _layout(specs.experts, options)
-    records = {spec.layer: _records(spec, names, layout) for spec in specs.experts}
+    matrices = {spec.layer: expert_matrices(spec, names) for spec in specs.experts}
+    layout = _layout(specs.experts, [m for layer in matrices.values() for m in layer], options)
+    records = {s.layer: _records(s, names, layout, matrices[s.layer]) for s in specs.experts}
     names.finish(specs.ignored)
     manifest = fmt.Manifest(
         family=family,
         source_name=source_name,
-        experts_format=options.experts,
+        experts_format=layout.gate_up,
         dense_format=options.dense,
         tensors={name: fmt.Matrix(p.format, p.rows, p.cols) for name, p in resident.items()}
         | {spec.name: fmt.Vector(spec.shape) for spec in specs.vectors},
@@ -182,7 +210,7 @@ def fingerprint(plan: PackPlan, sources: Mapping[str, tuple[int, int]]) -> str:
 def _option(option: str, name: str, group: int) -> Format:
     if name not in ENCODED:
         raise UsageError(
-            "unknown weight format", where=option, expected=" | ".join(ENCODED), got=name
+            "unknown weight format", where=option, expected=" | ".join((*ENCODED, SAME)), got=name
         )
     # A format that comes in one size only takes that, whatever the others are to have.
     sizes = groups(name)
@@ -232,14 +260,20 @@ def _vector(spec: VectorSpec, names: Names) -> CopyVector:
     return CopyVector(Rows(tensor, 0, 1, math.prod(spec.shape)), spec.offset)
 
 
-def _layout(experts: tuple[ExpertsSpec, ...], options: PackOptions) -> fmt.ExpertLayout:
+def _layout(
+    experts: tuple[ExpertsSpec, ...], matrices: Sequence[Matrices], options: PackOptions
+) -> fmt.ExpertLayout:
+    gate_up = down = options.experts
+    if options.keep:
+        gate_up = kept_format([s for gate, up, _ in matrices for s in (gate, up)], gate_up)
+        down = kept_format([down_ for *_, down_ in matrices], down)
     layouts = {
         fmt.ExpertLayout(
             e.num_experts,
             e.hidden_size,
             e.intermediate_size,
-            gate_up=options.experts,
-            down=options.experts,
+            gate_up=gate_up,
+            down=down,
             activation=e.activation,
             bias=bool(e.gate_up_bias),
         )
@@ -249,8 +283,10 @@ def _layout(experts: tuple[ExpertsSpec, ...], options: PackOptions) -> fmt.Exper
     return layouts.pop()
 
 
-def _records(spec: ExpertsSpec, names: Names, layout: fmt.ExpertLayout) -> list[Record]:
-    matrices, biases = expert_matrices(spec, names), expert_biases(spec, names)
+def _records(
+    spec: ExpertsSpec, names: Names, layout: fmt.ExpertLayout, matrices: Sequence[Matrices]
+) -> list[Record]:
+    biases = expert_biases(spec, names)
     records: list[Record] = [
         (
             _encode((gate, up), True, layout.gate_up, 0),

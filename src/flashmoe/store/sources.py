@@ -1,7 +1,8 @@
-"""Rows of a matrix as a checkpoint holds them: in order, in turn, transposed, MXFP4, FP8."""
+"""Rows of a matrix as a checkpoint holds them: in order, in turn, transposed, quantised."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +14,9 @@ from flashmoe.checkpoint.names import Names
 from flashmoe.checkpoint.safetensors import ITEM_BYTES, WEIGHT_TYPES, to_float32
 from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
 from flashmoe.errors import CheckpointError, ConfigError
+from flashmoe.quant import BLOCK_FORMATS, FORMATS, Format
 from flashmoe.quant.layout import Bytes, Floats
+from flashmoe.store.encode import decode_rows
 
 
 class RowSource(Protocol):
@@ -153,6 +156,64 @@ class Fp8Rows:
 
 
 @dataclass(frozen=True)
+class BlockRows:
+    """Rows first, first + step, ... of a tensor in a block format, as float32."""
+
+    tensor: SourceTensor
+    first: int
+    rows: int
+    cols: int
+    step: int = 1
+    at_once = False
+    dtype = "F32"
+
+    @property
+    def kept(self) -> Format:
+        """The format in which the stored bytes can be kept."""
+        return Format(self.tensor.dtype.lower())
+
+    def read(self, checkpoint: Source, start: int, stop: int) -> Bytes:
+        stored = self.read_stored(checkpoint, start, stop)
+        weights = decode_rows(self.kept, stored, self.cols)
+        return weights.view(np.uint8).reshape(stop - start, -1)
+
+    def read_stored(self, checkpoint: Source, start: int, stop: int) -> Bytes:
+        """Rows [start, stop) as they are stored -> uint8 [stop - start, row bytes]."""
+        size = FORMATS[self.kept.name].row_bytes(self.cols, 0)
+        span = range(self.first + self.step * start, self.first + self.step * stop, self.step)
+        return _read_rows(checkpoint, self.tensor, size, span)
+
+    def place(self, row: int, col: int) -> str:
+        return f"row {self.first + self.step * row}, column {col}"
+
+
+@dataclass(frozen=True)
+class GgufMxfp4Rows:
+    """Rows first, first + step, ... of GGUF's MXFP4, as bf16: per 32 columns a scale and 16 bytes,
+    whose low nibbles are columns 0 to 15 and whose high ones are the others."""
+
+    tensor: SourceTensor
+    first: int
+    rows: int
+    cols: int
+    step: int = 1
+    at_once = False
+    dtype = "BF16"
+    kept = Format("mxfp4", 32)
+
+    def read(self, checkpoint: Source, start: int, stop: int) -> Bytes:
+        span = range(self.first + self.step * start, self.first + self.step * stop, self.step)
+        groups = self.cols // mxfp4.BLOCK
+        raw = _read_rows(checkpoint, self.tensor, 17 * groups, span).reshape(len(span), groups, 17)
+        codes = np.concatenate([raw[..., 1:] & 15, raw[..., 1:] >> 4], axis=2)
+        pairs = codes[..., ::2] | codes[..., 1::2] << 4
+        return mxfp4.to_bf16(pairs.reshape(len(span), -1), raw[..., 0])
+
+    def place(self, row: int, col: int) -> str:
+        return f"row {self.first + self.step * row}, element {col}"
+
+
+@dataclass(frozen=True)
 class Transposed:
     """The columns of another source as rows."""
 
@@ -184,11 +245,21 @@ class Transposed:
         return self.source.place(col, row)
 
 
+# Sources of one tensor, by its type: more are added here.
+_QUANTISED: dict[str, Callable[..., RowSource]] = {
+    **{kind.name.upper(): BlockRows for kind in BLOCK_FORMATS},
+    "MXFP4": GgufMxfp4Rows,
+}
+
+
 def take_rows(
     names: Names, name: str, shape: tuple[int, int], first: int, rows: int, step: int = 1
 ) -> RowSource:
     """Rows of a tensor of this shape, whether its numbers are stored plainly or as FP8."""
     tensor = names.take(name)
+    if tensor.dtype in _QUANTISED:
+        check_shape(tensor, shape, (tensor.dtype,))
+        return _QUANTISED[tensor.dtype](tensor, first, rows, shape[1], step)
     if tensor.dtype != fp8.DTYPE:
         check_shape(tensor, shape)
         return Rows(tensor, first, rows, shape[1], step)

@@ -11,7 +11,7 @@ from flashmoe.checkpoint.directory import Source
 from flashmoe.checkpoint.safetensors import ITEM_BYTES, to_float32
 from flashmoe.errors import NonFiniteError
 from flashmoe.quant.layout import Bytes, Floats
-from flashmoe.store.encode import BadWeight, check_finite, encode
+from flashmoe.store.encode import BadWeight, check_finite, copy_rows, encode
 from flashmoe.store.format import INTERLEAVE
 from flashmoe.store.plan import CopyBias, CopyVector, EncodeMatrix, Item
 from flashmoe.store.sources import Rows, RowSource
@@ -77,9 +77,12 @@ def _matrix_pieces(pool: _native.Pool, checkpoint: Source, part: EncodeMatrix) -
     for start in range(0, part.rows, step):
         stop = min(start + step, part.rows)
         raw = read_rows(checkpoint, part, start, stop)
-        out = np.empty(part.format.nbytes(stop - start, part.cols), np.uint8)
         try:
-            encode(pool, part.format, raw, part.sources[0].dtype, out)
+            if part.copied:
+                out = copy_rows(part.format, raw, part.cols)
+            else:
+                out = np.empty(part.format.nbytes(stop - start, part.cols), np.uint8)
+                encode(pool, part.format, raw, part.sources[0].dtype, out)
         except BadWeight as cause:
             source, row = _locate(part, start + cause.row)
             raise _non_finite(source, row, cause) from cause
@@ -96,14 +99,14 @@ def _piece_rows(part: EncodeMatrix) -> int:
 def read_rows(checkpoint: Source, part: EncodeMatrix, start: int, stop: int) -> Bytes:
     """Rows [start, stop) of the matrix to encode -> checkpoint bytes, uint8 [rows, row_bytes]."""
     if part.interleave:
-        halves = [source.read(checkpoint, start // 2, stop // 2) for source in part.sources]
+        halves = [part.read(source, checkpoint, start // 2, stop // 2) for source in part.sources]
         blocks = [half.reshape(-1, INTERLEAVE, half.shape[1]) for half in halves]
         return np.stack(blocks, axis=1).reshape(stop - start, -1)
     pieces, first = [], 0
     for source in part.sources:
         low, high = max(start - first, 0), min(stop - first, source.rows)
         if low < high:
-            pieces.append(source.read(checkpoint, low, high))
+            pieces.append(part.read(source, checkpoint, low, high))
         first += source.rows
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
