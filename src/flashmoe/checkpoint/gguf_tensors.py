@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flashmoe.checkpoint.gguf import BY_NAME
 from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.errors import ConfigError
+from flashmoe.quant import FORMATS
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -34,8 +34,6 @@ class Made:
 
 def floats(raw: Bytes, tensor: Tensor) -> Floats:
     """The numbers of a tensor of any type -> float32 of its shape."""
-    from flashmoe.quant import FORMATS  # only what is changed needs the formats
-
     if tensor.dtype in ("F32", "F16"):
         values: Floats = raw.view("<f4" if tensor.dtype == "F32" else "<f2").astype(np.float32)
     elif tensor.dtype == "BF16":
@@ -98,9 +96,3 @@ def tiled_heads(key_heads: int, heads: int, dim: int) -> NDArray[np.int64]:
     """Rows of value heads stored tiled (head j * key_heads + g) in grouped order (g, then j)."""
     stored = np.arange(heads * dim).reshape(heads // key_heads, key_heads, dim)
     return stored.transpose(1, 0, 2).reshape(-1)
-
-
-def row_bytes(tensor: Tensor) -> int:
-    """Stored bytes of a row."""
-    kind = BY_NAME[tensor.dtype]
-    return tensor.shape[-1] // kind.cols * kind.nbytes

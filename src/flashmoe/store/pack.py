@@ -16,13 +16,13 @@ from pathlib import Path
 
 from flashmoe import _native
 from flashmoe.checkpoint.directory import Source
-from flashmoe.checkpoint.opening import open_checkpoint
 from flashmoe.errors import CheckpointError, StorageError, UsageError
 from flashmoe.files import storage_errors, sync, sync_directory, write_exactly
 from flashmoe.models.registry import family_name, load_family
 from flashmoe.store import format as fmt
 from flashmoe.store.journal import Journal
 from flashmoe.store.manifest import to_json
+from flashmoe.store.opening import open_checkpoint
 from flashmoe.store.plan import (
     Item,
     PackOptions,

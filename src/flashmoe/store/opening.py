@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from flashmoe.checkpoint.directory import Checkpoint
-from flashmoe.checkpoint.gguf_source import SUFFIX, GgufCheckpoint
 from flashmoe.errors import UsageError
+from flashmoe.store.gguf_source import SUFFIX, GgufCheckpoint
 
 
 def open_checkpoint(path: Path) -> Checkpoint | GgufCheckpoint:

@@ -9,7 +9,7 @@ import pytest
 
 import flashmoe
 from flashmoe.store.packed import PackedModel
-from tests.store.support import contents
+from tests.store.support import contents, decode_record, read_record
 from tests.support.gguf_files import ARCH, write_gguf
 from tests.support.tiny_checkpoints import Layout, write_checkpoint
 
@@ -59,7 +59,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("family", "kind"), CASES, ids="-".join)
+@pytest.mark.parametrize(("family", "kind"), CASES, ids=str)
 def test_experts_are_kept_as_they_are(family: str, kind: str, tmp_path: Path) -> None:
     tensors = write_gguf(tmp_path / "m.gguf", family, kind, **WIDE, **INNER[family])
     flashmoe.pack(tmp_path / "m.gguf", tmp_path / "packed", dense="bf16")

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.checkpoint.gguf import GgufFile
-from flashmoe.checkpoint.gguf_config import read_config
-from flashmoe.checkpoint.gguf_layers import Entries, as_on_the_hub
-from flashmoe.checkpoint.gguf_names import hub_name
 from flashmoe.checkpoint.gguf_tensors import Made
 from flashmoe.checkpoint.gguf_tokenizer import text_files
 from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.errors import CheckpointError, UsageError
 from flashmoe.files import read_small
+from flashmoe.models.gguf_config import read_config
+from flashmoe.models.gguf_layers import Entries, as_on_the_hub
+from flashmoe.models.gguf_names import hub_name
 
 SUFFIX = ".gguf"
 MAX_TEXT = 256 << 20
