@@ -56,13 +56,15 @@ def write_gguf(
     family: str,
     experts: str = "F32",
     *,
+    others: Mapping[int, str] | None = None,
     extra: Mapping[str, Any] | None = None,
     parts: int = 1,
     **overrides: Any,
 ) -> Tensors:
     """Writes `path`; the experts are random runs of the type `experts` unless that is F32.
 
-    extra: more metadata, e.g. a tokenizer. parts: files of a split model, named after `path`.
+    others: types of the experts of single layers. extra: more metadata, e.g. a tokenizer.
+    parts: files of a split model, named after `path`.
     Returns the weights that the file means, under canonical per-expert names.
     """
     config = {**CONFIGS[family], **overrides}
@@ -71,18 +73,19 @@ def write_gguf(
         for name in tensors:
             if name.endswith("A_log"):
                 tensors[name] = np.abs(tensors[name])
-    quantised = _requantise(tensors, experts) if experts != "F32" else {}
+    kinds = dict.fromkeys(range(config["num_hidden_layers"]), experts) | dict(others or {})
+    quantised = _requantise(tensors, kinds) if experts != "F32" else {}
     converted = _convert(tensors, family, config)
     metadata = {**_metadata(config, family), **(extra or {})}
     names = sorted({*converted, *quantised})
     for number in range(parts):
         file = path if parts == 1 else part_path(path, number, parts)
-        writer = gguf.GGUFWriter(file, ARCH[family])
+        writer = gguf.GGUFWriter(file, metadata.pop("general.architecture", ARCH[family]))
         for key, value in metadata.items():
             _add(writer, key, value)
         for name in names[number::parts]:
             if name in quantised:
-                writer.add_tensor(name, quantised[name], raw_dtype=Kind[experts])
+                writer.add_tensor(name, quantised[name], raw_dtype=Kind[kinds[_layer(name)]])
             else:
                 writer.add_tensor(name, converted[name])
         writer.write_header_to_file()
@@ -110,12 +113,13 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     add(key, value)
 
 
-def _requantise(tensors: Tensors, kind: str) -> dict[str, np.ndarray]:
+def _requantise(tensors: Tensors, kinds: Mapping[int, str]) -> dict[str, np.ndarray]:
     """Replaces the experts by what random runs mean -> stacked runs [E, rows, bytes] by name."""
     stacks: dict[str, list[np.ndarray]] = {}
-    rng, run = np.random.default_rng(7), BY_NAME.get(kind.lower())
+    rng = np.random.default_rng(7)
     for name in [n for n in tensors if re.search(r"\.mlp\.experts\.\d+\.\w+\.weight", n)]:
-        rows, cols = tensors[name].shape
+        (rows, cols), kind = tensors[name].shape, kinds[int(name.split(".")[2])]
+        run = BY_NAME.get(kind.lower())
         if run is None:
             runs = gguf.quants.quantize(tensors[name], Kind[kind])
         else:
@@ -123,6 +127,10 @@ def _requantise(tensors: Tensors, kind: str) -> dict[str, np.ndarray]:
         tensors[name] = gguf.quants.dequantize(runs, Kind[kind]).astype(np.float32)
         stacks.setdefault(_stacked(name), []).append(runs)
     return {name: np.stack(parts) for name, parts in stacks.items()}
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".")[1])
 
 
 def _stacked(name: str) -> str:

@@ -37,18 +37,11 @@ def as_on_the_hub(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> Entr
 
 def _consumed(entries: Entries) -> set[str]:
     """Tensors of which others were made."""
-    gone = {name for name in entries if name.endswith(("gate_proj.bias", "up_proj.bias"))}
-    gone |= {n for n in entries if ".experts." in n and n.endswith("down_proj.bias")}
-    gone = {name for name in gone if ".mlp.experts." in name}
-    return (
-        gone
-        | {n for n in entries if n.endswith((".attn_k_b.weight", ".attn_v_b.weight"))}
-        | (
-            {n for n in entries if n.endswith((".in_proj_qkv.weight", ".in_proj_z.weight"))}
-            if any(n.endswith(".in_proj_qkvz.weight") for n in entries)
-            else set()
-        )
-    )
+    gone = [".experts.gate_proj.bias", ".experts.up_proj.bias", ".experts.down_proj.bias"]
+    gone += [".attn_k_b.weight", ".attn_v_b.weight"]
+    if any(name.endswith(".in_proj_qkvz.weight") for name in entries):
+        gone += [".in_proj_qkv.weight", ".in_proj_z.weight"]
+    return {name for name in entries if name.endswith(tuple(gone))}
 
 
 def _experts(name: str, entry: Entry) -> Entries:
