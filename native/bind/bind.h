@@ -32,6 +32,7 @@ inline void expect(bool ok, const char* op, const std::string& rule) {
 void bind_core(nb::module_& m);
 void bind_codec(nb::module_& m);
 void bind_linear(nb::module_& m);
+void bind_landing(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_parts(nb::module_& m);
 void bind_probe(nb::module_& m);

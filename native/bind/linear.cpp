@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -89,8 +90,21 @@ void expect_ffn_shapes(const char* op, const MatrixView& gate_up, const MatrixVi
     expect_equal(op, "down rows", gate_up.cols, down.rows);
 }
 
+Activation activation_named(const char* op, const std::string& name) {
+    static const std::map<std::string, Activation> known = {
+        {"swiglu", Activation::swiglu},
+        {"swiglu_clamped", Activation::swiglu_clamped},
+        {"geglu_tanh", Activation::geglu_tanh},
+    };
+    const auto found = known.find(name);
+    expect(found != known.end(), op, "unknown activation '" + name + "'");
+    return found->second;
+}
+
 void ffn_call(Pool& pool, Activations& acts, const Matrix& gate_up, const Matrix& down,
-              Array<float, 2> out, std::optional<Array<const float, 1>> scale) {
+              Array<float, 2> out, std::optional<Array<const float, 1>> scale,
+              const std::string& activation) {
+    const Activation act = activation_named("ffn", activation);
     const int64_t count = acts.quantized.count();
     expect_input("ffn", acts, gate_up.view);
     expect_ffn_shapes("ffn", gate_up.view, down.view);
@@ -100,7 +114,7 @@ void ffn_call(Pool& pool, Activations& acts, const Matrix& gate_up, const Matrix
     const nb::gil_scoped_release unlocked;
     const int32_t offsets[] = {0, static_cast<int32_t>(count)};
     acts.experts.assign(1, {gate_up.view.data, down.view.data});
-    acts.ffn.configure(gate_up.view, down.view);
+    acts.ffn.configure(gate_up.view, down.view, act);
     acts.ffn.run(pool, acts.rows(), acts.experts, offsets,
                  {out.data(), nullptr, scale ? scale->data() : nullptr, true});
 }
@@ -162,12 +176,10 @@ ExpertLayout checked_layout(const std::string& gate_up_format, int64_t gate_up_g
                             int64_t intermediate_size, int64_t down_offset,
                             const std::string& activation, int64_t bias_offset) {
     const char* op = "ExpertLayout";
-    const bool clamped = activation == "swiglu_clamped";
-    expect(clamped || activation == "swiglu", op, "unknown activation '" + activation + "'");
     const ExpertLayout layout{
         checked_shape(op, gate_up_format, gate_up_group, 2 * intermediate_size, hidden_size),
         checked_shape(op, down_format, down_group, hidden_size, intermediate_size), down_offset,
-        clamped ? Activation::swiglu_clamped : Activation::swiglu, bias_offset};
+        activation_named(op, activation), bias_offset};
     expect_ffn_shapes(op, layout.gate_up, layout.down);
     expect(down_offset >= layout.gate_up.nbytes() && down_offset % 64 == 0, op,
            "down_offset: expected a multiple of 64, at least " +
@@ -215,7 +227,9 @@ void bind_linear(nb::module_& m) {
           "[T, heads, N], any strides on T and heads.");
     m.def("ffn", &ffn_call, nb::arg("pool"), nb::arg("acts"), nb::arg("gate_up"), nb::arg("down"),
           nb::arg("out").noconvert(), nb::arg("scale").noconvert().none() = nb::none(),
-          "out [T, H] += scale [T] * (silu(gate) * up) @ down.T; gate and up rows alternate by 8.");
+          nb::arg("activation") = "swiglu",
+          "out [T, H] += scale [T] * activation(gate, up) @ down.T; gate and up rows alternate by "
+          "8.");
     m.def("moe_ffn", &moe_ffn_call, nb::arg("pool"), nb::arg("acts"), nb::arg("layout"),
           nb::arg("addresses").noconvert(), nb::arg("offsets").noconvert(),
           nb::arg("tokens").noconvert(), nb::arg("dests").noconvert(), nb::arg("out").noconvert(),

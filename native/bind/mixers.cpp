@@ -6,6 +6,7 @@
 #include "bind/room.h"
 #include "cpu/attention/attention.h"
 #include "cpu/delta/delta.h"
+#include "cpu/indexer/indexer.h"
 #include "flashmoe/pool.h"
 
 namespace flashmoe {
@@ -115,6 +116,47 @@ void bind_attention(nb::module_& m) {
         "whose rows may lie apart or share memory; query head h uses kv head h // (Hq / Hkv).");
 }
 
+IndexTopk index_topk_call(const In& q, const In& weights, const In& keys, const In& seen,
+                          const Out& ids) {
+    const char* op = "index_topk";
+    const int64_t tokens = extent(q, 0), heads = extent(q, 1), dim = extent(q, 2);
+    IndexTopk call{};
+    call.q = input<float>(op, "q", q, {kAny, kAny, kAny});
+    call.weights = input<float>(op, "weights", weights, {tokens, heads});
+    call.half = is_half(keys);
+    auto dtype = nb::dtype<float>();
+    if (call.half) dtype.bits = 16;
+    expect_array(op, "keys", keys, dtype, {kAny, dim});
+    expect_packed(op, "keys", keys, 2);
+    call.keys = keys.data();
+    call.seen = input<int32_t>(op, "seen", seen, {tokens});
+    for (int64_t t = 0; t < tokens; ++t)
+        expect(0 <= call.seen[t] && call.seen[t] <= extent(keys, 0), op,
+               "seen[" + std::to_string(t) + "]: expected 0 to " + std::to_string(extent(keys, 0)) +
+                   ", got " + std::to_string(call.seen[t]));
+    call.ids = output<int32_t>(op, "ids", ids, {tokens, kAny});
+    call.tokens = tokens, call.heads = heads, call.dim = dim, call.k = extent(ids, 1);
+    return call;
+}
+
+void bind_indexer(nb::module_& m) {
+    m.def(
+        "index_topk",
+        [](Pool& pool, const In& q, const In& weights, const In& keys, const In& seen,
+           const Out& ids) {
+            const IndexTopk call = index_topk_call(q, weights, keys, seen, ids);
+            const gil_scoped_release unlocked;
+            index_topk(pool, call);
+        },
+        nb::arg("pool"), nb::arg("q"), nb::arg("weights"), nb::arg("keys"), nb::arg("seen"),
+        nb::arg("ids"),
+        "ids i32 [T, k]: of keys 0..seen[t] - 1 the k with the largest sum over h of\n"
+        "weights[t, h] * max(0, q[t, h] . key), ascending; equal ones: the earlier; -1 where "
+        "fewer\n"
+        "are seen. q f32 [T, Hi, Di], weights f32 [T, Hi], keys f32 or f16 [ctx, Di], seen i32 "
+        "[T].");
+}
+
 GatedDelta gated_delta_call(const In& qkv, const In& a, const In& b, const In& a_log,
                             const In& dt_bias, const Out& state, const Out& out) {
     const char* op = "gated_delta";
@@ -165,6 +207,7 @@ void bind_delta(nb::module_& m) {
 
 void bind_mixers(nb::module_& m) {
     bind_attention(m);
+    bind_indexer(m);
     bind_delta(m);
 }
 

@@ -12,5 +12,6 @@ NB_MODULE(_native, m) {
     flashmoe::bind_residents(m);
     flashmoe::bind_parts(m);
     flashmoe::bind_probe(m);
+    flashmoe::bind_landing(m);
     flashmoe::bind_stream(m);
 }

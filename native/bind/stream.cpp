@@ -1,4 +1,5 @@
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -10,6 +11,7 @@
 #include "bind/bind.h"
 #include "stream/arena.h"
 #include "stream/crc32c.h"
+#include "stream/landing.h"
 #include "stream/reader.h"
 
 namespace flashmoe {
@@ -77,6 +79,16 @@ std::vector<std::tuple<int64_t, int, int64_t>> wait(Reader& reader, double timeo
     return results;
 }
 
+using LandingTuple = std::tuple<int64_t, std::shared_ptr<const Landing>, uintptr_t>;
+
+void submit_landings(Reader& reader, const std::vector<LandingTuple>& requests, bool guess) {
+    std::vector<LandingRequest> reads;
+    reads.reserve(requests.size());
+    for (const auto& [tag, landing, address] : requests) reads.push_back({tag, landing, address});
+    const nb::gil_scoped_release released;
+    reader.submit(reads, guess);
+}
+
 using Request = std::tuple<int64_t, int, uint64_t, size_t, uintptr_t, std::optional<uint32_t>>;
 
 void submit_many(Reader& reader, const std::vector<Request>& requests, bool guess) {
@@ -90,7 +102,7 @@ void submit_many(Reader& reader, const std::vector<Request>& requests, bool gues
 
 void submit(Reader& reader, int64_t tag, int handle, uint64_t offset, size_t bytes,
             uintptr_t address, std::optional<uint32_t> crc) {
-    reader.submit({{tag, handle, offset, bytes, address, crc}}, false);
+    reader.submit(std::vector<ReadRequest>{{tag, handle, offset, bytes, address, crc}}, false);
 }
 
 void init(Reader* self, int threads, bool verify, size_t demand_piece, size_t guess_piece,
@@ -107,6 +119,7 @@ nb::typed<nb::dict, nb::str, double> stats(const Reader& reader) {
     result["busy_s"] = stats.busy_s;
     result["cpu_s"] = stats.cpu_s;
     result["checksum_s"] = stats.checksum_s;
+    result["landing_s"] = stats.landing_s;
     result["reading_s"] = stats.reading_s;
     return result;
 }
@@ -154,16 +167,22 @@ void bind_stream(nb::module_& m) {
         .def("submit_many", &submit_many, nb::arg("reads"), nb::arg("guess") = false,
              "Queue reads, tuples of the arguments of submit; all or, where one is refused, none. "
              "Guesses are read only while the disk is idle.")
+        .def(
+            "submit_landings", &submit_landings, nb::arg("reads"), nb::arg("guess") = false,
+            "Queue experts of a checkpoint, (tag, landing, address of the record), as submit_many.")
         .def("keep_guesses", &Reader::keep_guesses, nb::arg("tags"), Released(),
              "Guesses with these tags become demands; all others are dropped, without waiting.")
         .def("wait", &wait, nb::arg("timeout_s"), Released(),
              "[(tag, status, detail)] of what has landed; blocks until a demand has, or none is "
              "left. Status: 0 good, > 0 errno, -1 short (detail: bytes got), -2 bad checksum "
-             "(detail: the one found), -3 cancelled (detail: bytes read in vain).")
+             "(detail: the one found), -3 cancelled (detail: bytes read in vain). Of landings the "
+             "detail is the index of the piece, where -4 means that the file has changed; after -5 "
+             "(a weight is not finite) that of the move, or of all moves and then the blob.")
         .def("cancel", &Reader::cancel, Released(), "Drop what has not started, wait for the rest.")
         .def("stats", &stats,
              "bytes, reads, raw_bytes (cancelled reads too); busy_s, cpu_s, checksum_s (summed "
-             "over threads); reading_s (in which something was being read).");
+             "over threads), landing_s (turning bytes into records); reading_s (in which something "
+             "was being read).");
 
     m.def("crc32c", &checksum, nb::arg("buffer"), nb::arg("crc") = 0, nb::arg("portable") = false,
           "CRC-32C of bytes or a uint8 array, continuing crc; portable: without SSE4.2.");

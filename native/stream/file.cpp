@@ -53,6 +53,15 @@ FilePtr ReadOnlyFile::open(const std::string& path, bool want_direct) {
     return opened ? opened : adopt(open_retrying(path.c_str(), 0), false, path);
 }
 
+ReadOnlyFile::ReadOnlyFile(int fd, bool direct) : fd_(fd), direct_(direct) { fstat(fd_, &status_); }
+
+bool ReadOnlyFile::unchanged() const {
+    struct stat now{};
+    return fstat(fd_, &now) == 0 && now.st_size == status_.st_size &&
+           now.st_mtim.tv_sec == status_.st_mtim.tv_sec &&
+           now.st_mtim.tv_nsec == status_.st_mtim.tv_nsec;
+}
+
 ReadOnlyFile::~ReadOnlyFile() { ::close(fd_); }
 
 Got ReadOnlyFile::pread_fully(uint8_t* address, size_t bytes, uint64_t offset) const {

@@ -1,6 +1,7 @@
 #include "stream/reader.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <ctime>
 #include <stdexcept>
@@ -8,6 +9,8 @@
 
 #include "stream/crc32c.h"
 #include "stream/file.h"
+#include "stream/landing.h"
+#include "stream/staging.h"
 
 namespace flashmoe {
 namespace {
@@ -37,6 +40,13 @@ void check(const ReadRequest& request) {
             std::to_string(offset) + ", " + std::to_string(bytes) + ", " + std::to_string(address));
 }
 
+void check(const LandingRequest& request) {
+    if (!request.landing || request.address == 0 || request.address % kReadAlignment != 0)
+        throw std::invalid_argument(
+            "[Reader.submit_landings] address: expected a multiple of 4096, got " +
+            std::to_string(request.address));
+}
+
 void check(const ReaderOptions& options) {
     if (options.threads < 1) throw std::invalid_argument("[Reader] threads: expected at least 1");
     for (const size_t piece : {options.demand_piece, options.guess_piece})
@@ -49,22 +59,40 @@ void check(const ReaderOptions& options) {
 
 }  // namespace
 
+namespace {
+
+// What became of a piece or of all; place: the detail of what failed.
+struct Outcome {
+    size_t bytes;
+    int status;
+    size_t place;
+    double landing_s;
+};
+
+}  // namespace
+
+// Either of one range of a file, or (with a landing) of the pieces of an expert of a checkpoint.
 struct Reader::Read {
     int64_t tag;
-    std::shared_ptr<const ReadOnlyFile> file;
+    std::vector<std::shared_ptr<const ReadOnlyFile>> files;  // one, or one per piece
     uint64_t offset;
     size_t bytes;
     uint8_t* address;
     std::optional<uint32_t> crc;
     bool guess;
-    size_t taken = 0;  // bytes that threads have taken, from the beginning
-    size_t got = 0;    // bytes read
-    int active = 0;    // pieces being read
+    std::shared_ptr<const Landing> landing;
+    size_t pieces = 0;  // that threads have taken
+    size_t taken = 0;   // bytes that threads have taken, from the beginning
+    size_t got = 0;     // bytes read
+    int active = 0;     // pieces being read
     bool checking = false;
     int status = kOk;
     int64_t detail = 0;
 
     bool pending() const { return active > 0 || checking || taken < bytes; }
+
+    bool to_be_checked(bool verify) const { return landing || (verify && crc); }
+    Outcome check() const;
 
     // Of several pieces that fail, the first in the file tells where its good part ends.
     void fail(int how, size_t end) {
@@ -73,11 +101,52 @@ struct Reader::Read {
     }
 };
 
+// Of what is read: its checksum, or what a landing still has to do.
+Outcome Reader::Read::check() const {
+    if (!landing) {
+        const uint32_t found = crc32c(address, bytes);
+        return {bytes, found == *crc ? kOk : kBadChecksum, found, 0};
+    }
+    const int blob = landing->program().settle(address);
+    const size_t place = landing->program().moves() + static_cast<size_t>(std::max(blob, 0));
+    return {bytes, blob < 0 ? kOk : kNotFinite, place, 0};
+}
+
 struct Reader::Piece {
     ReadPtr read;
-    size_t begin;
+    size_t begin;  // in the record
     size_t bytes;
+    size_t index;
 };
+
+namespace {
+
+Outcome read_plain(const ReadOnlyFile& file, uint8_t* address, size_t begin, size_t bytes,
+                   uint64_t offset) {
+    const Got got = file.pread_fully(address + begin, bytes, offset + begin);
+    // The slots are the cache: a second copy of the record would be memory over the budget.
+    file.forget(offset + begin, bytes);
+    const int status = got.bytes == bytes ? kOk : got.error ? got.error : kShortRead;
+    return {got.bytes, status, begin + got.bytes, 0};
+}
+
+Outcome read_landing(const ReadOnlyFile& file, const Landing& landing, size_t index,
+                     Staging& staging, uint8_t* record) {
+    const LandingPiece& piece = landing.pieces()[index];
+    uint8_t* const data = staging.at_least(piece.bytes);
+    if (!data) return {0, ENOMEM, index, 0};
+    const Got got = file.pread_fully(data, piece.bytes, piece.offset);
+    file.forget(piece.offset, piece.bytes);
+    if (!file.unchanged()) return {got.bytes, kFileChanged, index, 0};
+    if (got.bytes < piece.needed) return {got.bytes, got.error ? got.error : kShortRead, index, 0};
+    const double cpu = thread_cpu_seconds();
+    for (const Slice& slice : piece.slices)
+        if (!landing.program().run(slice, data, record))
+            return {got.bytes, kNotFinite, slice.move, thread_cpu_seconds() - cpu};
+    return {got.bytes, kOk, 0, thread_cpu_seconds() - cpu};
+}
+
+}  // namespace
 
 Reader::Reader(const ReaderOptions& options) : options_(options) {
     check(options);
@@ -130,8 +199,23 @@ void Reader::close_file(int handle) {
 Reader::ReadPtr Reader::checked(const ReadRequest& request, bool guess) const {
     check(request);
     auto* address = reinterpret_cast<uint8_t*>(request.address);
-    return std::make_shared<Read>(Read{request.tag, file(request.handle), request.offset,
-                                       request.bytes, address, request.crc, guess});
+    return std::make_shared<Read>(Read{request.tag,
+                                       {file(request.handle)},
+                                       request.offset,
+                                       request.bytes,
+                                       address,
+                                       request.crc,
+                                       guess,
+                                       nullptr});
+}
+
+Reader::ReadPtr Reader::checked(const LandingRequest& request, bool guess) const {
+    check(request);
+    std::vector<std::shared_ptr<const ReadOnlyFile>> files;
+    for (const LandingPiece& piece : request.landing->pieces()) files.push_back(file(piece.handle));
+    auto* address = reinterpret_cast<uint8_t*>(request.address);
+    return std::make_shared<Read>(Read{request.tag, std::move(files), 0, request.landing->bytes(),
+                                       address, std::nullopt, guess, request.landing});
 }
 
 void Reader::submit(const std::vector<ReadRequest>& requests, bool guess) {
@@ -139,12 +223,26 @@ void Reader::submit(const std::vector<ReadRequest>& requests, bool guess) {
     {
         const std::lock_guard lock(mutex_);
         for (const ReadRequest& request : requests) reads.push_back(checked(request, guess));
-        open_.insert(open_.end(), reads.begin(), reads.end());
-        Queue& queue = guess ? guesses_ : demands_;
-        queue.insert(queue.end(), reads.begin(), reads.end());
-        if (!guess) demands_left_ += static_cast<int>(reads.size());
+        enqueue(reads, guess);
     }
     queued_.notify_all();
+}
+
+void Reader::submit(const std::vector<LandingRequest>& requests, bool guess) {
+    std::vector<ReadPtr> reads;
+    {
+        const std::lock_guard lock(mutex_);
+        for (const LandingRequest& request : requests) reads.push_back(checked(request, guess));
+        enqueue(reads, guess);
+    }
+    queued_.notify_all();
+}
+
+void Reader::enqueue(const std::vector<ReadPtr>& reads, bool guess) {
+    open_.insert(open_.end(), reads.begin(), reads.end());
+    Queue& queue = guess ? guesses_ : demands_;
+    queue.insert(queue.end(), reads.begin(), reads.end());
+    if (!guess) demands_left_ += static_cast<int>(reads.size());
 }
 
 void Reader::keep_guesses(const std::vector<int64_t>& tags) {
@@ -190,6 +288,7 @@ ReaderStats Reader::stats() const {
 }
 
 void Reader::work() {
+    Staging staging;
     std::unique_lock lock(mutex_);
     for (;;) {
         Queue* queue = nullptr;
@@ -197,7 +296,7 @@ void Reader::work() {
         if (!queue) return;
         const Piece piece = take(*queue);
         if (ready()) queued_.notify_one();
-        perform(piece, lock);
+        perform(piece, staging, lock);
         if (ready()) queued_.notify_one();  // what has ended may have held guesses back
     }
 }
@@ -211,9 +310,10 @@ Reader::Queue* Reader::ready() {
 
 Reader::Piece Reader::take(Queue& queue) {
     const ReadPtr read = queue.front();
-    const size_t most =
-        piece_of(read->bytes, read->guess ? options_.guess_piece : options_.demand_piece);
-    const Piece piece{read, read->taken, std::min(most, read->bytes - read->taken)};
+    const size_t most = read->landing ? read->landing->pieces()[read->pieces].bytes
+                                      : piece_of(read->bytes, read->guess ? options_.guess_piece
+                                                                          : options_.demand_piece);
+    const Piece piece{read, read->taken, std::min(most, read->bytes - read->taken), read->pieces++};
     read->taken += piece.bytes;
     if (read->taken == read->bytes) queue.pop_front();
     count(*read, 1);
@@ -232,44 +332,45 @@ void Reader::count(const Read& read, int pieces) {
     if (before) stats_.reading_s += now - reading_since_;
 }
 
-void Reader::perform(const Piece& piece, std::unique_lock<std::mutex>& lock) {
+void Reader::perform(const Piece& piece, Staging& staging, std::unique_lock<std::mutex>& lock) {
     Read& read = *piece.read;
     lock.unlock();
     const double begin = wall_seconds(), cpu = thread_cpu_seconds();
-    const Got got =
-        read.file->pread_fully(read.address + piece.begin, piece.bytes, read.offset + piece.begin);
-    // The slots are the cache: a second copy of the record would be memory over the budget.
-    read.file->forget(read.offset + piece.begin, piece.bytes);
+    const Outcome outcome = read.landing ? read_landing(*read.files[piece.index], *read.landing,
+                                                        piece.index, staging, read.address)
+                                         : read_plain(*read.files[0], read.address, piece.begin,
+                                                      piece.bytes, read.offset);
     const double busy = wall_seconds() - begin, used = thread_cpu_seconds() - cpu;
     lock.lock();
     stats_.busy_s += busy;
-    stats_.cpu_s += used;
-    stats_.raw_bytes += got.bytes;
+    stats_.cpu_s += used - outcome.landing_s;
+    stats_.landing_s += outcome.landing_s;
+    stats_.raw_bytes += outcome.bytes;
     count(read, -1);
     --read.active;
-    read.got += got.bytes;
-    if (got.bytes < piece.bytes)
-        read.fail(got.error ? got.error : kShortRead, piece.begin + got.bytes);
+    read.got += outcome.bytes;
+    if (outcome.status != kOk) read.fail(outcome.status, outcome.place);
     finish(piece.read, lock);
 }
 
-// Lands the read if this was its last piece and its checksum is right or not asked for.
+// Lands the read if this was its last piece and what is to be checked of it is right.
 void Reader::finish(const ReadPtr& read, std::unique_lock<std::mutex>& lock) {
     if (read->status != kOk) {  // nothing good can follow
         std::erase(read->guess ? guesses_ : demands_, read);
         read->taken = read->bytes;
     }
     if (read->pending()) return;
-    if (read->status == kOk && options_.verify && read->crc) {
+    if (read->status == kOk && read->to_be_checked(options_.verify)) {
         read->checking = true;  // it may be dropped or become a demand meanwhile
         lock.unlock();
         const double cpu = thread_cpu_seconds();
-        const uint32_t found = crc32c(read->address, read->bytes);
+        const Outcome outcome = read->check();
         const double used = thread_cpu_seconds() - cpu;
         lock.lock();
         read->checking = false;
-        stats_.checksum_s += used;
-        if (found != *read->crc) read->status = kBadChecksum, read->detail = found;
+        (read->landing ? stats_.landing_s : stats_.checksum_s) += used;
+        if (outcome.status != kOk)
+            read->status = outcome.status, read->detail = static_cast<int64_t>(outcome.place);
     }
     land(read);
 }

@@ -21,8 +21,13 @@ constexpr int kOk = 0;            // a positive status is an errno
 constexpr int kShortRead = -1;    // detail: bytes got before the end of the file
 constexpr int kBadChecksum = -2;  // detail: the CRC-32C found
 constexpr int kCancelled = -3;    // detail: bytes read in vain
+// Of landings only, where kShortRead and an errno, too, have as detail the index of the piece.
+constexpr int kFileChanged = -4;  // detail: index of the piece
+constexpr int kNotFinite = -5;    // detail: index of the move, or of the blob after all moves
 
+class Landing;
 class ReadOnlyFile;
+class Staging;
 
 struct ReadRequest {
     int64_t tag;
@@ -31,6 +36,13 @@ struct ReadRequest {
     size_t bytes;
     uintptr_t address;
     std::optional<uint32_t> crc;
+};
+
+// An expert that is read from a checkpoint; address: of its record.
+struct LandingRequest {
+    int64_t tag;
+    std::shared_ptr<const Landing> landing;
+    uintptr_t address;
 };
 
 struct Landed {
@@ -46,6 +58,7 @@ struct ReaderStats {
     double busy_s = 0;       // summed over threads
     double cpu_s = 0;        // processor time of the reads, summed over threads
     double checksum_s = 0;   // processor time of checksums
+    double landing_s = 0;    // processor time of turning bytes into records
     double reading_s = 0;    // in which at least one piece was being read
 };
 
@@ -85,6 +98,10 @@ class Reader {
     // than kReadAlignment.
     void submit(const std::vector<ReadRequest>& requests, bool guess);
 
+    // The same for experts of a checkpoint: pieces go through memory of the threads. A file that
+    // changed since it was opened is an error.
+    void submit(const std::vector<LandingRequest>& requests, bool guess);
+
     // The guesses with these tags become demands, ahead of the others; all other guesses are
     // dropped (kCancelled, once the pieces under way have ended). Does not block.
     void keep_guesses(const std::vector<int64_t>& tags);
@@ -108,12 +125,14 @@ class Reader {
     void stop();
     Queue* ready();  // the queue to take from now, or null
     Piece take(Queue& queue);
-    void perform(const Piece& piece, std::unique_lock<std::mutex>& lock);
+    void enqueue(const std::vector<ReadPtr>& reads, bool guess);
+    void perform(const Piece& piece, Staging& staging, std::unique_lock<std::mutex>& lock);
     void finish(const ReadPtr& read, std::unique_lock<std::mutex>& lock);
     void land(const ReadPtr& read);
     void drop(Queue& queue);
     void count(const Read& read, int pieces);
     ReadPtr checked(const ReadRequest& request, bool guess) const;
+    ReadPtr checked(const LandingRequest& request, bool guess) const;
     std::shared_ptr<const ReadOnlyFile> file(int handle) const;
 
     const ReaderOptions options_;

@@ -99,9 +99,9 @@ def head_linear(pool: Pool, acts: Activations, matrix: Matrix, out: Annotated[ND
     [T, heads, N], any strides on T and heads.
     """
 
-def ffn(pool: Pool, acts: Activations, gate_up: Matrix, down: Matrix, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], scale: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> None:
+def ffn(pool: Pool, acts: Activations, gate_up: Matrix, down: Matrix, out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], scale: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, activation: str = 'swiglu') -> None:
     """
-    out [T, H] += scale [T] * (silu(gate) * up) @ down.T; gate and up rows alternate by 8.
+    out [T, H] += scale [T] * activation(gate, up) @ down.T; gate and up rows alternate by 8.
     """
 
 def moe_ffn(pool: Pool, acts: Activations, layout: ExpertLayout, addresses: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], dests: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
@@ -178,6 +178,13 @@ def attention(pool: Pool, q: Annotated[NDArray, dict(device='cpu', writable=Fals
     sinks f32 [Hq]: scores of a further key per head, whose value is zero.
     q f32 [T, Hq, D], out f32 [T, Hq, Dv]; caches f32 or f16 [Hkv, ctx, D] and [Hkv, ctx, Dv],
     whose rows may lie apart or share memory; query head h uses kv head h // (Hq / Hkv).
+    """
+
+def index_topk(pool: Pool, q: Annotated[NDArray, dict(device='cpu', writable=False)], weights: Annotated[NDArray, dict(device='cpu', writable=False)], keys: Annotated[NDArray, dict(device='cpu', writable=False)], seen: Annotated[NDArray, dict(device='cpu', writable=False)], ids: Annotated[NDArray, dict(device='cpu')]) -> None:
+    """
+    ids i32 [T, k]: of keys 0..seen[t] - 1 the k with the largest sum over h of
+    weights[t, h] * max(0, q[t, h] . key), ascending; equal ones: the earlier; -1 where fewer
+    are seen. q f32 [T, Hi, Di], weights f32 [T, Hi], keys f32 or f16 [ctx, Di], seen i32 [T].
     """
 
 def gated_delta(pool: Pool, qkv: Annotated[NDArray, dict(device='cpu', writable=False)], a: Annotated[NDArray, dict(device='cpu', writable=False)], b: Annotated[NDArray, dict(device='cpu', writable=False)], a_log: Annotated[NDArray, dict(device='cpu', writable=False)], dt_bias: Annotated[NDArray, dict(device='cpu', writable=False)], state: Annotated[NDArray, dict(device='cpu')], out: Annotated[NDArray, dict(device='cpu')], chunk: int) -> None:
@@ -337,6 +344,34 @@ def float_work(pool: Pool, rounds: int) -> int:
     Run float32 multiply-adds in registers on every thread; returns the operations done.
     """
 
+class LandingProgram:
+    """
+    How bytes of a checkpoint become a record; see flashmoe.store.landing for the fields.
+    """
+
+    def __init__(self, record_bytes: int, moves: Sequence[tuple[str, bool, int, int, int, int, int, int, int, int]], mxfp4: Sequence[tuple[int, int]], zeros: Sequence[tuple[int, int]]) -> None: ...
+
+    def run(self, slices: Sequence[tuple[int, int, int, int]], read: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], record: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> bool:
+        """
+        Slices (move, first block, blocks, where in read); False: a number is not finite.
+        """
+
+    def settle(self, record: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> int:
+        """
+        After all slices: index of a blob with a number that is not finite, or -1.
+        """
+
+class Landing:
+    """
+    An expert of a checkpoint. pieces: (handle, offset, nbytes, bytes that must be there, slices); offset and nbytes in whole pages.
+    """
+
+    def __init__(self, program: LandingProgram, pieces: Sequence[tuple[int, int, int, int, Sequence[tuple[int, int, int, int]]]]) -> None: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pieces."""
+
 class Arena:
     """
     Memory for weights, 2 MiB aligned. threads: that make it resident; 0: nobody yet.
@@ -397,6 +432,11 @@ class Reader:
         Queue reads, tuples of the arguments of submit; all or, where one is refused, none. Guesses are read only while the disk is idle.
         """
 
+    def submit_landings(self, reads: Sequence[tuple[int, Landing, int]], guess: bool = False) -> None:
+        """
+        Queue experts of a checkpoint, (tag, landing, address of the record), as submit_many.
+        """
+
     def keep_guesses(self, tags: Sequence[int]) -> None:
         """
         Guesses with these tags become demands; all others are dropped, without waiting.
@@ -404,7 +444,7 @@ class Reader:
 
     def wait(self, timeout_s: float) -> list[tuple[int, int, int]]:
         """
-        [(tag, status, detail)] of what has landed; blocks until a demand has, or none is left. Status: 0 good, > 0 errno, -1 short (detail: bytes got), -2 bad checksum (detail: the one found), -3 cancelled (detail: bytes read in vain).
+        [(tag, status, detail)] of what has landed; blocks until a demand has, or none is left. Status: 0 good, > 0 errno, -1 short (detail: bytes got), -2 bad checksum (detail: the one found), -3 cancelled (detail: bytes read in vain). Of landings the detail is the index of the piece, where -4 means that the file has changed; after -5 (a weight is not finite) that of the move, or of all moves and then the blob.
         """
 
     def cancel(self) -> None:
@@ -412,7 +452,7 @@ class Reader:
 
     def stats(self) -> dict[str, float]:
         """
-        bytes, reads, raw_bytes (cancelled reads too); busy_s, cpu_s, checksum_s (summed over threads); reading_s (in which something was being read).
+        bytes, reads, raw_bytes (cancelled reads too); busy_s, cpu_s, checksum_s (summed over threads), landing_s (turning bytes into records); reading_s (in which something was being read).
         """
 
 def crc32c(buffer: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], crc: int = 0, portable: bool = False) -> int:

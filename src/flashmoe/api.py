@@ -27,7 +27,7 @@ from flashmoe.ops.devices import pick_device, settle_device
 from flashmoe.planning import card_lacks
 from flashmoe.settings import EngineSettings, environment
 from flashmoe.stats import Stats
-from flashmoe.store.packed import PackedModel
+from flashmoe.store.model import open_model
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.messages import Message
 from flashmoe.text.tokenizer import Tokenizer
@@ -37,17 +37,18 @@ DEMO_CACHE = "25%"
 
 
 def load(path: str | Path | None = None, **settings: Any) -> Model:
-    """Open a packed model; no path: the demo model that comes with the package.
+    """Open a packed model, or a checkpoint in place; no path: the demo model of the package.
 
     Args:
-        path: directory that `flashmoe pack` wrote.
+        path: directory that `flashmoe pack` wrote, or of a checkpoint (docs/inplace.md says which).
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
             context_length, experts_per_token, isa, verify, prefetch, lock, device, vram,
             parallel, prefix_ram. What is not given comes from the environment (FLASHMOE_RAM, ...),
             else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
-    (the limit is below the floor; the message shows the sum), StorageError (the system).
+    (the limit is below the floor; the message shows the sum), StorageError (the system),
+    CheckpointError (a checkpoint that is damaged, or that must be packed to run).
     """
     unknown = settings.keys() - EngineSettings.__dataclass_fields__.keys()
     if unknown:
@@ -66,7 +67,7 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
 def _open(path: Path, settings: EngineSettings) -> LoadedModel:
     device, reason = pick_device(settings.device)
     if device != "cpu":
-        lacks = card_lacks(PackedModel.open(path).manifest)
+        lacks = card_lacks(open_model(path).manifest)
         device, reason = settle_device(reason, settings.device, lacks)
     if device == "cpu":
         loaded = load_model(path, settings)

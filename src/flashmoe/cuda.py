@@ -38,7 +38,7 @@ from flashmoe.planning import ModelFacts, read_facts
 from flashmoe.settings import EngineSettings
 from flashmoe.sizes import parse_size
 from flashmoe.sizing import device_workspace_bytes, floor_slots
-from flashmoe.store.packed import PackedModel
+from flashmoe.store.model import StoredModel, open_model
 
 # Tokens per prefill chunk where the card has room: weights are dequantised once per chunk.
 CHUNKS = (4096, 2048, 1024, 512, 256, 128, 64)
@@ -136,7 +136,7 @@ def load_on_card(
 
     device: default the first card; the CPU under Triton's interpreter (tests).
     """
-    pack = PackedModel.open(path)
+    pack = open_model(path)
     family = load_family(pack.manifest.family)
     device = device or memory.open_card()
     plan = make_card_plan(pack, read_facts(pack, family, settings), settings, device)
@@ -183,7 +183,7 @@ def _on_card(decoder: Decoder, ops: CudaOps) -> Decoder:
 
 
 def make_card_plan(
-    pack: PackedModel, facts: ModelFacts, settings: EngineSettings, device: torch.device
+    pack: StoredModel, facts: ModelFacts, settings: EngineSettings, device: torch.device
 ) -> CardPlan:
     """Decide what goes on the card; raises MemoryBudgetError, with the sum, below the floor."""
     layout = pack.manifest.experts
@@ -234,7 +234,7 @@ def _limit(vram: int | str | None, device: torch.device) -> Limit:
 
 
 def _open_tiers(
-    pack: PackedModel, plan: CardPlan, settings: EngineSettings, ops: CudaOps
+    pack: StoredModel, plan: CardPlan, settings: EngineSettings, ops: CudaOps
 ) -> CardExperts:
     layout, layers = pack.manifest.experts, [layer.layer for layer in pack.manifest.layers]
     total = len(layers) * layout.num_experts
@@ -275,7 +275,7 @@ def _open_tiers(
     return store
 
 
-def _ram_slots(pack: PackedModel, plan: CardPlan, settings: EngineSettings) -> int:
+def _ram_slots(pack: StoredModel, plan: CardPlan, settings: EngineSettings) -> int:
     """Pinned slots in RAM: what --ram leaves beside the process."""
     layout = pack.manifest.experts
     sizes = ExpertSizes(
@@ -292,7 +292,7 @@ def _ram_slots(pack: PackedModel, plan: CardPlan, settings: EngineSettings) -> i
 
 
 def _fixed_figures(
-    pack: PackedModel, plan: CardPlan, store: CardExperts, settings: EngineSettings
+    pack: StoredModel, plan: CardPlan, store: CardExperts, settings: EngineSettings
 ) -> dict[str, Any]:
     return {
         "cache_budget_slots": store.slots,

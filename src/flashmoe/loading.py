@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -34,9 +33,9 @@ from flashmoe.ops.cpu import CpuOps
 from flashmoe.planning import EMBEDDING, Plan, make_plan
 from flashmoe.settings import EngineSettings
 from flashmoe.sizes import format_size
-from flashmoe.store.format import MANIFEST
-from flashmoe.store.packed import LoadedMatrix, PackedModel
-from flashmoe.store.rows import PIECE_BLOCKS, StoredRows
+from flashmoe.store.model import RowBlocks, StoredModel, open_model
+from flashmoe.store.packed import LoadedMatrix
+from flashmoe.store.rows import PIECE_BLOCKS
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.stop_tokens import stop_ids
 from flashmoe.text.tokenizer import Tokenizer
@@ -95,7 +94,7 @@ class LoadedModel:
     engine: Engine
     cache: ExpertStore
     keeper: Keeper
-    rows: StoredRows | None
+    rows: RowBlocks | None
     text: TextParts | None
     fixed_figures: dict[str, Any]
     parallel: int = 1
@@ -114,6 +113,7 @@ class LoadedModel:
             "reading_seconds": reader["reading_s"],
             "read_cpu_seconds": reader["cpu_s"],
             "checksum_cpu_seconds": reader["checksum_s"],
+            "landing_cpu_seconds": reader["landing_s"],
         }
 
     def costs(self) -> Costs:
@@ -141,7 +141,7 @@ def load_model(
     make_ops, make_reader: another backend (of threads and isa) or reader (of threads).
     """
     laps = _Laps()
-    pack = PackedModel.open(path)
+    pack = open_model(path)
     family = load_family(pack.manifest.family)
     laps.end("manifest and headers")
     text = text_parts(pack)
@@ -165,6 +165,7 @@ def load_model(
         verify=settings.verify,
         make_reader=make_reader,
     )
+    pack.check_unchanged()  # the files that the cache reads are those that were planned with
     laps.end("expert cache")
     keeper = _keeper(plan, cache, ops)
     experts = StreamedExperts(cache, pack.manifest.experts, ops, settings.prefetch)
@@ -186,16 +187,15 @@ def load_model(
     )
 
 
-def text_parts(pack: PackedModel) -> TextParts | None:
+def text_parts(pack: StoredModel) -> TextParts | None:
     """None if the pack has no tokenizer."""
     return TextParts.load(pack.path) if TOKENIZER in pack.manifest.files else None
 
 
-def _deciding(pack: PackedModel, plan: Plan, isa: str) -> tuple[object, ...]:
-    """The manifest holds the checksums of all weights; kernels differ by rounding."""
-    manifest = sha256((pack.path / MANIFEST).read_bytes()).hexdigest()
+def _deciding(pack: StoredModel, plan: Plan, isa: str) -> tuple[object, ...]:
+    """The identity tells which weights; kernels differ by rounding."""
     k = plan.config.num_experts_per_tok
-    return (pack.manifest.family, manifest, plan.kv_itemsize, k, _known_isa(isa))
+    return (pack.manifest.family, pack.identity, plan.kv_itemsize, k, _known_isa(isa))
 
 
 class _Laps:
@@ -224,7 +224,7 @@ def _known_isa(name: str) -> str:
 
 
 def resident_memory(
-    pack: PackedModel, streamed: frozenset[str] = frozenset(), lock: bool = False
+    pack: StoredModel, streamed: frozenset[str] = frozenset(), lock: bool = False
 ) -> _native.Arena:
     """Huge pages for the resident weights but the streamed ones, not resident yet.
 
@@ -237,7 +237,7 @@ def resident_memory(
 
 
 def load_weights(
-    pack: PackedModel, ops: Ops, arena: _native.Arena, rows: StoredRows | None = None
+    pack: StoredModel, ops: Ops, arena: _native.Arena, rows: RowBlocks | None = None
 ) -> Weights:
     """Read the resident part into the arena -> handles of a backend, which keep it or a copy.
 
@@ -278,7 +278,7 @@ def _keeper(plan: Plan, cache: ExpertCache, ops: Ops) -> MemoryKeeper:
     return MemoryKeeper(plan.costs, size, tuner)
 
 
-def _staging(pack: PackedModel, plan: Plan, settings: EngineSettings) -> int:
+def _staging(pack: StoredModel, plan: Plan, settings: EngineSettings) -> int:
     if settings.prefetch == "off":
         return 0
     manifest, budget = pack.manifest, plan.budget
@@ -286,7 +286,7 @@ def _staging(pack: PackedModel, plan: Plan, settings: EngineSettings) -> int:
     return staging_slots(budget.slots, total, plan.config.num_experts_per_tok, keep=budget.keep)
 
 
-def _policy(pack: PackedModel, plan: Plan, parallel: int) -> Policy:
+def _policy(pack: StoredModel, plan: Plan, parallel: int) -> Policy:
     """The best of the replays in docs/experiments/cache-policy.md, for a token of each sequence."""
     uses = len(pack.manifest.layers) * plan.config.num_experts_per_tok * parallel
     return Lfru(HALF_LIFE_TOKENS * uses)
@@ -306,7 +306,7 @@ def _engine(
     )
 
 
-def _fixed_figures(pack: PackedModel, plan: Plan, cache: ExpertCache, isa: str) -> dict[str, Any]:
+def _fixed_figures(pack: StoredModel, plan: Plan, cache: ExpertCache, isa: str) -> dict[str, Any]:
     """The fields of Stats that do not change while the model is open."""
     return {
         "cache_budget_slots": plan.budget.slots,

@@ -1,4 +1,4 @@
-"""`flashmoe.pack`: a checkpoint to a packed model, from Python."""
+"""`flashmoe.pack`: a checkpoint directory to a packed model, from Python."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def pack(
     source: str | Path,
     destination: str | Path,
     *,
-    experts: str = "same",
-    dense: str = "q8",
+    experts: str = "auto",
+    dense: str = "auto",
     group: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -22,7 +22,8 @@ def pack(
 
     Args:
         experts, dense: weight formats of the routed experts and of the rest: bf16, q8, q4, mxfp4;
-            for experts also "same": as the source has quantised them, q4 if it has not.
+            auto: what is quantised stays exactly as it is, the rest becomes q4 and q8; same: all
+            that a format holds exactly stays so, the rest becomes bf16.
         group: columns per group of q8 and q4: 32, 64 or 128.
         progress: called with (bytes written, bytes in all).
 

@@ -30,7 +30,7 @@ from flashmoe.sizes import parse_size
 from flashmoe.sizing import floor_slots, scratch_bytes
 from flashmoe.store.consistency import check_against
 from flashmoe.store.format import MANIFEST, Manifest
-from flashmoe.store.packed import PackedModel
+from flashmoe.store.model import StoredModel
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Plan:
     adaptive: bool
 
 
-def read_facts(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> ModelFacts:
+def read_facts(pack: StoredModel, family: ModuleType, settings: EngineSettings) -> ModelFacts:
     """Raises PackError if the pack does not hold what its config describes; UsageError."""
     config = _read_config(pack, family)
     specs = family.weights(config)
@@ -90,7 +90,7 @@ def read_facts(pack: PackedModel, family: ModuleType, settings: EngineSettings) 
     return ModelFacts(config, specs, native_k, context, kv_itemsize, state)
 
 
-def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -> Plan:
+def make_plan(pack: StoredModel, family: ModuleType, settings: EngineSettings) -> Plan:
     """Decide sizes; raises MemoryBudgetError with the sum if the floor is above the limit.
 
     Raises PackError if the pack does not hold what its config describes.
@@ -99,6 +99,8 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
     config, specs = facts.config, facts.specs
     prefix_bytes = _size(settings.prefix_ram, "--prefix-ram")
 
+    turned = pack.reader_bytes * settings.readers
+
     def parts(streamed: frozenset[str]) -> dict[str, int]:
         rows = {f"rows of {name}": pack.rows(name).buffer_bytes for name in streamed}
         return {
@@ -106,6 +108,7 @@ def make_plan(pack: PackedModel, family: ModuleType, settings: EngineSettings) -
             **rows,
             **_sequence_parts(facts, settings.parallel),
             **({"kept prefixes": prefix_bytes} if prefix_bytes else {}),
+            **({"bytes being turned into experts": turned} if turned else {}),
         }
 
     sizes = _expert_sizes(pack, facts.native_experts_per_token, settings)
@@ -150,7 +153,7 @@ def _size(given: int | str, option: str) -> int:
 
 def _choose(
     budget: Callable[[frozenset[str]], Budget],
-    pack: PackedModel,
+    pack: StoredModel,
     sizes: ExpertSizes,
     settings: EngineSettings,
 ) -> tuple[frozenset[str], Budget]:
@@ -172,7 +175,7 @@ def _choose(
 
 
 def _prompt_costs(
-    pack: PackedModel,
+    pack: StoredModel,
     budget: Budget,
     sizes: ExpertSizes,
     per_token: int,
@@ -200,7 +203,7 @@ def card_lacks(manifest: Manifest) -> str | None:
     return f"format {min(blocks)}" if blocks else None
 
 
-def _read_config(pack: PackedModel, family: ModuleType) -> Any:
+def _read_config(pack: StoredModel, family: ModuleType) -> Any:
     raw = pack.config
     found = family_name(raw)
     if found != pack.manifest.family:
@@ -214,7 +217,7 @@ def _read_config(pack: PackedModel, family: ModuleType) -> Any:
 
 
 def _expert_sizes(
-    pack: PackedModel, num_experts_per_tok: int, settings: EngineSettings
+    pack: StoredModel, num_experts_per_tok: int, settings: EngineSettings
 ) -> ExpertSizes:
     layout = pack.manifest.experts
     return ExpertSizes(

@@ -11,6 +11,8 @@ from flashmoe.ops.composed import HEAD_ROWS
 # Copies of [T, H] alive in a layer: residual, two normed inputs, mixer and expert results, the int8
 # form of the inputs with its scales, and what the next layer's router is shown for a guess.
 _HIDDEN_COPIES = 7
+# Scores that an indexer holds at once (native/cpu/indexer/indexer.cpp), or those of one query.
+_INDEX_SCORES = 4 << 20
 
 
 def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
@@ -19,7 +21,7 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
     Every matrix of a layer gives its result, and at most one copy of it (rotated or convolved)
     lives beside it; each routed expert of a token gives a row of hidden_size and works on
     moe_intermediate_size values; a guess scores all experts once more. The head runs on HEAD_ROWS
-    rows at a time.
+    rows at a time. Sparse attention keeps the places of index_topk keys per token.
     """
     widths: Counter[str] = Counter()
     for matrix in specs.matrices:
@@ -33,7 +35,12 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
         + config.num_experts
         + 2 * k
     )
-    return 4 * (chunk * per_token + (HEAD_ROWS + 1) * int(config.vocab_size))
+    fixed = (HEAD_ROWS + 1) * int(config.vocab_size)
+    topk: int = getattr(config, "index_topk", 0)
+    if topk:
+        per_token += topk
+        fixed += max(_INDEX_SCORES, int(config.max_position_embeddings))
+    return 4 * (chunk * per_token + fixed)
 
 
 def device_workspace_bytes(

@@ -38,8 +38,8 @@ class Stats:
     cache_hits, cache_misses: routed experts found in memory, or read. bytes_read: from the disk.
     prefetched: misses guessed before their layer asked, read by then or not. prefetch_wasted: bytes
     read for experts that their layer did not want.
-    reading_seconds: in which the disk was being read. read_cpu_seconds, checksum_cpu_seconds:
-    processor time that reading and checking took.
+    reading_seconds: in which the disk was being read. read_cpu_seconds, checksum_cpu_seconds,
+    landing_cpu_seconds: processor time of reading, checking, turning bytes of a checkpoint.
     cache_slots, cache_bytes: now; cache_budget_slots: the most there may be. cache_resizes: how
     often the automatic cache changed its size since the model was opened, by reason.
     embedding_on_disk: rows of the input embedding are read as they are needed.
@@ -65,6 +65,7 @@ class Stats:
     reading_seconds: float = 0.0
     read_cpu_seconds: float = 0.0
     checksum_cpu_seconds: float = 0.0
+    landing_cpu_seconds: float = 0.0
     peak_rss: int = 0
     cache_slots: int = 0
     cache_bytes: int = 0

@@ -84,8 +84,15 @@ def test_info_as_json(pack: Path) -> None:
     assert facts["total_bytes"] == sum(file.stat().st_size for file in pack.iterdir())
 
 
-def test_info_of_a_checkpoint(source: Path) -> None:
+def test_info_and_verify_of_a_checkpoint(source: Path) -> None:
     result = flashmoe("info", source)
+    assert result.exit_code == 0
+    assert "experts bf16, dense bf16" in result.stdout
+    assert "no checksums" in flashmoe("verify", source).stdout
+
+
+def test_info_of_something_else(tmp_path: Path) -> None:
+    result = flashmoe("info", tmp_path)
     assert result.exit_code == 1
     assert "not a packed model" in result.stderr
 

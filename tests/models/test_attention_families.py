@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from flashmoe.bench.shapes import SHAPES
 from flashmoe.errors import ConfigError
-from flashmoe.models import glm4_moe, minimax_m2, mixtral, olmoe
+from flashmoe.models import gemma4, glm4_moe, minimax_m2, mixtral, olmoe
 from flashmoe.models.registry import FAMILIES, ORACLE_TYPES, load_family
 from tests.support import oracle
 from tests.support.fp8 import QUANTIZED
@@ -18,7 +19,7 @@ _ALL = [
     ({"num_key_value_heads": 3}, "a divisor of 4, got 3"),
     ({"num_experts_per_tok": 7}, r"num_experts_per_tok: .*\[1, 6\], got 7"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "got 'linear'"),
-    ({"quantization_config": {"quant_method": "awq"}}, "quant"),
+    ({"quantization_config": {"quant_method": "exl3"}}, "quant"),
 ]
 _FULL_ROPE = [({"partial_rotary_factor": 0.5}, "partial_rotary_factor")]
 _OWN = {
@@ -98,3 +99,43 @@ def test_every_family_has_an_oracle() -> None:
     """What docs/models.md says is tested is what is tested."""
     assert {FAMILIES[name] for name in oracle.FAMILIES} == {*FAMILIES.values()}
     assert {*oracle.FAMILIES, "qwen3_5_moe_text"} == ORACLE_TYPES
+
+
+def test_gemma4_layers_differ_in_heads_and_values() -> None:
+    raw = SHAPES["gemma-4-26b-a4b"]
+    config = gemma4.read_config(dict(raw))
+    assert [config.layer_types.count(kind) for kind in (gemma4.SLIDING, gemma4.FULL)] == [25, 5]
+    assert config.heads(0) == (256, 8)
+    assert config.heads(5) == (512, 2)
+    assert config.full_rotated_pairs == 64
+    names = {matrix.name for matrix in gemma4.weights(config).matrices}
+    assert "layers.4.self_attn.v_proj" in names
+    assert "layers.5.self_attn.v_proj" not in names
+    by_layer = {str(n): {"head_dim": 512, "num_key_value_heads": 2} for n in range(5, 30, 6)}
+    moved = ("global_head_dim", "num_global_key_value_heads")
+    new = {key: value for key, value in raw.items() if key not in moved}
+    assert gemma4.read_config({**new, "per_layer_config": by_layer}) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"enable_moe_block": False}, "enable_moe_block"),
+        ({"hidden_size_per_layer_input": 256}, "hidden_size_per_layer_input"),
+        ({"attention_k_eq_v": False}, "attention_k_eq_v"),
+        ({"num_kv_shared_layers": 4}, "num_kv_shared_layers"),
+        ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
+        ({"hidden_activation": "silu"}, "hidden_activation"),
+        ({"rope_parameters": {}}, "rope_parameters: sliding_attention"),
+        ({"layer_types": ["sliding_attention"] * 30}, "layer_types: .*full_attention last"),
+    ],
+)
+def test_gemma4_refuses_what_it_does_not_compute(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        gemma4.read_config({**SHAPES["gemma-4-26b-a4b"], **change})
+
+
+def test_gemma4_reads_a_multimodal_config() -> None:
+    text = SHAPES["gemma-4-26b-a4b"]
+    outer = {"model_type": "gemma4", "vision_config": {}, "text_config": text}
+    assert gemma4.read_config(outer) == gemma4.read_config(dict(text))

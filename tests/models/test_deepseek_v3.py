@@ -31,7 +31,7 @@ UNSUPPORTED = [
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "got 'linear'"),
     ({"quantization_config": {**QUANTIZED, "weight_block_size": [64, 64]}}, "weight_block_size"),
     ({"quantization_config": {**QUANTIZED, "fmt": "e5m2"}}, "fmt"),
-    ({"quantization_config": {**QUANTIZED, "quant_method": "awq"}}, "quant_method"),
+    ({"quantization_config": {**QUANTIZED, "quant_method": "exl3"}}, "quant_method"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""moe_ffn() with biases and the clamped SwiGLU of gpt-oss, against NumPy."""
+"""moe_ffn() with biases, the clamped SwiGLU of gpt-oss and the GeGLU of Gemma, against NumPy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flashmoe.quant import Format
 from flashmoe.quant.layout import Bytes, Floats
 from flashmoe.store.format import ExpertLayout
 from tests.support.matrices import at_offset, format_id, unwritten
-from tests.support.tolerances import CLAMPED, DOT, HIDDEN_CODE_FLIPS
+from tests.support.tolerances import CLAMPED, DOT, GELU_TAIL, HIDDEN_CODE_FLIPS
 
 FORMATS = [Format("bf16"), Format("q8", 32), Format("q4", 64), Format("mxfp4", 32)]
 formats = pytest.mark.parametrize("fmt", FORMATS, ids=format_id)
@@ -84,7 +84,7 @@ def assert_expert(y: Floats, x: Floats, experts: Experts, e: int) -> None:
     # most 7 times a change of up.
     size = (np.abs(x) @ np.abs(gate_up).T + np.abs(biases[0])).max()
     error = 16 * DOT * size + CLAMPED * np.abs(hidden)
-    if shape.activation == "swiglu":
+    if shape.activation != "swiglu_clamped":
         error = error * np.abs(hidden).max()
     allowed = error @ np.abs(down).T + DOT * (np.abs(hidden) @ np.abs(down).T + np.abs(biases[1]))
     if shape.down.group:
@@ -93,7 +93,7 @@ def assert_expert(y: Floats, x: Floats, experts: Experts, e: int) -> None:
 
 
 @formats
-@pytest.mark.parametrize("activation", ["swiglu", "swiglu_clamped"])
+@pytest.mark.parametrize("activation", ["swiglu", "swiglu_clamped", "geglu_tanh"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("counts", [[1, 1, 1], [70, 0, 5]], ids=str)
 def test_matches_the_reference(
@@ -116,6 +116,14 @@ def test_a_row_does_not_depend_on_others_or_on_threads(isa: str, fmt: Format) ->
         np.testing.assert_array_equal(experts.run(x[row : row + 1], [1, 0, 0]), together[[row]])
 
 
+def test_gelu_far_from_zero(isa: str) -> None:
+    gates = np.array([-200.0, -10.1, -3.0, -1e-3, 0.0, 0.5, 9.9, 10.1, 200.0])
+    for up in (-11.0, -0.5, 3.0, 200.0):
+        expected = reference.geglu_tanh(gates, np.full(len(gates), up))
+        got = np.array([one_value(float(gate), up, "geglu_tanh") for gate in gates])
+        np.testing.assert_allclose(got, expected, rtol=CLAMPED, atol=GELU_TAIL * abs(up))
+
+
 def test_the_clamps_are_where_they_should_be(isa: str) -> None:
     """One hidden value whose gate and up are biases, read out by one weight of 1."""
     gates = [-200.0, -8.0, 0.5, 6.9, 7.0, 7.1, 200.0]
@@ -127,8 +135,8 @@ def test_the_clamps_are_where_they_should_be(isa: str) -> None:
             assert abs(got - expected) <= CLAMPED * abs(expected) + 1e-30, (gate, up)
 
 
-def one_value(gate: float, up: float) -> float:
-    experts = Experts(Format("bf16"), "swiglu_clamped", True)
+def one_value(gate: float, up: float, activation: Activation = "swiglu_clamped") -> float:
+    experts = Experts(Format("bf16"), activation, True)
     layout, record = experts.layout, experts.records[0]
     record[: layout.bias_offset] = 0
     down = np.zeros((HIDDEN, INNER), np.float32)

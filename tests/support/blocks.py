@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flashmoe import _native
-from flashmoe.quant import BLOCK_FORMATS, Format, blocks
+from flashmoe.quant import BLOCK_FORMATS, Format, affine, blocks, nvfp4
 from flashmoe.quant.blocks import BlockFormat
 from flashmoe.quant.layout import Bytes
 from tests.support.matrices import Stored, at_offset
@@ -31,9 +31,26 @@ BY_NAME: dict[str, BlockFormat] = {fmt.name: fmt for fmt in BLOCK_FORMATS}
 def random_runs(rng: np.random.Generator, name: str, count: int) -> Bytes:
     """uint8 [count, nbytes] with every code and scale equally likely."""
     runs = rng.integers(0, 256, (count, BY_NAME[name].nbytes), dtype=np.uint8)
+    if name not in HALVES:
+        return _moderate(rng, name, runs)
     for at in HALVES[name]:
         halves = (rng.standard_normal((count, 1)) * 0.1).astype("<f2")
         runs[:, at : at + 2] = halves.view(np.uint8)
+    return runs
+
+
+def _moderate(rng: np.random.Generator, name: str, runs: Bytes) -> Bytes:
+    """Affine and NVFP4 runs with ordinary scales in place."""
+    shape, count = affine.SHAPES.get(name), len(runs)
+    if shape is None:
+        groups = BY_NAME[name].cols // nvfp4.GROUP
+        runs[:, :4] = rng.uniform(0.5, 2, (count, 1)).astype("<f4").view(np.uint8)
+        runs[:, 4 : 4 + groups] = rng.integers(0, 64, (count, groups))
+        return runs
+    size, start = affine.SCALE_BYTES[shape.scale], shape.code_bytes
+    numbers = 2 if shape.kind == "affine" else 1
+    floats = rng.standard_normal((count, numbers)).astype(np.float32) * np.float32(0.1)
+    runs[:, start : start + numbers * size] = affine.narrow(floats, shape.scale)
     return runs
 
 

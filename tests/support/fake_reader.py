@@ -12,7 +12,14 @@ from enum import Enum
 from pathlib import Path
 
 from flashmoe._native import crc32c
-from flashmoe.experts.source import BAD_CHECKSUM, CANCELLED, READ_OK, SHORT_READ, Read
+from flashmoe.experts.source import (
+    BAD_CHECKSUM,
+    CANCELLED,
+    READ_OK,
+    SHORT_READ,
+    LandingRead,
+    Read,
+)
 
 
 class Fault(Enum):
@@ -70,6 +77,9 @@ class FakeReader:
     def submit_many(self, reads: Sequence[Read], guess: bool = False) -> None:
         self._queue += [_Read(tag, self._paths[handle], *r, guess) for tag, handle, *r in reads]
 
+    def submit_landings(self, reads: Sequence[LandingRead], guess: bool = False) -> None:
+        raise AssertionError("records of packs only")
+
     def keep_guesses(self, tags: Sequence[int]) -> None:
         self._read_guesses()
         for read in [read for read in self._queue if read.guess]:
@@ -95,7 +105,7 @@ class FakeReader:
         self._queue.clear()
 
     def stats(self) -> dict[str, float]:
-        return {"reading_s": 0.0, "cpu_s": 0.0, "checksum_s": 0.0}
+        return {"reading_s": 0.0, "cpu_s": 0.0, "checksum_s": 0.0, "landing_s": 0.0}
 
     def _read_guesses(self) -> None:
         if not all(read.guess for read in self._queue):

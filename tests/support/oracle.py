@@ -65,6 +65,8 @@ _DEEPSEEK = {
         "original_max_position_embeddings": 4096,
     },
 }
+# Limits within the tests' prompts: with few heads many scores would tie, at 0.
+_INDEXER = {"index_topk": 40, "index_head_dim": 64, "index_n_heads": 32}
 _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3_moe": (
         "Qwen3MoeConfig",
@@ -122,6 +124,31 @@ _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
         {
             **_LATENT,
             "v_head_dim": 64,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+    ),
+    "deepseek_v32": (
+        "DeepseekV32Config",
+        "DeepseekV32ForCausalLM",
+        {
+            **_LATENT,
+            **_INDEXER,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+    "glm_moe_dsa": (
+        "GlmMoeDsaConfig",
+        "GlmMoeDsaForCausalLM",
+        {
+            **_LATENT,
+            **_INDEXER,
+            "v_head_dim": 64,
+            "num_hidden_layers": 4,
+            "first_k_dense_replace": 1,
+            "indexer_types": ["full", "full", "shared", "full"],
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
     ),
@@ -205,6 +232,29 @@ _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
             },
         },
     ),
+    "gemma4_text": (
+        "Gemma4TextConfig",
+        "Gemma4ForCausalLM",
+        {
+            "vocab_size": 512,
+            "hidden_size": 128,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "global_head_dim": 64,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "intermediate_size": 128,
+            "num_hidden_layers": 6,
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 8,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 64,
+            "sliding_window": 24,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
     "qwen3_5_moe": (
         "Qwen3_5MoeTextConfig",
         "Qwen3_5MoeForCausalLM",
@@ -238,6 +288,8 @@ def tiny_model(family: str, **overrides: Any) -> Any:
     """A random float32 model whose weights are exact in bf16 and whose norms are not trivial."""
     hf = transformers()
     config_name, model_name, arguments = _TINY[family]
+    if "top_k_experts" in arguments and "num_experts_per_tok" in overrides:
+        overrides["top_k_experts"] = overrides.pop("num_experts_per_tok")
     config = getattr(hf, config_name)(**{**arguments, **overrides})
     return _random(getattr(hf, model_name), config)
 
@@ -255,10 +307,10 @@ def _random(model_class: Any, config: Any) -> Any:
     t = torch()
     t.manual_seed(0)
     model = model_class(config).eval().float()
-    noisy = ("norm", "bias", "A_log", "sinks")
+    noisy = ("norm", "bias", "A_log", "sinks", ".scale", "per_expert_scale", "layer_scalar")
     with t.no_grad():
         for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
-            if "inv_freq" in name:
+            if "inv_freq" in name or "embed_scale" in name:
                 continue
             if any(part in name for part in noisy):
                 parameter.add_(t.randn_like(parameter) * 0.1)

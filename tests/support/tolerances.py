@@ -112,3 +112,10 @@ CUDA_ATTENTION_F16 = 2e-3
 # few 1e-4 of its own result, and the tiny models (logits of 2 to 5) pass every error on. bf16
 # weights meet inputs of 16 bits in prefill.
 LOGITS_CUDA = {"bf16": 5e-3, "quantised": 0.03}
+
+# gelu(gate) * up where gelu is below 4e-3, far left of zero: there the exponent of its sigmoid, up
+# to 20, is off by its rounding (1e-6), and the rest of the result's relative error by as much.
+GELU_TAIL = 1e-8
+KEPT_LOGITS = 0.03
+"""A quantised source kept as it is against its weights in bf16: rounding of weights (2^-9) and, for
+q4, of activations to 8 bits, over one layer; a wrong scale or nibble order is off by 1."""

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cpu/blocks/affine_formats.h"
+
 // X(name, columns of a run, bytes of a run). A row is a sequence of runs, a block 8 rows one after
 // the other. Columns are a multiple of 16.
 #define FLASHMOE_BLOCK_FORMATS(X) \
@@ -18,7 +20,9 @@
     X(q5_k, 256, 176)             \
     X(q6_k, 256, 210)             \
     X(iq4_nl, 32, 18)             \
-    X(iq4_xs, 256, 136)
+    X(iq4_xs, 256, 136)           \
+    FLASHMOE_AFFINE_FORMATS(X)    \
+    FLASHMOE_NVFP4_FORMATS(X)
 
 namespace flashmoe {
 

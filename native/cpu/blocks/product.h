@@ -12,6 +12,7 @@
 #include "cpu/blocks/gguf_iq4.h"
 #include "cpu/blocks/gguf_k.h"
 #include "cpu/blocks/gguf_legacy.h"
+#include "cpu/blocks/nvfp4.h"
 #include "cpu/linear/linear.h"
 
 namespace flashmoe {

@@ -11,6 +11,8 @@ namespace {
 constexpr int64_t kBf16Piece = 64;
 constexpr int64_t kGatherRows = 16;  // per turn of a worker
 constexpr float kAlpha = 1.702f, kLimit = 7.0f;
+// 2 sqrt(2 / pi) and the cubic term of gelu's tanh approximation.
+constexpr float kGeluScale = 1.5957691216057308f, kGeluCube = 0.044715f;
 
 // x[i * 8 + r] += bias[r] for i < count.
 void add_bias(float* x, int64_t count, const float* bias) {
@@ -25,6 +27,22 @@ void clamp(float* gate, float* up, int64_t n) {
         gate[i] = kAlpha * std::min(gate[i], kLimit);
         up[i] = (std::clamp(up[i], -kLimit, kLimit) + 1.0f) / kAlpha;
     }
+}
+
+// gelu(g) = g * (1 + tanh(z / 2)) / 2 = g * sigmoid(z) with z = kGeluScale (g + kGeluCube g^3), so
+// that gelu(g) * u = silu(z) * u g / z.
+void gelu(float* gate, float* up, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        const float slope = kGeluScale * (1.0f + kGeluCube * gate[i] * gate[i]);
+        gate[i] *= slope;
+        up[i] /= slope;
+    }
+}
+
+// Brings an activation to silu(gate) * up.
+void prepare(Activation activation, float* gate, float* up, int64_t n) {
+    if (activation == Activation::swiglu_clamped) clamp(gate, up, n);
+    if (activation == Activation::geglu_tanh) gelu(gate, up, n);
 }
 
 }  // namespace
@@ -99,7 +117,7 @@ void Ffn::gate_up_piece(const Span& span, int64_t piece) {
             add_bias(gate, count, bias + 2 * (first + column));
             add_bias(up, count, bias + 2 * (first + column) + kBlockRows);
         }
-        if (activation_ == Activation::swiglu_clamped) clamp(gate, up, count * kBlockRows);
+        prepare(activation_, gate, up, count * kBlockRows);
         table.silu_mul(gate, up, gate, count * kBlockRows);
         for (int64_t t = 0; t < count; ++t)
             std::copy_n(gate + t * kBlockRows, kBlockRows, hidden + t * width + column);

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from flashmoe.errors import FlashMoeError
 from flashmoe.files import storage_errors
-from flashmoe.store.packed import PackedModel
+from flashmoe.store.model import open_model
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
@@ -26,8 +26,8 @@ def run_cold(
     arguments and result go through pickle. Raises what work raises as a FlashMoeError, or
     FlashMoeError if the process was killed.
     """
-    pack = PackedModel.open(path)
-    drop_from_page_cache(path / name for name in pack.manifest.data_files())
+    pack = open_model(path)
+    drop_from_page_cache(pack.data_files)
     return run_apart(path, work, arguments, progress)
 
 

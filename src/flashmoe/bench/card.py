@@ -18,7 +18,7 @@ from flashmoe.bench.disk import Case, measure, supports_direct
 from flashmoe.bench.stretch import random_ids, spread
 from flashmoe.errors import UsageError
 from flashmoe.settings import DEFAULT_READERS
-from flashmoe.store.packed import PackedModel
+from flashmoe.store.model import StoredModel, open_model
 
 if TYPE_CHECKING:
     from flashmoe.api import Model
@@ -40,7 +40,7 @@ class CardOptions:
 
 def measure_card(path: Path, options: CardOptions, progress: Progress) -> dict[str, Any]:
     """The figures of `flashmoe bench card`. Raises what flashmoe.load raises."""
-    pack = PackedModel.open(path)
+    pack = open_model(path)
     progress("measuring disk, card and bus")
     rates = {**card_rates(), "disk_bytes_per_s": _disk_rate(pack)}
     progress("loading the model")
@@ -85,7 +85,7 @@ def _rate(target: Any, source: Any) -> float:
     return _RATE_ROUNDS * _RATE_BYTES / (perf_counter() - begin)
 
 
-def _disk_rate(pack: PackedModel) -> float:
+def _disk_rate(pack: StoredModel) -> float:
     files = sorted(set(pack.files))
     record = pack.manifest.experts.record_bytes
     case = Case(record, DEFAULT_READERS, supports_direct(files[0]), huge_pages=True)

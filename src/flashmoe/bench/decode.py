@@ -23,7 +23,7 @@ from flashmoe.errors import UsageError
 from flashmoe.ops.threads import default_threads
 from flashmoe.settings import DEFAULT_READERS
 from flashmoe.store import format as fmt
-from flashmoe.store.packed import PackedModel
+from flashmoe.store.model import StoredModel, open_model
 
 if TYPE_CHECKING:
     from flashmoe.api import Model
@@ -65,7 +65,7 @@ def measure_decode(path: Path, options: DecodeOptions, progress: Progress) -> di
 
     progress: called with what is being done. Raises what flashmoe.load and the disk raise.
     """
-    pack = PackedModel.open(path)
+    pack = open_model(path)
     meter = RateMeter(
         files=pack.files,
         record_bytes=pack.manifest.experts.record_bytes,
@@ -135,7 +135,7 @@ def run_window(model: Model, options: DecodeOptions, seed: int) -> Stretch:
     return measured
 
 
-def touched_bytes(pack: PackedModel, experts_per_token: int) -> int:
+def touched_bytes(pack: StoredModel, experts_per_token: int) -> int:
     """Weights that one token reads from memory: all resident ones (of an embedding that is not
     also the head, one row) and its experts. Keys and values are not counted."""
     manifest = pack.manifest
@@ -151,7 +151,7 @@ def _resident_bytes(manifest: fmt.Manifest) -> int:
 
 
 def _figures(
-    windows: list[Stretch], stats: Stats, pack: PackedModel, meter: RateMeter
+    windows: list[Stretch], stats: Stats, pack: StoredModel, meter: RateMeter
 ) -> dict[str, Any]:
     touched = touched_bytes(pack, stats.experts_per_token)
     rows = [_window_row(window, touched, meter) for window in windows]
@@ -165,6 +165,7 @@ def _figures(
         "prefetch_wasted_per_token",
         "cpu_ms_per_gb",
         "checksum_ms_per_gb",
+        "landing_ms_per_gb",
         "disk_wait_share",
         "python_share",
         "bound_tokens_per_second",

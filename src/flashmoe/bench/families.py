@@ -9,7 +9,9 @@ from typing import Any
 from flashmoe.bench.shapes import SHAPES
 from flashmoe.models.registry import (
     CARD_FAMILIES,
+    CHAT_FAMILIES,
     FAMILIES,
+    IN_PLACE_FAMILIES,
     ORACLE_TYPES,
     family_name,
     load_family,
@@ -20,6 +22,20 @@ from flashmoe.store.format import ExpertLayout, Matrix, Vector
 
 # What `flashmoe pack` makes unless told otherwise; routers stay bf16.
 EXPERTS, DENSE, EXACT = Format("q4", 64), Format("q8", 64), Format("bf16")
+
+
+# What a family is to show: column -> (the test that shows it, the families it runs for).
+_COMPARED = frozenset(FAMILIES[kind] for kind in ORACLE_TYPES)
+CELLS = {
+    "logits": ("tests/test_model_oracle.py::test_logits_equal_the_oracle", _COMPARED),
+    "chunked prefill": (
+        "tests/test_model_oracle.py::test_prefill_in_chunks_of_any_size_agrees",
+        _COMPARED,
+    ),
+    "chat template": ("tests/models/test_chat.py", CHAT_FAMILIES),
+    "in place": ("", IN_PLACE_FAMILIES),
+    "pack": ("tests/cli/test_families.py::test_every_shape_packs", frozenset(FAMILIES.values())),
+}
 
 
 @dataclass(frozen=True)
@@ -43,12 +59,13 @@ class ModelSize:
 @dataclass(frozen=True)
 class Family:
     """summary: one line. compared: those of model_types whose logits are tested beside
-    transformers. on_card: whether the CUDA backend runs it."""
+    transformers. shown: what of CELLS it can do. on_card: whether the CUDA backend runs it."""
 
     name: str
     summary: str
     model_types: tuple[str, ...]
     compared: tuple[str, ...]
+    shown: tuple[str, ...]
     on_card: bool
     models: tuple[ModelSize, ...]
 
@@ -63,6 +80,7 @@ def families() -> Iterator[Family]:
             summary=_summary(load_family(name).__doc__ or ""),
             model_types=types,
             compared=tuple(kind for kind in types if kind in ORACLE_TYPES),
+            shown=tuple(cell for cell, (_, able) in CELLS.items() if name in able),
             on_card=name in CARD_FAMILIES,
             models=tuple(size for family, size in sizes if family == name),
         )

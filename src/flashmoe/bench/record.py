@@ -16,7 +16,7 @@ from flashmoe.bench.machine import cgroup_limit, machine_facts
 from flashmoe.files import storage_errors
 from flashmoe.models.registry import load_family
 from flashmoe.store.info import pack_info
-from flashmoe.store.packed import PackedModel
+from flashmoe.store.model import StoredModel
 
 SCHEMA: Final = 1
 RESULTS: Final = Path("bench/results")
@@ -58,7 +58,7 @@ class Measurement:
         }
 
 
-def model_facts(pack: PackedModel) -> dict[str, Any]:
+def model_facts(pack: StoredModel) -> dict[str, Any]:
     """Family, shape, formats and sizes of a packed model."""
     config = load_family(pack.manifest.family).read_config(pack.config)
     return vars(pack_info(pack, config.num_experts_per_tok))

@@ -298,9 +298,71 @@ SHAPES["minimax-m2"] = {
     "tie_word_embeddings": False,
 }
 
+SHAPES["deepseek-v3.2"] = {
+    **SHAPES["deepseek-v3"],
+    "model_type": "deepseek_v32",
+    "index_topk": 2048,
+    "index_n_heads": 64,
+    "index_head_dim": 128,
+}
+SHAPES["glm-5"] = {
+    **_LATENT,
+    "model_type": "glm_moe_dsa",
+    "vocab_size": 154880,
+    "hidden_size": 6144,
+    "num_hidden_layers": 78,
+    "first_k_dense_replace": 3,
+    "intermediate_size": 12288,
+    "moe_intermediate_size": 2048,
+    "num_attention_heads": 64,
+    "q_lora_rank": 2048,
+    "qk_nope_head_dim": 192,
+    "v_head_dim": 256,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "routed_scaling_factor": 2.5,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "index_topk": 2048,
+    "index_n_heads": 32,
+    "index_head_dim": 128,
+    "max_position_embeddings": 202752,
+}
+SHAPES["gemma-4-26b-a4b"] = {
+    "model_type": "gemma4_text",
+    "vocab_size": 262144,
+    "hidden_size": 2816,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+    "num_global_key_value_heads": 2,
+    "global_head_dim": 512,
+    "attention_k_eq_v": True,
+    "sliding_window": 1024,
+    "intermediate_size": 2112,
+    "enable_moe_block": True,
+    "hidden_size_per_layer_input": 0,
+    "num_experts": 128,
+    "top_k_experts": 8,
+    "moe_intermediate_size": 704,
+    "final_logit_softcapping": 30.0,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "full_attention": {
+            "rope_type": "proportional",
+            "rope_theta": 1e6,
+            "partial_rotary_factor": 0.25,
+        },
+    },
+    "max_position_embeddings": 262144,
+    "tie_word_embeddings": True,
+}
+
 # Known, but of families that are not here yet: name -> model_type.
 AWAITED = {
-    "gemma-4-26b-a4b": "gemma4",
+    "deepseek-v4-flash": "deepseek_v4",
 }
 
 

@@ -27,7 +27,7 @@ from flashmoe.bench.record import Start
 from flashmoe.errors import UsageError
 from flashmoe.ops.threads import default_threads
 from flashmoe.store import format as fmt
-from flashmoe.store.packed import PackedModel
+from flashmoe.store.model import StoredModel, open_model
 from flashmoe.store.resident import BLOCK_BYTES, READS_IN_FLIGHT
 
 RESIDENT = "resident weights"
@@ -56,7 +56,7 @@ class StartupOptions:
 def measure_startup(path: Path, options: StartupOptions, progress: Progress) -> dict[str, Any]:
     """The figures of `flashmoe bench startup`; see docs/benchmarks.md."""
     apart = run_cold if options.start == "cold" else run_apart
-    pack, helps, runs = PackedModel.open(path), [], []
+    pack, helps, runs = open_model(path), [], []
     for number in range(options.repeat):
         progress(f"run {number + 1} of {options.repeat}")
         helps.append(_help_seconds())
@@ -88,14 +88,14 @@ def open_once(path: Path, engine: dict[str, Any], progress: Progress) -> dict[st
     return {
         "open_seconds": seconds,
         "open_seconds_but_weights": seconds - parts[RESIDENT],
-        "resident_bytes_per_s": PackedModel.open(path).resident_bytes / parts[RESIDENT],
+        "resident_bytes_per_s": open_model(path).resident_bytes / parts[RESIDENT],
         "first_token_seconds": fed - opened,
         "first_token_bytes_read": nbytes,
         "parts": parts,
     }
 
 
-def _limits(pack: PackedModel) -> dict[str, float]:
+def _limits(pack: StoredModel) -> dict[str, float]:
     """Rates of the disk, read as the resident weights are, and of taking memory."""
     time.sleep(SETTLE_S)
     file = pack.path / fmt.RESIDENT

@@ -35,6 +35,7 @@ class Stretch:
     reading_seconds: float = 0.0
     read_cpu_seconds: float = 0.0
     checksum_cpu_seconds: float = 0.0
+    landing_cpu_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -56,6 +57,7 @@ class Stretch:
             "prefetch_wasted_per_token": self.prefetch_wasted / self.tokens,
             "cpu_ms_per_gb": _ratio(1e12 * self.read_cpu_seconds, from_disk),
             "checksum_ms_per_gb": _ratio(1e12 * self.checksum_cpu_seconds, from_disk),
+            "landing_ms_per_gb": _ratio(1e12 * self.landing_cpu_seconds, from_disk),
             "disk_wait_share": self.phases.get("disk_wait", 0.0) / self.seconds,
             "python_share": self.phases["python"] / self.seconds,
             "phase_ms_per_token": {
@@ -75,6 +77,7 @@ _COUNTS = (
     "reading_seconds",
     "read_cpu_seconds",
     "checksum_cpu_seconds",
+    "landing_cpu_seconds",
 )
 
 

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from flashmoe.checkpoint.quantization import is_readable
 from flashmoe.errors import ConfigError
 
 T = TypeVar("T")
@@ -20,10 +21,17 @@ HARMLESS = frozenset(
         "_name_or_path",
         "architectures",
         "attention_dropout",
+        "audio_config",
+        "audio_token_id",
         "auto_map",
         "aux_loss_alpha",
+        "boa_token_id",
+        "boi_token_id",
         "bos_token_id",
         "dtype",
+        "eoa_token_id",
+        "eoa_token_index",
+        "eoi_token_id",
         "eos_token_id",
         "ep_size",
         "id2label",
@@ -52,6 +60,7 @@ HARMLESS = frozenset(
         "video_token_id",
         "vision_config",
         "vision_end_token_id",
+        "vision_soft_tokens_per_image",
         "vision_start_token_id",
     )
 )
@@ -177,6 +186,10 @@ class ConfigReader:
             self.fail(name, "an object", value)
         return ConfigReader(value, f"{self._where}: {name}")
 
+    def required_section(self, name: str) -> ConfigReader:
+        """A nested object that must be there."""
+        return self.section(name) or self.fail(name, "an object", None)
+
     def text_model(self) -> ConfigReader:
         """The text part of a multimodal config, which inherits `tie_word_embeddings`."""
         text = self.section("text_config")
@@ -224,6 +237,8 @@ class ConfigReader:
     def allow_quantised(self, method: str) -> None:
         """Accepts a checkpoint quantised by this method; which tensors are shows in the tensors."""
         section = self.section("quantization_config")
+        if section is not None and is_readable(section._raw):
+            return
         self._refused.remove("quantization_config")
         if section is not None:
             section.require("quant_method", method)
@@ -308,4 +323,7 @@ class ConfigReader:
 
     def _refuse_quantised(self) -> None:
         for name in self._refused:
-            self.require(name, None, default=None)
+            if is_readable(self._raw.get(name)):
+                self._seen.add(name)
+            else:
+                self.require(name, None, default=None)

@@ -7,10 +7,10 @@ called `weight_scale_inv`, but multiplies.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 from numpy.typing import NDArray
+
+from flashmoe.quant.fp8 import VALUES
 
 DTYPE = "F8_E4M3"
 BLOCK = 128  # rows and columns per scale
@@ -24,16 +24,5 @@ def to_float32(codes: NDArray[np.uint8], scales: Floats) -> Floats:
     A product is rounded once, and exact wherever the scale has at most 20 bits of mantissa.
     """
     spread = np.repeat(scales, BLOCK, axis=1)[:, : codes.shape[1]]
-    weights: Floats = _values().take(codes) * spread
+    weights: Floats = VALUES.take(codes) * spread
     return weights
-
-
-@functools.cache
-def _values() -> Floats:
-    """The number that each code means, float32 [256]."""
-    code = np.arange(128)
-    exponent, mantissa = code >> 3, code & 7
-    normal = np.ldexp(8.0 + mantissa, exponent - 10)
-    values = np.where(exponent > 0, normal, np.ldexp(mantissa.astype(np.float64), -9))
-    values[0x7F] = np.nan
-    return np.concatenate([values, -values]).astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from flashmoe.checkpoint.quantization import Quantization
 from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.errors import CheckpointError
 
@@ -17,7 +18,9 @@ PROBE = "embed_tokens.weight"
 class Names:
     """Looks canonical names up and remembers which tensors were used.
 
-    spellings: (canonical part, part in its place) of names that may also be spelt otherwise.
+    spellings: (canonical part, part in its place) of names that may also be spelt otherwise: all of
+        them, or, as MLX does it, the first alone.
+    quantization: of the checkpoint, as its config says.
     """
 
     def __init__(
@@ -25,7 +28,9 @@ class Names:
         tensors: Mapping[str, Tensor],
         where: object,
         spellings: Sequence[tuple[str, str]] = (),
+        quantization: Quantization | None = None,
     ) -> None:
+        self.quantization = quantization
         self._tensors, self._where, self._spellings = tensors, where, spellings
         self._used: set[str] = set()
         found = [prefix for prefix in PREFIXES if prefix + PROBE in tensors]
@@ -33,6 +38,10 @@ class Names:
             expected = " | ".join(prefix + PROBE for prefix in PREFIXES)
             raise CheckpointError("tensor is missing", where=where, expected=expected)
         self._prefix = found[0]
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of a canonical name."""
+        return any(candidate in self._tensors for candidate in self._candidates(name))
 
     def find(self, name: str) -> Tensor | None:
         """The tensor of a canonical name, marked as used, or None."""
@@ -68,5 +77,6 @@ class Names:
             other = known
             for part, replacement in self._spellings:
                 other = other.replace(part, replacement)
-            return [other] if other == known else [other, known]
+            mixed = [known.replace(*spelling) for spelling in self._spellings[:1]]
+            return list(dict.fromkeys([other, known, *mixed]))
         return [prefix + name for prefix in OUTER_PREFIXES]

@@ -27,7 +27,7 @@ def chat(
         typer.Argument(
             metavar="[MODEL]",
             show_default=False,
-            help="A packed model; default: the demo model inside the package.",
+            help="A packed model or a checkpoint; default: the demo model inside the package.",
         ),
     ] = None,
     system: Annotated[str | None, _option("--system", "System prompt.", "TEXT")] = None,

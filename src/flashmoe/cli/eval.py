@@ -10,7 +10,7 @@ import typer
 
 
 def eval(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     text: Annotated[Path | None, typer.Option(help="Text file to score.")] = None,
     windows: Annotated[int, typer.Option(help="Windows of the text.")] = 40,
     window_tokens: Annotated[int, typer.Option(help="Tokens per window.")] = 512,

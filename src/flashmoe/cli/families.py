@@ -23,18 +23,29 @@ of those below.
 
 ## Families
 
-| family | `model_type` | what it is | logits beside transformers | GPU |
-|---|---|---|---|---|
+| family | `model_type` | what it is | logits beside transformers |
+|---|---|---|---|
+"""
+_SHOWN = """
+## What is shown of each
+
+| family | {columns} | GPU |
+|---|{rules}---|
 """
 _TESTS = """
-How each is tested (tests/test_model_oracle.py): transformers makes, saves and runs a tiny random
-model of the types in the fourth column, in float32 on weights that bf16 holds exactly. Packed as
+What shows it:
+
+{proofs}
+
+How logits are tested: transformers makes, saves and runs a tiny random model of the types in the
+fourth column of the first table, in float32 on weights that bf16 holds exactly. Packed as
 bf16, ours gives the same logits within `LOGITS_ORACLE` (tests/support/tolerances.py) and the same
 choice wherever it is clear, from experts stored one by one and fused. A prompt in chunks of 1 to
 149 tokens gives the logits of the whole one, within `LOGITS_CHUNKED`. A type that is not in that
 column differs in sizes from one that is.
 
-Left out: vision parts and multi-token prediction of all families.
+Left out: vision parts and multi-token prediction of all families; dense models of a family
+(Gemma 4 E2B, 31B); DeepSeek-V4. On a GPU only families with a "yes" run; the others are refused.
 
 ## Known models
 
@@ -77,16 +88,33 @@ def _text(family: Family) -> Iterator[str]:
 
 def as_markdown(found: list[Family]) -> str:
     """All of docs/models.md."""
+    from flashmoe.bench.families import CELLS
+
+    shown = _SHOWN.format(columns=" | ".join(CELLS), rules="---|" * len(CELLS))
+    proofs = "\n".join(f"- {cell}: `{test}`" for cell, (test, _) in CELLS.items() if test)
     rows = [_row(model, family) for family in found for model in family.models]
-    return _HEAD + "".join(map(_family_row, found)) + _TESTS + "".join(rows)
+    return "".join(
+        [
+            _HEAD,
+            *map(_family_row, found),
+            shown,
+            *(_shown_row(family, tuple(CELLS)) for family in found),
+            _TESTS.format(proofs=proofs),
+            *rows,
+        ]
+    )
+
+
+def _shown_row(family: Family, columns: tuple[str, ...]) -> str:
+    cells = ["yes" if column in family.shown else "no" for column in columns]
+    return f"| {' | '.join([family.name, *cells, 'yes' if family.on_card else 'no'])} |\n"
 
 
 def _family_row(family: Family) -> str:
     types, compared = (
         ", ".join(f"`{kind}`" for kind in kinds) for kinds in (family.model_types, family.compared)
     )
-    card = "yes" if family.on_card else "no"
-    return f"| {family.name} | {types} | {family.summary} | {compared} | {card} |\n"
+    return f"| {family.name} | {types} | {family.summary} | {compared} |\n"
 
 
 def _row(model: ModelSize, family: Family) -> str:

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def info(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show family, sizes, bits, experts and bytes per token of a packed model."""
     from flashmoe.models.registry import load_family
     from flashmoe.store.info import pack_info
-    from flashmoe.store.packed import PackedModel
+    from flashmoe.store.model import open_model
 
-    packed = PackedModel.open(model)
+    packed = open_model(model)
     config = load_family(packed.manifest.family).read_config(packed.config)
     facts = pack_info(packed, config.num_experts_per_tok)
     print(json_module.dumps(dataclasses.asdict(facts)) if json else _as_text(facts))

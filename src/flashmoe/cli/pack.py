@@ -1,4 +1,4 @@
-"""`flashmoe pack`: a Hugging Face checkpoint or GGUF file becomes a packed model."""
+"""`flashmoe pack`: a Hugging Face checkpoint becomes a packed model."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ def pack(
     experts: Annotated[
         str,
         typer.Option(
-            help="Format of routed experts: q4, q8, bf16, mxfp4, or same: kept as they are"
-            " quantised, else q4."
+            help="Format of experts: q4, q8, bf16, mxfp4; auto: as quantised, else q4; same."
         ),
-    ] = "same",
+    ] = "auto",
     dense: Annotated[
-        str, typer.Option(help="Format of all other matrices: q8, q4, bf16, mxfp4.")
-    ] = "q8",
+        str,
+        typer.Option(help="Format of all else, likewise; auto: as quantised, else q8."),
+    ] = "auto",
     group: Annotated[int, typer.Option(help="Weights per scale of q8, q4: 32, 64 or 128.")] = 64,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
     """Pack a checkpoint for streaming. Interrupted, the same command resumes."""
     from flashmoe.cli.units import human_bytes
-    from flashmoe.store.info import total_bytes
     from flashmoe.store.pack import pack_checkpoint
     from flashmoe.store.packed import PackedModel
     from flashmoe.store.plan import PackOptions
@@ -39,7 +38,7 @@ def pack(
     with progress_bar("packing", quiet) as progress:
         pack_checkpoint(source, destination, options, progress)
     if not quiet:
-        size = human_bytes(total_bytes(PackedModel.open(destination)))
+        size = human_bytes(PackedModel.open(destination).total_bytes)
         print(f"{destination}: {size} in {time.monotonic() - start:.1f} s")
 
 

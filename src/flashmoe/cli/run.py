@@ -27,8 +27,8 @@ def run(
         typer.Argument(
             metavar="[MODEL] PROMPT",
             show_default=False,
-            help="A packed model (default: the demo model inside the package) and the prompt; "
-            "- reads it from stdin.",
+            help="A packed model or a checkpoint (default: the demo model inside the package) and "
+            "the prompt; - reads it from stdin.",
         ),
     ],
     second: Annotated[str | None, typer.Argument(metavar="", hidden=True)] = None,

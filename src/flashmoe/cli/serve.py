@@ -30,7 +30,7 @@ def serve(
         typer.Argument(
             metavar="[MODEL]",
             show_default=False,
-            help="A packed model (default: the demo model inside the package).",
+            help="A packed model or a checkpoint (default: the demo model inside the package).",
         ),
     ] = None,
     host: Annotated[str, _option("--host", "Address to listen on.")] = "127.0.0.1",

@@ -10,19 +10,22 @@ from typing import Literal
 
 from flashmoe.errors import FlashMoeError, StorageError
 from flashmoe.experts.addresses import AddressBook
-from flashmoe.experts.faults import read_error
+from flashmoe.experts.faults import landing_error, read_error
+from flashmoe.experts.landings import Landings
 from flashmoe.experts.plan import Load
 from flashmoe.experts.policy import Key
 from flashmoe.experts.source import (
     CANCELLED,
     READ_OK,
     ExpertSource,
+    LandingRead,
     Read,
     Reader,
 )
 from flashmoe.experts.staging import Staging
 from flashmoe.experts.stats import CacheStats
 from flashmoe.store.extent import Extent
+from flashmoe.store.landing import Landing as SourceLanding
 
 Verify = Literal["first", "always", "never"]
 """When a record's checksum is checked: on its first read, on every read, or not at all."""
@@ -55,10 +58,11 @@ class Fetcher:
         self._book, self._slot_bytes = book, slot_bytes
         self._verify, self._verified = verify, set[Key]()
         self._tags = itertools.count()
-        self._flying: dict[int, tuple[Load, Extent]] = {}
+        self._flying: dict[int, tuple[Load, Extent | SourceLanding]] = {}
         self._staging = Staging(book.spare())
         self._arrived: list[Landing] = []  # and not given out
         self._handles = {path: self._open(path) for path in source.files}
+        self._landings = Landings(self._handles)
 
     @property
     def buffered_files(self) -> tuple[Path, ...]:
@@ -83,8 +87,7 @@ class Fetcher:
     def start(self, loads: Iterable[Load]) -> None:
         """Fetch experts into their slots, which nobody uses any more."""
         reads = [self._read_of(load) for load in loads if not self._adopt(load)]
-        if reads:
-            self._reader.submit_many(reads)
+        self._submit(reads, guess=False)
 
     def guess(self, keys: Sequence[Key]) -> None:
         """Read these experts while the disk is idle, the likeliest first, as many as have room.
@@ -95,8 +98,7 @@ class Fetcher:
             self._arrived += self._land(self._reader.wait(0.0))
         open_keys = {guess.key for guess in self._staging.open}
         new = [key for key in keys if key not in open_keys][: self._staging.room]
-        if new:
-            self._reader.submit_many([self._guess_of(key) for key in new], guess=True)
+        self._submit([self._guess_of(key) for key in new], guess=True)
 
     def settle_guesses(self, wanted: Collection[Key]) -> None:
         """The experts that are needed are known: drop all other guesses."""
@@ -108,7 +110,9 @@ class Fetcher:
         for guess in guesses:
             guess.sure = guess.key in wanted
             if not guess.sure:
-                self._stats.prefetch_wasted += guess.extent.nbytes if guess.landed else 0
+                self._stats.prefetch_wasted += (
+                    self._cost(guess.key, guess.extent) if guess.landed else 0
+                )
                 self._staging.drop(guess)
 
     def arrived(self) -> list[Landing]:
@@ -161,22 +165,40 @@ class Fetcher:
         self._staging.give(self._book.swap(load.slot, guess.address))
         self._stats.prefetched += 1
         if guess.landed:
-            self._arrived.append(Landing(load, guess.extent.nbytes, None))
+            self._arrived.append(Landing(load, self._cost(load.key, guess.extent), None))
         else:
             self._flying[guess.tag] = load, guess.extent
         return True
 
-    def _read_of(self, load: Load) -> Read:
+    def _submit(self, reads: Sequence[Read | LandingRead], guess: bool) -> None:
+        plain: list[Read] = [read for read in reads if len(read) == 6]
+        turned: list[LandingRead] = [read for read in reads if len(read) == 3]
+        if plain:
+            self._reader.submit_many(plain, guess)
+        if turned:
+            self._reader.submit_landings(turned, guess)
+
+    def _cost(self, key: Key, extent: Extent | SourceLanding) -> int:
+        """Bytes from the disk for an expert."""
+        if isinstance(extent, Extent):
+            return extent.nbytes
+        return self._landings.of(key, extent).nbytes
+
+    def _read_of(self, load: Load) -> Read | LandingRead:
         tag, extent = next(self._tags), self._source.extent(*load.key)
         self._flying[tag] = load, extent
         return self._read(tag, load.key, extent, self._book.of(load.slot))
 
-    def _guess_of(self, key: Key) -> Read:
+    def _guess_of(self, key: Key) -> Read | LandingRead:
         guess = self._staging.add(next(self._tags), key, self._source.extent(*key))
         return self._read(guess.tag, key, guess.extent, guess.address)
 
-    def _read(self, tag: int, key: Key, extent: Extent, address: int) -> Read:
+    def _read(
+        self, tag: int, key: Key, extent: Extent | SourceLanding, address: int
+    ) -> Read | LandingRead:
         assert extent.nbytes <= self._slot_bytes, "a record is larger than a slot"
+        if not isinstance(extent, Extent):
+            return tag, self._landings.of(key, extent), address
         checked = self._verify == "always" or (
             self._verify == "first" and key not in self._verified
         )
@@ -191,10 +213,10 @@ class Fetcher:
                 self._land_guess(tag, status, detail)
                 continue
             load, extent = flying
-            error = None if status == READ_OK else read_error(load.key, extent, status, detail)
+            error = None if status == READ_OK else _error(load.key, extent, status, detail)
             if error is None:
                 self._verified.add(load.key)
-            landings.append(Landing(load, extent.nbytes, error))
+            landings.append(Landing(load, self._cost(load.key, extent), error))
         return landings
 
     def _land_guess(self, tag: int, status: int, detail: int) -> None:
@@ -203,5 +225,11 @@ class Fetcher:
         if status == READ_OK:
             self._verified.add(guess.key)
         if not good:
-            nbytes = detail if status == CANCELLED else guess.extent.nbytes
+            nbytes = detail if status == CANCELLED else self._cost(guess.key, guess.extent)
             self._stats.prefetch_wasted += nbytes
+
+
+def _error(key: Key, extent: Extent | SourceLanding, status: int, detail: int) -> FlashMoeError:
+    if isinstance(extent, Extent):
+        return read_error(key, extent, status, detail)
+    return landing_error(key, extent, status, detail)

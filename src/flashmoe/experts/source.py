@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+from flashmoe import _native
 from flashmoe.store.extent import Extent
+from flashmoe.store.landing import Landing
 
 READ_ALIGNMENT: Final = 4096
 """Offsets and sizes of records, in bytes, are multiples of this."""
@@ -16,6 +18,8 @@ READ_OK: Final = 0
 SHORT_READ: Final = -1
 BAD_CHECKSUM: Final = -2
 CANCELLED: Final = -3
+FILE_CHANGED: Final = -4
+NOT_FINITE: Final = -5
 
 
 Read = tuple[int, int, int, int, int, int | None]
@@ -23,8 +27,12 @@ Read = tuple[int, int, int, int, int, int | None]
 where it is not checked."""
 
 
+LandingRead = tuple[int, _native.Landing, int]
+"""tag, an expert of a checkpoint, address of its record."""
+
+
 class ExpertSource(Protocol):
-    """A packed model, as the cache sees it."""
+    """A packed model or a checkpoint, as the cache sees it."""
 
     @property
     def num_experts(self) -> int:
@@ -34,8 +42,8 @@ class ExpertSource(Protocol):
     def files(self) -> Sequence[Path]:
         """Every file that an extent may name."""
 
-    def extent(self, layer: int, expert: int) -> Extent:
-        """Where the expert's record lies."""
+    def extent(self, layer: int, expert: int) -> Extent | Landing:
+        """Where the expert's record lies, or how it is made."""
 
 
 class Reader(Protocol):
@@ -51,6 +59,9 @@ class Reader(Protocol):
 
     def submit_many(self, reads: Sequence[Read], guess: bool = False) -> None:
         """Queue demands, or guesses: these are read only while the disk is idle."""
+
+    def submit_landings(self, reads: Sequence[LandingRead], guess: bool = False) -> None:
+        """The same for experts of a checkpoint."""
 
     def keep_guesses(self, tags: Sequence[int]) -> None:
         """The guesses with these tags become demands; all others are CANCELLED, without waiting.
@@ -71,4 +82,4 @@ class Reader(Protocol):
 
     def stats(self) -> Mapping[str, float]:
         """Totals: reading_s, in which anything was being read; cpu_s, processor time of reads;
-        checksum_s, processor time of checksums."""
+        checksum_s, processor time of checksums; landing_s, of turning bytes into records."""

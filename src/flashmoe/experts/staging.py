@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from flashmoe.experts.policy import Key
 from flashmoe.store.extent import Extent
+from flashmoe.store.landing import Landing
 
 
 def staging_slots(slots: int, total: int, experts_per_token: int, *, keep: bool) -> int:
@@ -26,7 +27,7 @@ class Guess:
 
     tag: int
     key: Key
-    extent: Extent
+    extent: Extent | Landing
     address: int
     landed: bool = False
     sure: bool = False
@@ -56,7 +57,7 @@ class Staging:
         """How many guesses can be made now."""
         return len(self._free)
 
-    def add(self, tag: int, key: Key, extent: Extent) -> Guess:
+    def add(self, tag: int, key: Key, extent: Extent | Landing) -> Guess:
         """A new guess, which takes spare memory: there must be room."""
         guess = Guess(tag, key, extent, self._free[-1])
         self._open[key], self._reading[tag] = guess, guess

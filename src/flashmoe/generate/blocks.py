@@ -14,7 +14,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from flashmoe.layers.state import DeltaState, KvCache, LatentCache, SequenceState
+from flashmoe.layers.state import DeltaState, IndexedCache, KvCache, LatentCache, SequenceState
 from flashmoe.ops.base import Array
 from flashmoe.ops.parts import CHUNK_STEP as BLOCK
 
@@ -30,6 +30,8 @@ def row_arrays(state: SequenceState, block: int) -> list[Array]:
     for layer in state.layers:
         if isinstance(layer, LatentCache):
             arrays.append(layer.rows[:, rows])
+            if isinstance(layer, IndexedCache):
+                arrays.append(layer.index_keys[rows])
         elif isinstance(layer, KvCache) and not layer.ring:
             arrays += [layer.k[:, rows], layer.v[:, rows]]
     return arrays

@@ -13,6 +13,15 @@ Ahead = tuple[int, Ints]
 token in descending order of likelihood."""
 
 
+class Routes(Protocol):
+    """A layer with routed experts, as the one before it sees it: `router` can be asked ahead."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def router(self) -> RouterWeights: ...
+
+
 class RoutedExperts(Protocol):
     """Where routed experts come from; layers know no more of caches and disks than this."""
 
@@ -31,6 +40,14 @@ class RoutedExperts(Protocol):
         """out [T, H] += sum over k of weights[t, k] * expert ids[t, k] (x[t])."""
 
 
+def guess_of(ahead: Routes | None, routed: Routed) -> Ahead | None:
+    """What the layer `ahead` is likely to want, where its router was asked."""
+    if ahead is None:
+        return None
+    assert routed.ids_ahead is not None
+    return ahead.layer, routed.ids_ahead
+
+
 @dataclass(frozen=True)
 class DenseMlp:
     """A layer without experts. Step by step: ops/plain_parts.py, add_dense_mlp."""
@@ -38,7 +55,7 @@ class DenseMlp:
     weights: DenseMlpWeights
 
     def add_to(
-        self, h: Floats, experts: RoutedExperts, ops: Ops, following: SparseMoe | None = None
+        self, h: Floats, experts: RoutedExperts, ops: Ops, following: Routes | None = None
     ) -> None:
         """h [T, H] += SwiGLU(norm(h)); the rest is for layers with experts."""
         ops.add_dense_mlp(h, self.weights)
@@ -56,18 +73,14 @@ class SparseMoe:
     shared: SharedExpertWeights | None = None
 
     def add_to(
-        self, h: Floats, experts: RoutedExperts, ops: Ops, following: SparseMoe | None = None
+        self, h: Floats, experts: RoutedExperts, ops: Ops, following: Routes | None = None
     ) -> None:
         """h [T, H] += routed (and shared) experts of norm(h). following: the next layer's."""
         ahead = following if experts.wants_ahead else None
         routed = self._route(h, experts.residents, ops, ahead)
         if routed is None:
             return
-        guess = None
-        if ahead is not None:
-            assert routed.ids_ahead is not None
-            guess = ahead.layer, routed.ids_ahead
-        ticket = experts.begin(self.layer, routed.ids, guess)
+        ticket = experts.begin(self.layer, routed.ids, guess_of(ahead, routed))
         with ticket:
             if self.shared is not None:
                 ops.add_shared_expert(h, routed.x, self.shared)
@@ -75,7 +88,7 @@ class SparseMoe:
             experts.finish(ticket, routed.x, routed.weights, h)
 
     def _route(
-        self, h: Floats, residents: Residents | None, ops: Ops, ahead: SparseMoe | None
+        self, h: Floats, residents: Residents | None, ops: Ops, ahead: Routes | None
     ) -> Routed | None:
         """None: nothing is left to do, the token's experts were all resident."""
         if residents is not None and len(h) == 1:

@@ -56,11 +56,16 @@ class RotaryTable:
 
     Computed when needed: a table of the whole context would cost more memory than it saves time.
     inv_freq: float64 [rotary_dim / 2]; scale: what cos and sin are multiplied by (YaRN).
+    pairs: those after the first so many stay where they are (None: all turn).
     """
 
-    def __init__(self, rotary_dim: int, theta: float, yarn: Yarn | None = None) -> None:
+    def __init__(
+        self, rotary_dim: int, theta: float, yarn: Yarn | None = None, pairs: int | None = None
+    ) -> None:
         exponent = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
         self.inv_freq, self.scale = theta**-exponent, 1.0
+        if pairs is not None:
+            self.inv_freq[pairs:] = 0.0
         if yarn is not None:
             self.inv_freq = yarn_frequencies(yarn, self.inv_freq, theta)
             self.scale = yarn_scale(yarn)

@@ -80,6 +80,22 @@ class LatentCache:
         return True
 
 
+class IndexedCache(LatentCache):
+    """A LatentCache, and the keys of the layer's indexer: index_keys [positions, index_dim]."""
+
+    def __init__(
+        self,
+        positions: int,
+        latent_dim: int,
+        rope_dim: int,
+        index_dim: int,
+        dtype: DTypeLike,
+        memory: StateMemory,
+    ) -> None:
+        super().__init__(positions, latent_dim, rope_dim, dtype, memory)
+        self.index_keys = memory((positions, index_dim), dtype)
+
+
 class DeltaState:
     """State of one gated delta layer: conv [W-1, C] past inputs, s [Hv, Dk, Dv]; float32."""
 
@@ -99,7 +115,7 @@ class DeltaState:
         return False
 
 
-Kind = TypeVar("Kind", KvCache, LatentCache, DeltaState)
+Kind = TypeVar("Kind", KvCache, LatentCache, IndexedCache, DeltaState)
 LayerState = KvCache | LatentCache | DeltaState
 
 
@@ -196,17 +212,29 @@ class Rotary(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """What the layers of one forward pass share: whose tokens these are, and their rotation."""
+    """What the layers of one forward pass share: whose tokens these are, and their rotations.
+
+    ropes: cos, sin [T, rotary_dim / 2] of each table that the model has. carried: what a layer
+    hands to later ones.
+    """
 
     segments: tuple[Segment, ...]
-    rope: tuple[Floats, Floats]  # cos, sin [T, rotary_dim / 2]
+    ropes: tuple[tuple[Floats, Floats], ...]
+    carried: dict[str, Ints] = field(default_factory=dict)
+
+    @property
+    def rope(self) -> tuple[Floats, Floats]:
+        """That of a model with one table."""
+        return self.ropes[0]
 
     @staticmethod
-    def of(batch: Batch, rope: Rotary) -> Step:
+    def of(batch: Batch, *tables: Rotary) -> Step:
         """The step that a batch makes."""
         if len(batch.ids) == 1:
-            return Step(batch.segments, rope.at_one(batch.segments[0].start))
-        return Step(batch.segments, rope.at(batch.positions()))
+            start = batch.segments[0].start
+            return Step(batch.segments, tuple(table.at_one(start) for table in tables))
+        positions = batch.positions()
+        return Step(batch.segments, tuple(table.at(positions) for table in tables))
 
     def spans(self, layer: int, kind: type[Kind]) -> list[Span[Kind]]:
         """The rows of each sequence with its state of one layer."""

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from flashmoe.layers.embedding import Embedding, ResidentEmbedding
-from flashmoe.layers.moe import DenseMlp, RoutedExperts, SparseMoe
+from flashmoe.layers.moe import RoutedExperts, Routes, SparseMoe
+from flashmoe.layers.sandwich import SandwichMoe
 from flashmoe.layers.state import Batch, LayerState, Rotary, SequenceState, StateMemory, Step
 from flashmoe.ops.base import Floats, Matrix, Ops
 from flashmoe.ops.parts import (
@@ -98,22 +99,37 @@ class Mixer(Protocol):
         """h [T, H] += mixer of norm(h)."""
 
 
+class Mlp(Protocol):
+    """What works on each token by itself: dense, or with routed experts (then also a Routes)."""
+
+    def add_to(
+        self, h: Floats, experts: RoutedExperts, ops: Ops, following: Routes | None = None
+    ) -> None:
+        """h [T, H] += mlp of norm(h). following: the next layer's experts, if it has any."""
+
+
 @dataclass(frozen=True)
 class DecoderLayer:
     """h += mixer(norm(h)); h += mlp(norm(h))."""
 
     mixer: Mixer
-    mlp: SparseMoe | DenseMlp
+    mlp: Mlp
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Embedding, layers and head of a model; holds no state of any sequence."""
+    """Embedding, layers and head of a model; holds no state of any sequence.
+
+    more_ropes: tables of layers that do not rotate as `rope` says (Step.ropes, from 1 on).
+    embedding_scale: what embeddings are multiplied by.
+    """
 
     embed_tokens: Embedding
     layers: tuple[DecoderLayer, ...]
     head: HeadWeights
     rope: Rotary
+    more_ropes: tuple[Rotary, ...] = ()
+    embedding_scale: float = 1.0
 
     def new_state(
         self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
@@ -131,7 +147,9 @@ class Decoder:
         """
         ops.clock.phase = "other"
         h = self.embed_tokens.rows(batch.ids, ops)
-        step = Step.of(batch, self.rope)
+        if self.embedding_scale != 1.0:
+            h *= np.float32(self.embedding_scale)
+        step = Step.of(batch, self.rope, *self.more_ropes)
         for number, (layer, following) in enumerate(self._with_following, 1):
             layer.mixer.add_to(h, step, ops)
             layer.mlp.add_to(h, experts, ops, following)
@@ -148,22 +166,33 @@ class Decoder:
         return out
 
     @functools.cached_property
-    def _with_following(self) -> tuple[tuple[DecoderLayer, SparseMoe | None], ...]:
+    def _with_following(self) -> tuple[tuple[DecoderLayer, Routes | None], ...]:
         """Each layer with the experts of the one after it, if that has any."""
         mlps = [layer.mlp for layer in self.layers[1:]]
-        following = [mlp if isinstance(mlp, SparseMoe) else None for mlp in mlps]
+        following = [mlp if isinstance(mlp, SparseMoe | SandwichMoe) else None for mlp in mlps]
         return tuple(zip(self.layers, [*following, None], strict=True))
 
 
 def assemble(
-    config: Any, weights: Weights, layers: tuple[DecoderLayer, ...], rope: Rotary
+    config: Any,
+    weights: Weights,
+    layers: tuple[DecoderLayer, ...],
+    rope: Rotary,
+    *,
+    more_ropes: tuple[Rotary, ...] = (),
+    embedding_scale: float = 1.0,
+    softcap: float = 0.0,
 ) -> Decoder:
-    """A decoder of these layers; config: any family's, for tie_word_embeddings and rms_norm_eps."""
+    """A decoder of these layers; config: any family's, for tie_word_embeddings and rms_norm_eps.
+
+    The rest: see Decoder and HeadWeights.
+    """
     m = weights.matrices
     head = HeadWeights(
         norm=weights.vectors["norm"],
         lm_head=m["embed_tokens" if config.tie_word_embeddings else "lm_head"],
         eps=config.rms_norm_eps,
+        softcap=softcap,
     )
     embedding = weights.embedding or ResidentEmbedding(m["embed_tokens"])
-    return Decoder(embedding, layers, head, rope)
+    return Decoder(embedding, layers, head, rope, more_ropes, embedding_scale)

@@ -1,16 +1,16 @@
 """DeepSeek-V3, Kimi-K2, GLM-4.7-Flash: latent attention, sigmoid routing in groups, dense layers
-in front. What packing changes is said at `_attention_weights`."""
+in front. What packing changes is said at `attention_weights`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader, Yarn
 from flashmoe.layers.latent_attention import LatentAttention
 from flashmoe.layers.rope import RotaryTable, yarn_mscale
-from flashmoe.models.decoder import Decoder, DecoderLayer, Weights, assemble
+from flashmoe.models.decoder import Decoder, DecoderLayer, Mixer, Weights, assemble
 from flashmoe.models.sigmoid_moe import add_mlp, build_mlp, dense_layers, expert_groups
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import Source, WeightSpecs
@@ -59,18 +59,27 @@ class Config:
         return scale * yarn_mscale(self.yarn, self.yarn.mscale_all_dim) ** 2
 
 
+C = TypeVar("C", bound=Config)
+
+
 def read_config(raw: dict[str, Any]) -> Config:
     """config.json as parsed -> Config; a missing or unsupported value is a ConfigError."""
     reader = ConfigReader(raw)
+    config = read_fields(reader)
+    reader.finish()
+    return config
+
+
+def read_fields(reader: ConfigReader) -> Config:
+    """The fields, their names shared with DeepSeek-V3.2."""
     reader.require("hidden_act", "silu", default="silu")
     reader.require("attention_bias", False, default=False)
     reader.require("scoring_func", "sigmoid", default="sigmoid")
     reader.require("topk_method", "noaux_tc", default="noaux_tc")
     reader.require("moe_layer_freq", 1, default=1)
     reader.allow_quantised("fp8")
-    config = _read_fields(reader)
+    config = _read_sizes(reader)
     _require_derived(reader, config)
-    reader.finish()
     return config
 
 
@@ -83,7 +92,7 @@ def _require_derived(reader: ConfigReader, config: Config) -> None:
     reader.require("head_dim", rope, nope + rope, default=rope)
 
 
-def _read_fields(reader: ConfigReader) -> Config:
+def _read_sizes(reader: ConfigReader) -> Config:
     layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
     rope = reader.full_rope(allow_yarn=True)
     num_experts = reader.integer("n_routed_experts", "num_local_experts", "num_experts")
@@ -121,12 +130,17 @@ def _read_fields(reader: ConfigReader) -> Config:
 
 def weights(config: Config) -> WeightSpecs:
     """Every weight of the model: where it comes from and how it is stored."""
+    return latent_weights(config, attention_weights)
+
+
+def latent_weights(config: C, attention: Callable[[SpecList, int, C], None]) -> WeightSpecs:
+    """The weights of a model whose layers have this attention."""
     specs, hidden = SpecList(), config.hidden_size
     specs.matrix("embed_tokens", config.vocab_size, hidden)
     for layer in range(config.num_hidden_layers):
         stem = f"layers.{layer}"
         specs.vector(f"{stem}.input_layernorm", hidden)
-        _attention_weights(specs, f"{stem}.self_attn", config)
+        attention(specs, layer, config)
         specs.vector(f"{stem}.post_attention_layernorm", hidden)
         add_mlp(specs, layer, config)
     specs.vector("norm", hidden)
@@ -140,10 +154,11 @@ def _ignored(config: Config) -> Iterator[str]:
         yield f"model.layers.{layer}.self_attn.rotary_emb."
 
 
-def _attention_weights(specs: SpecList, stem: str, config: Config) -> None:
+def attention_weights(specs: SpecList, layer: int, config: Config) -> None:
     """Rows that are rotated stand apart from those that are not, in half-split order; kv_b_proj
     falls into what makes keys, transposed head by head (see layers/latent_attention.py), and what
     makes values."""
+    stem = f"layers.{layer}.self_attn"
     hidden, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
     nope, rope, value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
     queries, width = f"model.{stem}.q_proj.weight", hidden
@@ -174,22 +189,35 @@ def _rotated(name: str, first: int, height: int, config: Config) -> tuple[Source
     rope = config.qk_rope_head_dim
     if not config.rope_interleave:
         return (Source(name, rope, first, height),)
+    return rotated(name, first, height, rope)
+
+
+def rotated(name: str, first: int, height: int, rope: int) -> tuple[Source, ...]:
+    """`rope` rows of pairs (2 i, 2 i + 1) in half-split order."""
     return tuple(Source(name, rope // 2, first + i, height, step=2) for i in range(2))
 
 
 def build(config: Config, weights: Weights) -> Decoder:
     """Assemble the model from its resident weights."""
-    layers = tuple(_layer(n, config, weights) for n in range(config.num_hidden_layers))
+
+    def mixer(n: int) -> LatentAttention:
+        return LatentAttention(latent_attention(n, config, weights), n)
+
+    return build_latent(config, weights, mixer)
+
+
+def build_latent(config: Config, weights: Weights, mixer: Callable[[int], Mixer]) -> Decoder:
+    """A model of layers with these mixers."""
+    layers = tuple(
+        DecoderLayer(mixer(n), build_mlp(n, config, weights))
+        for n in range(config.num_hidden_layers)
+    )
     rope = RotaryTable(config.qk_rope_head_dim, config.rope_theta, config.yarn)
     return assemble(config, weights, layers, rope)
 
 
-def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
-    mixer = LatentAttention(_attention(n, config, weights), n)
-    return DecoderLayer(mixer, build_mlp(n, config, weights))
-
-
-def _attention(n: int, config: Config, weights: Weights) -> LatentAttentionWeights:
+def latent_attention(n: int, config: Config, weights: Weights) -> LatentAttentionWeights:
+    """The attention weights of layer n."""
     m, v, p = weights.matrices, weights.vectors, f"layers.{n}.self_attn."
     return LatentAttentionWeights(
         norm=v[f"layers.{n}.input_layernorm"],

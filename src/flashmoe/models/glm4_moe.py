@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader
+from flashmoe.checkpoint.config import ConfigReader
 from flashmoe.layers.attention import Attention
 from flashmoe.layers.rope import RotaryTable
 from flashmoe.models.decoder import (
@@ -17,38 +17,24 @@ from flashmoe.models.decoder import (
     attention_weights,
     kv_state_bytes,
 )
+from flashmoe.models.grouped_query import GroupedQueryConfig, read_fields
 from flashmoe.models.sigmoid_moe import add_mlp, build_mlp, dense_layers, expert_groups
 from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import WeightSpecs
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(GroupedQueryConfig):
     """The fields of config.json that the forward pass needs; experts are named as elsewhere."""
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
     first_k_dense_replace: int
     intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
     attention_bias: bool
     use_qk_norm: bool
-    num_experts: int
-    num_experts_per_tok: int
     n_group: int
     topk_group: int
     n_shared_experts: int
-    moe_intermediate_size: int
-    norm_topk_prob: bool
     routed_scaling_factor: float
-    rms_norm_eps: float
-    rope_theta: float
-    rotary_dim: int
-    max_position_embeddings: int
-    tie_word_embeddings: bool
 
 
 def read_config(raw: dict[str, Any]) -> Config:
@@ -61,38 +47,20 @@ def read_config(raw: dict[str, Any]) -> Config:
 
 
 def _read_fields(reader: ConfigReader) -> Config:
-    layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
-    hidden_size, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
-    head_dim = reader.even("head_dim", default=hidden_size // heads)
-    rope = reader.rope(default_partial=0.5)
-    num_experts = reader.integer("n_routed_experts", "num_local_experts", "num_experts")
-    groups, chosen = expert_groups(reader, num_experts)
+    rope, normed = reader.rope(default_partial=0.5), reader.flag("norm_topk_prob", default=True)
+    base = read_fields(reader, rope, inner="moe_intermediate_size", norm_topk_prob=normed)
+    groups, chosen = expert_groups(reader, base.num_experts)
+    reader.integer("num_experts_per_tok", high=base.num_experts // groups * chosen)
     return Config(
-        vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        first_k_dense_replace=dense_layers(reader, layers),
+        **vars(base),
+        first_k_dense_replace=dense_layers(reader, base.num_hidden_layers),
         intermediate_size=reader.integer("intermediate_size"),
-        num_attention_heads=heads,
-        num_key_value_heads=reader.divisor("num_key_value_heads", of=heads),
-        head_dim=head_dim,
         attention_bias=reader.flag("attention_bias", default=False),
         use_qk_norm=reader.flag("use_qk_norm", default=False),
-        num_experts=num_experts,
-        num_experts_per_tok=reader.integer(
-            "num_experts_per_tok", high=num_experts // groups * chosen
-        ),
         n_group=groups,
         topk_group=chosen,
         n_shared_experts=reader.integer("n_shared_experts"),
-        moe_intermediate_size=reader.integer("moe_intermediate_size"),
-        norm_topk_prob=reader.flag("norm_topk_prob", default=True),
         routed_scaling_factor=reader.number("routed_scaling_factor"),
-        rms_norm_eps=reader.number("rms_norm_eps"),
-        rope_theta=rope.theta,
-        rotary_dim=reader.rotated(rope, head_dim),
-        max_position_embeddings=reader.integer("max_position_embeddings"),
-        tie_word_embeddings=reader.flag("tie_word_embeddings", default=False),
     )
 
 

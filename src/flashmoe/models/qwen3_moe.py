@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from flashmoe.checkpoint.config import MAX_LAYERS, ConfigReader
-from flashmoe.layers.attention import Attention
-from flashmoe.layers.moe import SparseMoe
-from flashmoe.layers.rope import RotaryTable
-from flashmoe.models.decoder import (
-    Decoder,
-    DecoderLayer,
-    Weights,
-    assemble,
-    attention_weights,
-    kv_state_bytes,
-    router_weights,
+from flashmoe.checkpoint.config import ConfigReader
+from flashmoe.models.decoder import Decoder, Weights, kv_state_bytes
+from flashmoe.models.grouped_query import (
+    GroupedQueryConfig,
+    grouped_query_decoder,
+    grouped_query_weights,
+    read_fields,
 )
-from flashmoe.models.spec_list import SpecList
 from flashmoe.models.specs import WeightSpecs
 
-
-@dataclass(frozen=True)
-class Config:
-    """The fields of config.json that the forward pass needs, under their Hugging Face names."""
-
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    num_experts: int
-    num_experts_per_tok: int
-    moe_intermediate_size: int
-    norm_topk_prob: bool
-    rms_norm_eps: float
-    rope_theta: float
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-
-    @property
-    def rotary_dim(self) -> int:
-        """Dimensions of a head that RoPE rotates: all of them."""
-        return self.head_dim
+Config = GroupedQueryConfig
 
 
 def read_config(raw: dict[str, Any]) -> Config:
@@ -55,62 +25,21 @@ def read_config(raw: dict[str, Any]) -> Config:
     reader.require("use_sliding_window", False, default=False)
     reader.require("decoder_sparse_step", 1, default=1)
     reader.require("mlp_only_layers", [], default=[])
-    config = _read_fields(reader, reader.full_rope().theta)
+    rope, normed = reader.full_rope(), reader.flag("norm_topk_prob", default=False)
+    config = read_fields(reader, rope, inner="moe_intermediate_size", norm_topk_prob=normed)
     reader.integer("intermediate_size", default=1)  # of dense layers, which were refused above
     reader.finish()
     return config
 
 
-def _read_fields(reader: ConfigReader, rope_theta: float) -> Config:
-    hidden_size = reader.integer("hidden_size")
-    heads = reader.integer("num_attention_heads")
-    num_experts = reader.integer("num_experts", "num_local_experts", "n_routed_experts")
-    return Config(
-        vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden_size,
-        num_hidden_layers=reader.integer("num_hidden_layers", high=MAX_LAYERS),
-        num_attention_heads=heads,
-        num_key_value_heads=reader.divisor("num_key_value_heads", of=heads),
-        head_dim=reader.even("head_dim", default=hidden_size // heads),
-        num_experts=num_experts,
-        num_experts_per_tok=reader.integer("num_experts_per_tok", high=num_experts),
-        moe_intermediate_size=reader.integer("moe_intermediate_size"),
-        norm_topk_prob=reader.flag("norm_topk_prob", default=False),
-        rms_norm_eps=reader.number("rms_norm_eps"),
-        rope_theta=rope_theta,
-        max_position_embeddings=reader.integer("max_position_embeddings"),
-        tie_word_embeddings=reader.flag("tie_word_embeddings", default=False),
-    )
-
-
 def weights(config: Config) -> WeightSpecs:
     """Every weight of the model: where it comes from and how it is stored."""
-    specs, hidden = SpecList(), config.hidden_size
-    specs.matrix("embed_tokens", config.vocab_size, hidden)
-    for layer in range(config.num_hidden_layers):
-        stem = f"layers.{layer}"
-        specs.vector(f"{stem}.input_layernorm", hidden)
-        specs.attention(layer, config)
-        specs.vector(f"{stem}.self_attn.q_norm", config.head_dim)
-        specs.vector(f"{stem}.self_attn.k_norm", config.head_dim)
-        specs.vector(f"{stem}.post_attention_layernorm", hidden)
-        specs.matrix(f"{stem}.mlp.gate", config.num_experts, hidden, role="exact")
-        specs.experts(layer, config.num_experts, hidden, config.moe_intermediate_size)
-    specs.vector("norm", hidden)
-    return specs.finish(tied=config.tie_word_embeddings)
+    return grouped_query_weights(config, norms="per head")
 
 
 def build(config: Config, weights: Weights) -> Decoder:
     """Assemble the model from its resident weights."""
-    layers = tuple(_layer(n, config, weights) for n in range(config.num_hidden_layers))
-    rope = RotaryTable(config.head_dim, config.rope_theta)
-    return assemble(config, weights, layers, rope)
-
-
-def _layer(n: int, config: Config, weights: Weights) -> DecoderLayer:
-    router = router_weights(n, config, weights)
-    attention = attention_weights(weights, n, config.head_dim, config.rms_norm_eps)
-    return DecoderLayer(Attention(attention, n), SparseMoe(n, router))
+    return grouped_query_decoder(config, weights)
 
 
 state_bytes = kv_state_bytes

@@ -22,6 +22,10 @@ FAMILIES = {
     "olmoe": "olmoe",
     "glm4_moe": "glm4_moe",
     "minimax_m2": "minimax_m2",
+    "deepseek_v32": "deepseek_v32",
+    "glm_moe_dsa": "deepseek_v32",
+    "gemma4": "gemma4",
+    "gemma4_text": "gemma4",
 }
 
 # Types whose logits the tests compare with transformers (tests/test_model_oracle.py). The others of
@@ -39,8 +43,17 @@ ORACLE_TYPES = frozenset(
         "olmoe",
         "glm4_moe",
         "minimax_m2",
+        "deepseek_v32",
+        "glm_moe_dsa",
+        "gemma4_text",
     }
 )
+
+# Families whose turns, stop tokens and reply format the tests check (tests/models/test_chat.py).
+CHAT_FAMILIES = frozenset(FAMILIES.values())
+
+# Families that run from a checkpoint as it is, without a pack.
+IN_PLACE_FAMILIES: frozenset[str] = frozenset()
 
 # Those whose forward pass the CUDA backend has kernels for.
 CARD_FAMILIES = frozenset({"qwen3_moe", "qwen3_next", "qwen3_5_moe", "deepseek_v3", "gpt_oss"})

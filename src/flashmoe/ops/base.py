@@ -2,7 +2,8 @@
 reference (NumPy).
 
 Layers call the parts of `Ops`, each a whole step from residual to residual; `ops/composed.py` says
-what a part computes in terms of `Primitives`.
+what a part computes in terms of `Primitives`. Layers that one family has, for which no backend has
+anything faster than its primitives, are composed of those in layers/ itself.
 
 Shapes: T tokens, H hidden_size, D head_dim, E experts, K experts per token. Arrays are float32
 unless said otherwise. Returned arrays are scratch: they hold until the next `begin_layer`.
@@ -56,8 +57,9 @@ __all__ = [
 
 # What makes one value of a gate and an up value.
 # swiglu: silu(gate) * up. swiglu_clamped (gpt-oss): with g = min(gate, 7) and u = up in [-7, 7],
-# g * sigmoid(1.702 g) * (u + 1).
-Activation = Literal["swiglu", "swiglu_clamped"]
+# g * sigmoid(1.702 g) * (u + 1). geglu_tanh (Gemma): gelu(gate) * up, gelu in its tanh
+# approximation.
+Activation = Literal["swiglu", "swiglu_clamped", "geglu_tanh"]
 
 
 class ExpertShape(Protocol):
@@ -181,6 +183,13 @@ class Primitives(Protocol):
         window: of those, the last `window` only (0: all), in caches that kv_store has filled so.
         sinks [Hq]: the score of one more key per head, whose value is zero."""
 
+    def index_topk(self, q: Floats, weights: Floats, keys: Array, seen: Ints, k: int) -> Ints:
+        """The keys that sparse attention looks at -> ids int32 [T, k], ascending.
+
+        Of keys [context, Di] (f32 or f16) 0..seen[t] - 1, those with the largest sum over h of
+        weights[t, h] * max(0, q[t, h] . key), for q [T, Hi, Di] and weights [T, Hi]; equal ones:
+        the earlier. Where fewer than k are seen, all of them, then -1. On the host only."""
+
     def sigmoid(self, x: Floats) -> Floats:
         """1 / (1 + exp(-x)), elementwise."""
 
@@ -224,9 +233,17 @@ class Primitives(Protocol):
         A softmax unless `sigmoid` says otherwise; bias [E] is added to the logits."""
 
     def ffn_add(
-        self, x: Floats, gate_up: Matrix, down: Matrix, out: Floats, scale: Floats | None
+        self,
+        x: Floats,
+        gate_up: Matrix,
+        down: Matrix,
+        out: Floats,
+        scale: Floats | None,
+        activation: Activation = "swiglu",
     ) -> None:
-        """out [T, H] += scale [T] * down(silu(gate(x)) * up(x))."""
+        """out [T, H] += scale [T] * down(activation(gate(x), up(x))).
+
+        On a card a plain SwiGLU only."""
 
     def experts(self, x: Floats, shape: ExpertShape, rows: int) -> ExpertCall:
         """Prepare x [T, H] for the routed experts of one layer, with room for `rows` results."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.ops.base import ExpertShape, Floats, Primitives, Residents
+from flashmoe.ops.host import softcap
 from flashmoe.ops.parts import (
     AttentionWeights,
     GatedDeltaWeights,
@@ -19,12 +20,35 @@ from flashmoe.ops.parts import (
     Routed,
     RouterWeights,
     SharedExpertWeights,
+    window_pieces,
 )
 from flashmoe.ops.plain_parts import PlainParts
 
 # Rows that go through the head at a time: the logits of a whole chunk would be by far the largest
 # temporary (512 tokens of 248320 float32 are 0.5 GB).
 HEAD_ROWS = 16
+
+
+def attend(
+    ops: Primitives,
+    qkv: tuple[Floats, Floats, Floats],
+    spans: KvSpans,
+    scale: float,
+    window: int = 0,
+    sinks: Floats | None = None,
+) -> Floats:
+    """q [T, Hq, D], k and v [T, Hkv, D], rotated: keys and values are kept, then attention over
+    those of each sequence -> [T, Hq, D]."""
+    q, k, v = qkv
+    outs = []
+    for begin, end, start, cache in spans:
+        kept = cache.k, cache.v
+        for first, last in window_pieces(begin, end, window):
+            # A position on a card is not added to for nothing: that would be a kernel.
+            at, rows = start + first - begin if first > begin else start, slice(first, last)
+            ops.kv_store(k[rows], v[rows], *kept, at, window)
+            outs.append(ops.attention(q[rows], *kept, at, scale, window, sinks))
+    return ops.concat(outs)
 
 
 class ComposedParts(PlainParts):
@@ -54,15 +78,7 @@ class ComposedParts(PlainParts):
         gate = q[..., w.head_dim :]
         q = self.head_norm_rope(q[..., : w.head_dim], q_norm, w.eps, *rope)
         k = self.head_norm_rope(k, k_norm, w.eps, *rope)
-        outs = []
-        for begin, end, start, cache in spans:
-            kept = cache.k, cache.v
-            for first, last in w.pieces(begin, end):
-                # A position on a card is not added to for nothing: that would be a kernel.
-                at, rows = start + first - begin if first > begin else start, slice(first, last)
-                self.kv_store(k[rows], v[rows], *kept, at, w.window)
-                outs.append(self.attention(q[rows], *kept, at, w.scale, w.window, w.sinks))
-        out = self.concat(outs)  # [T, Hq, D]
+        out = attend(self, (q, k, v), spans, w.scale, w.window, w.sinks)  # [T, Hq, D]
         if w.gated:
             self.sigmoid_gate(out, gate)
         self.linear_add(out.reshape(tokens, -1), w.o_proj, h)
@@ -148,6 +164,8 @@ class ComposedParts(PlainParts):
             rows = slice(begin, begin + HEAD_ROWS)
             x = self.rms_norm(h[rows], weights.norm, weights.eps)
             (out[rows],) = self.linear(x, weights.lm_head)
+        if weights.softcap:
+            softcap(out, weights.softcap)
 
     def all_finite(self, x: Floats) -> bool:
         # The sum is finite only if every term is: one pass without a temporary.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe import _native
-from flashmoe.ops.base import Array, ExpertShape, Floats, Ints
+from flashmoe.ops.base import Activation, Array, ExpertShape, Floats, Ints
 from flashmoe.ops.clock import PhaseClock
 from flashmoe.ops.cpu_parts import CpuParts
 from flashmoe.ops.host import HostArrays
@@ -149,6 +149,13 @@ class CpuOps(CpuParts, PlainParts, HostArrays):
         self.clock.add(perf_counter() - begin)
         return out
 
+    def index_topk(self, q: Floats, weights: Floats, keys: Array, seen: Ints, k: int) -> Ints:
+        start = perf_counter()
+        ids = np.empty((len(q), k), dtype=np.int32)
+        _native.index_topk(self.pool, q, weights, keys, seen, ids)
+        self.clock.add(perf_counter() - start)
+        return ids
+
     def sigmoid(self, x: Floats) -> Floats:
         out = self.scratch.take(*x.shape)
         _native.sigmoid(x, out)
@@ -221,10 +228,11 @@ class CpuOps(CpuParts, PlainParts, HostArrays):
         down: _native.Matrix,
         out: Floats,
         scale: Floats | None,
+        activation: Activation = "swiglu",
     ) -> None:
         start = perf_counter()
         self._acts.assign(self.pool, x, gate_up.group)
-        _native.ffn(self.pool, self._acts, gate_up, down, out, scale)
+        _native.ffn(self.pool, self._acts, gate_up, down, out, scale, activation)
         self.clock.add(perf_counter() - start)
 
     @property

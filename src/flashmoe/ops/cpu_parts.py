@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from flashmoe import _native
 from flashmoe.ops.base import ExpertShape, Floats, Residents
 from flashmoe.ops.clock import PhaseClock
+from flashmoe.ops.host import softcap
 from flashmoe.ops.parts import (
     AttentionWeights,
     GatedDeltaWeights,
@@ -165,6 +166,8 @@ class CpuParts:
         part = self._bound.get(weights) or self._bind(weights, _head_part)
         views = self._h.of(h), self._logits.of(out)
         self.clock.add(part.logits(self.pool, self._space, *views), "head")
+        if weights.softcap:
+            softcap(out, weights.softcap)
 
     def all_finite(self, x: Floats) -> bool:
         start = perf_counter()

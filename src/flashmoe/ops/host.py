@@ -8,6 +8,13 @@ from numpy.typing import DTypeLike
 from flashmoe.ops.base import Array, Floats
 
 
+def softcap(logits: Floats, limit: float) -> None:
+    """logits = limit * tanh(logits / limit), in place: Gemma 2, Riviere et al. 2024, section 2."""
+    np.divide(logits, limit, out=logits)
+    np.tanh(logits, out=logits)
+    np.multiply(logits, limit, out=logits)
+
+
 class HostArrays:
     """The part of flashmoe.ops.base.Primitives between host and backend: nothing has to move."""
 

@@ -89,6 +89,12 @@ def delta_spans(position: int, tokens: int) -> list[tuple[slice, int]]:
 WINDOW_PIECE = 512
 
 
+def window_pieces(begin: int, end: int, window: int) -> list[tuple[int, int]]:
+    """Rows begin..end as they go through a layer's cache, one piece after the other."""
+    size = WINDOW_PIECE if window else end - begin
+    return [(at, min(at + size, end)) for at in range(begin, end, size)]
+
+
 class AttentionBiases(NamedTuple):
     """One number per row of each projection."""
 
@@ -142,11 +148,6 @@ class AttentionWeights:
             return None, norm
         assert not self.gated, "rows of a gated projection are not all queries"
         return norm, None
-
-    def pieces(self, begin: int, end: int) -> list[tuple[int, int]]:
-        """Rows begin..end as they go through the cache, one piece after the other."""
-        size = WINDOW_PIECE if self.window else end - begin
-        return [(at, min(at + size, end)) for at in range(begin, end, size)]
 
 
 # Of the norms inside latent attention, whatever rms_norm_eps says: so in published implementations.
@@ -256,11 +257,15 @@ class DenseMlpWeights:
 
 @dataclass(frozen=True, eq=False)
 class HeadWeights:
-    """The final norm and the output projection."""
+    """The final norm and the output projection.
+
+    softcap: logits become softcap * tanh(logits / softcap); 0: they stay. On the host only.
+    """
 
     norm: Floats  # [H]
     lm_head: Matrix  # [vocab_size, H]
     eps: float
+    softcap: float = 0.0
 
 
 class Routed(NamedTuple):

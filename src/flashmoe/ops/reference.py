@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.ops import reference_layers, reference_linear
-from flashmoe.ops.base import Array, ExpertShape, Floats, Ints
+from flashmoe.ops.base import Activation, Array, ExpertShape, Floats, Ints
 from flashmoe.ops.clock import PhaseClock
 from flashmoe.ops.composed import ComposedParts
 from flashmoe.ops.host import HostArrays
@@ -120,6 +120,9 @@ class ReferenceOps(ComposedParts, HostArrays):
         out = reference_layers.attention(q, k_cache, v_cache, start, scale, window, sinks)
         return _floats(out)
 
+    def index_topk(self, q: Floats, weights: Floats, keys: Array, seen: Ints, k: int) -> Ints:
+        return reference_layers.index_topk(q, weights, keys, seen, k)
+
     def sigmoid(self, x: Floats) -> Floats:
         return _floats(reference_layers.sigmoid(x))
 
@@ -175,8 +178,10 @@ class ReferenceOps(ComposedParts, HostArrays):
         down: DecodedMatrix,
         out: Floats,
         scale: Floats | None,
+        activation: Activation = "swiglu",
     ) -> None:
-        y = reference_linear.ffn(x, gate_up.w, down.w, gate_up.format, down.format)
+        formats = gate_up.format, down.format
+        y = reference_linear.ffn(x, gate_up.w, down.w, *formats, activation)
         out += _floats(y if scale is None else y * scale[:, None])
 
     def experts(self, x: Floats, shape: ExpertShape, rows: int) -> ReferenceExpertCall:

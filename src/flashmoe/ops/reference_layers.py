@@ -88,6 +88,20 @@ def attention(
     return out
 
 
+def index_topk(
+    q: Floats, weights: Floats, keys: Caches, seen: NDArray[np.int32], k: int
+) -> NDArray[np.int32]:
+    """q [T, Hi, Di], weights [T, Hi], keys [context, Di] -> the k best of keys 0..seen[t] - 1 per
+    token, int32 [T, k], ascending; -1 where fewer are seen."""
+    ids = np.full((len(q), k), -1, dtype=np.int32)
+    for t, count in enumerate(seen.tolist()):
+        products = np.maximum(_double(q[t]) @ _double(keys[:count]).T, 0.0)
+        scores = (_double(weights[t]) @ products).astype(np.float32)  # ties are decided in float32
+        best = np.sort(np.argsort(-scores, kind="stable")[:k])
+        ids[t, : len(best)] = best
+    return ids
+
+
 def sigmoid_gate(x: Floats, gate: Floats) -> Doubles:
     """x * sigmoid(gate), both [T, H, D]."""
     return _double(x) * sigmoid(gate)

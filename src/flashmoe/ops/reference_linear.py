@@ -6,6 +6,9 @@ see the int8 form of their input, as the kernels do; bf16 weights see the input 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,6 +67,20 @@ def swiglu_clamped(gate: Doubles, up: Doubles) -> Floats:
     return (g / (1.0 + np.exp(np.minimum(-1.702 * g, 700.0))) * (u + 1.0)).astype(np.float32)
 
 
+def geglu_tanh(gate: Doubles, up: Doubles) -> Floats:
+    """gelu(gate) * up, gelu(g) = g / 2 * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 g^3))): Hendrycks
+    and Gimpel 2016, in float64."""
+    inner = math.sqrt(2.0 / math.pi) * (gate + 0.044715 * gate**3)
+    return (0.5 * gate * (1.0 + np.tanh(inner)) * up).astype(np.float32)
+
+
+ACTIVATIONS: dict[Activation, Callable[[Doubles, Doubles], Floats]] = {
+    "swiglu": silu_mul,
+    "swiglu_clamped": swiglu_clamped,
+    "geglu_tanh": geglu_tanh,
+}
+
+
 def hidden(
     x: Floats,
     gate_up: Floats,
@@ -78,7 +95,7 @@ def hidden(
     both = linear(x, gate_up, fmt.group) + (0.0 if bias is None else bias.astype(np.float64))
     halves = both.reshape(x.shape[0], -1, 2, ROWS)
     gate, up = (halves[:, :, i].reshape(x.shape[0], -1) for i in range(2))
-    return silu_mul(gate, up) if activation == "swiglu" else swiglu_clamped(gate, up)
+    return ACTIVATIONS[activation](gate, up)
 
 
 def ffn(

@@ -8,7 +8,18 @@ from typing import Protocol
 import numpy as np
 
 from flashmoe.errors import UsageError
-from flashmoe.quant import bf16, gguf_iq4, gguf_k, gguf_legacy, layout, mxfp4, q4, q8
+from flashmoe.quant import (
+    affine,
+    bf16,
+    gguf_iq4,
+    gguf_k,
+    gguf_legacy,
+    layout,
+    mxfp4,
+    nvfp4,
+    q4,
+    q8,
+)
 from flashmoe.quant.layout import Bytes, Floats
 
 
@@ -34,7 +45,13 @@ class Codec(Protocol):
 
 ENCODED: dict[str, Codec] = {module.NAME: module for module in (bf16, q8, q4, mxfp4)}
 """Formats that any weights can be converted to; docs/format.md lists them and the others."""
-BLOCK_FORMATS = (*gguf_legacy.FORMATS, *gguf_k.FORMATS, *gguf_iq4.FORMATS)
+BLOCK_FORMATS = (
+    *gguf_legacy.FORMATS,
+    *gguf_k.FORMATS,
+    *gguf_iq4.FORMATS,
+    *affine.FORMATS,
+    *nvfp4.FORMATS,
+)
 FORMATS: dict[str, Codec] = ENCODED | {format_.name: format_ for format_ in BLOCK_FORMATS}
 
 

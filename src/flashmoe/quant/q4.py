@@ -51,6 +51,16 @@ def _join(code: Bytes, scale_bits: np.ndarray, bias_bits: np.ndarray) -> Bytes:
     return np.concatenate([units, _tail(scale_bits), _tail(bias_bits)], axis=2).reshape(-1)
 
 
+def from_runs(rows: Bytes, group: int) -> Bytes:
+    """Affine runs of 4 bits with bfloat16 (quant/affine.py), uint8 [rows, n] -> stored bytes."""
+    missing = layout.row_blocks(len(rows)) * layout.ROWS - len(rows)
+    runs = np.pad(rows, ((0, missing), (0, 0))).reshape(len(rows) + missing, -1, group // 2 + 4)
+    packed = runs[..., : group // 2]
+    code = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], group)
+    tail = np.ascontiguousarray(runs[..., group // 2 :]).view("<u2")
+    return _join(code, tail[..., 0], tail[..., 1])
+
+
 def _tail(bits: np.ndarray) -> Bytes:
     """[rows, groups] bf16 bits -> [blocks, groups, 16] bytes."""
     rows, groups = bits.shape

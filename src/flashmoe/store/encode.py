@@ -47,15 +47,6 @@ def decode_rows(format_: Format, stored: Bytes, cols: int) -> Floats:
     return weights
 
 
-def copy_rows(format_: Format, stored: Bytes, cols: int) -> Bytes:
-    """The same rows as the pack holds them -> uint8 [format_.nbytes(rows, cols)].
-
-    Raises BadWeight for a weight that is NaN or infinite.
-    """
-    check_finite(decode_rows(format_, stored, cols))
-    return pad_rows(stored)
-
-
 @functools.cache
 def _caller() -> _native.Pool:
     """A pool without threads: whoever calls works."""

@@ -7,14 +7,8 @@ from flashmoe.checkpoint.names import Names
 from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
 from flashmoe.errors import ConfigError
 from flashmoe.models.specs import ExpertsSpec
-from flashmoe.store.sources import (
-    Columns,
-    Mxfp4Rows,
-    Rows,
-    RowSource,
-    check_shape,
-    take_rows,
-)
+from flashmoe.store.row_sources import Columns, Mxfp4Rows, Rows, RowSource, check_shape
+from flashmoe.store.sources import take_rows
 
 Matrices = tuple[RowSource, RowSource, RowSource]  # gate [I, H], up [I, H], down [H, I]
 
@@ -25,6 +19,9 @@ def expert_matrices(spec: ExpertsSpec, names: Names) -> list[Matrices]:
     if blocks is not None:
         return _mxfp4(spec, blocks, names)
     fused = names.find(spec.fused_gate_up)
+    stacked = _stacked_name(spec, names)
+    if stacked is not None:
+        return _stacked(spec, names, stacked)
     if fused is None:
         return [_single(spec, names, expert) for expert in range(spec.num_experts)]
     fuse = _transposed if spec.paired else _halves
@@ -50,6 +47,29 @@ def _single(spec: ExpertsSpec, names: Names, expert: int) -> Matrices:
         take_rows(names, up, (inner, hidden), 0, inner),
         take_rows(names, down, (hidden, inner), 0, hidden),
     )
+
+
+def _stacked_name(spec: ExpertsSpec, names: Names) -> str | None:
+    """What stands for ".experts.{expert}." where MLX has stacked the experts, or None."""
+    for part in (".switch_mlp.", ".experts."):
+        if names.has(spec.down.replace(".experts.{expert}.", part)):
+            return part
+    return None
+
+
+def _stacked(spec: ExpertsSpec, names: Names, part: str) -> list[Matrices]:
+    count, hidden, inner = spec.num_experts, spec.hidden_size, spec.intermediate_size
+    gate, up, down = (
+        name.replace(".experts.{expert}.", part) for name in (spec.gate, spec.up, spec.down)
+    )
+    return [
+        (
+            take_rows(names, gate, (count, inner, hidden), inner * expert, inner),
+            take_rows(names, up, (count, inner, hidden), inner * expert, inner),
+            take_rows(names, down, (count, hidden, inner), hidden * expert, hidden),
+        )
+        for expert in range(count)
+    ]
 
 
 def _halves(spec: ExpertsSpec, gate_up: SourceTensor, down: SourceTensor) -> list[Matrices]:

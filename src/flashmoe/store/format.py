@@ -167,13 +167,14 @@ class Manifest:
 
     @property
     def version(self) -> int:
-        """3 with block formats; 2 for experts that are more than a plain SwiGLU, and for mxfp4;
-        else 1."""
+        """3 for block formats; 2 for experts beyond a plain SwiGLU, and for mxfp4; else 1."""
         plain = self.experts.activation == "swiglu" and not self.experts.bias
-        formats = {self.experts_format, self.dense_format, self.experts.gate_up, self.experts.down}
-        if not {format_.name for format_ in formats} <= ENCODED.keys():
+        formats = [self.experts_format, self.dense_format, self.experts.gate_up, self.experts.down]
+        formats += [one.format for one in self.tensors.values() if isinstance(one, Matrix)]
+        names = {one.name for one in formats}
+        if not names <= ENCODED.keys():
             return 3
-        return 1 if plain and all(format_.name != "mxfp4" for format_ in formats) else 2
+        return 1 if plain and "mxfp4" not in names else 2
 
     def resident_header(self) -> bytes:
         """The head of resident.safetensors, up to its data."""

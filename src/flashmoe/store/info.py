@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flashmoe.errors import PackError
 from flashmoe.quant import Format
 from flashmoe.store import format as fmt
-from flashmoe.store.packed import PackedModel
+from flashmoe.store.model import StoredModel
 
 EMBEDDING = "embed_tokens"
 
@@ -44,7 +44,7 @@ class PackInfo:
     bytes_per_token: int
 
 
-def pack_info(model: PackedModel, num_experts_per_tok: int) -> PackInfo:
+def pack_info(model: StoredModel, num_experts_per_tok: int) -> PackInfo:
     """The facts that `flashmoe info` prints."""
     manifest, layout = model.manifest, model.manifest.experts
     layers, chosen = len(manifest.layers), num_experts_per_tok
@@ -59,7 +59,7 @@ def pack_info(model: PackedModel, num_experts_per_tok: int) -> PackInfo:
         dense_format=_label(manifest.dense_format),
         parameters=total,
         active_parameters=_active(resident, manifest) + layers * chosen * each,
-        total_bytes=total_bytes(model),
+        total_bytes=model.total_bytes,
         resident_bytes=model.resident_bytes,
         row_bytes=0 if _tied(manifest) else manifest.tensors[EMBEDDING].stored_bytes,
         expert_bytes=model.expert_bytes,
@@ -72,13 +72,6 @@ def pack_info(model: PackedModel, num_experts_per_tok: int) -> PackInfo:
         record_bytes=layout.record_bytes,
         bytes_per_token=layers * chosen * layout.record_bytes,
     )
-
-
-def total_bytes(model: PackedModel) -> int:
-    """Size of all files of the pack."""
-    data = sum(size for _, size in model.manifest.data_files().values())
-    small = sum(file.nbytes for file in model.manifest.files.values())
-    return data + small + (model.path / fmt.MANIFEST).stat().st_size
 
 
 def _parameters(tensor: fmt.Tensor) -> int:

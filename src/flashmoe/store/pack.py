@@ -16,6 +16,7 @@ from pathlib import Path
 
 from flashmoe import _native
 from flashmoe.checkpoint.directory import Source
+from flashmoe.checkpoint.quantization import read_quantization
 from flashmoe.errors import CheckpointError, StorageError, UsageError
 from flashmoe.files import storage_errors, sync, sync_directory, write_exactly
 from flashmoe.models.registry import family_name, load_family
@@ -93,7 +94,8 @@ def plan_pack(checkpoint: Source, options: PackOptions) -> PackPlan:
         name: _small_file(data) for name, data in checkpoint.small_files(fmt.SMALL_FILES).items()
     }
     name = checkpoint.path.resolve().name
-    return make_plan(family, name, specs, checkpoint.tensors, files, options)
+    quantization = read_quantization(checkpoint.config)
+    return make_plan(family, name, specs, checkpoint.tensors, files, options, quantization)
 
 
 def _small_file(data: bytes) -> fmt.SmallFile:

@@ -66,6 +66,31 @@ class PackedModel:
         return read_config_json(self.path)
 
     @property
+    def identity(self) -> str:
+        """SHA-256 of the manifest, which holds the checksums of all weights."""
+        return hashlib.sha256((self.path / fmt.MANIFEST).read_bytes()).hexdigest()
+
+    @property
+    def data_files(self) -> tuple[Path, ...]:
+        """The safetensors files, each once."""
+        return tuple(self.path / name for name in self.manifest.data_files())
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files of the pack."""
+        data = sum(size for _, size in self.manifest.data_files().values())
+        small = sum(file.nbytes for file in self.manifest.files.values())
+        return data + small + (self.path / fmt.MANIFEST).stat().st_size
+
+    @property
+    def reader_bytes(self) -> int:
+        """Memory that a reader thread needs beside the slots: none, it reads into them."""
+        return 0
+
+    def check_unchanged(self) -> None:
+        """Nothing to do: checksums tell."""
+
+    @property
     def resident_bytes(self) -> int:
         """Bytes of all resident tensors."""
         return self.resident_bytes_without(())
@@ -136,7 +161,7 @@ class PackedModel:
         """
         data = page_aligned(self.resident_room(skip)) if buffer is None else buffer
         stored = read_resident(self.path / fmt.RESIDENT, self.manifest, data, skip)
-        return {name: _view(self.manifest.tensors[name], part) for name, part in stored.items()}
+        return {name: view(self.manifest.tensors[name], part) for name, part in stored.items()}
 
 
 def read_manifest(path: Path) -> fmt.Manifest:
@@ -151,7 +176,8 @@ def read_manifest(path: Path) -> fmt.Manifest:
     return from_json(read_small(path / fmt.MANIFEST, MAX_BYTES, PackError))
 
 
-def _view(tensor: fmt.Tensor, stored: Bytes) -> Loaded:
+def view(tensor: fmt.Tensor, stored: Bytes) -> Loaded:
+    """The bytes of a resident tensor, padding included, as what load_resident gives out."""
     if isinstance(tensor, fmt.Vector):
         return stored.view("<f4").reshape(tensor.shape)
     return LoadedMatrix(tensor.format, tensor.rows, tensor.cols, stored[: tensor.nbytes])

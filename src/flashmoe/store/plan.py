@@ -6,40 +6,37 @@ All that can be wrong with names, shapes, types and options is found here, befor
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from flashmoe.checkpoint.directory import Source as Checkpoint
 from flashmoe.checkpoint.names import Names
+from flashmoe.checkpoint.quantization import Quantization
 from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
 from flashmoe.errors import CheckpointError, ConfigError, UsageError
 from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
 from flashmoe.quant import ENCODED, Format, groups
-from flashmoe.quant.layout import Bytes
 from flashmoe.store import format as fmt
 from flashmoe.store.expert_sources import Matrices, expert_biases, expert_matrices
-from flashmoe.store.kept import kept_format
 from flashmoe.store.manifest import to_json
-from flashmoe.store.sources import (
-    BlockRows,
-    Rows,
-    RowSource,
-    Transposed,
-    check_shape,
-    take_rows,
-)
+from flashmoe.store.row_sources import Rows, RowSource, Transposed, check_shape
+from flashmoe.store.sources import KeptRows, exact_format, take_rows
 
+_log = logging.getLogger(__name__)
 EXACT = Format("bf16")
-SAME = "same"
+# For experts whose layers differ: all layers of a pack have one format.
+MIXED = Format("q8", 32)
+Keep = Literal["never", "quantised", "always"]
+"""Which matrices stay in the format that holds them exactly: none, quantised ones, all."""
+KEEP: dict[str, Keep] = {"auto": "quantised", "same": "always"}
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """The formats of routed experts and of dense matrices.
+    """The formats of routed experts and of dense matrices that are not kept as they are.
 
-    keep: whether experts stay as the source has quantised them; `experts` is for those that are
-    not quantised. What differs from layer to layer and cannot be kept becomes q8.
     distinct: experts files to write; layers beyond share them in turn, instead of their own
     experts. For made-up models only; None: every layer has its own.
     """
@@ -47,35 +44,32 @@ class PackOptions:
     experts: Format
     dense: Format
     distinct: int | None = None
-    keep: bool = False
+    keep_experts: Keep = "never"
+    keep_dense: Keep = "never"
 
     @classmethod
     def parse(cls, experts: str, dense: str, group: int) -> PackOptions:
         """From the option values of the command line."""
-        keep = experts == SAME
-        named = _option("--experts", "q4" if keep else experts, group)
-        return cls(named, _option("--dense", dense, group), keep=keep)
+        return cls(
+            _option("--experts", experts, group, auto="q4"),
+            _option("--dense", dense, group, auto="q8"),
+            keep_experts=KEEP.get(experts, "never"),
+            keep_dense=KEEP.get(dense, "never"),
+        )
 
 
 @dataclass(frozen=True)
 class EncodeMatrix:
-    """Encode the sources, stacked or alternating in blocks of 8 rows, to `at` within the item."""
+    """Encode the sources, stacked or alternating in blocks of 8 rows, to `at` within the item.
+
+    copies: the sources are kept exactly as they are quantised.
+    """
 
     sources: tuple[RowSource, ...]
     interleave: bool
     format: Format
     at: int
-
-    @property
-    def copied(self) -> bool:
-        """Whether the sources' bytes are kept as they are."""
-        return all(isinstance(s, BlockRows) and s.kept == self.format for s in self.sources)
-
-    def read(self, source: RowSource, checkpoint: Checkpoint, start: int, stop: int) -> Bytes:
-        """Rows [start, stop) of a source: to be encoded, or as stored where they are copied."""
-        if self.copied and isinstance(source, BlockRows):
-            return source.read_stored(checkpoint, start, stop)
-        return source.read(checkpoint, start, stop)
+    copies: bool = False
 
     @property
     def rows(self) -> int:
@@ -158,6 +152,7 @@ def make_plan(
     tensors: Mapping[str, SourceTensor],
     files: Mapping[str, fmt.SmallFile],
     options: PackOptions,
+    quantization: Quantization | None = None,
 ) -> PackPlan:
     """The plan that packs `tensors` of a checkpoint.
 
@@ -166,12 +161,14 @@ def make_plan(
         ConfigError: a tensor's shape is not the one that follows from the config.
         UsageError: the chosen group size does not divide a matrix's columns.
     """
-    names = Names(tensors, source_name, specs.spellings)
+    names = Names(tensors, source_name, specs.spellings, quantization)
     resident = {spec.name: _matrix(spec, names, options) for spec in specs.matrices}
     vectors = {spec.name: _vector(spec, names) for spec in specs.vectors}
     matrices = {spec.layer: expert_matrices(spec, names) for spec in specs.experts}
-    layout = _layout(specs.experts, [m for layer in matrices.values() for m in layer], options)
-    records = {s.layer: _records(s, names, layout, matrices[s.layer]) for s in specs.experts}
+    layout = _layout(specs.experts, options, [one for many in matrices.values() for one in many])
+    records = {
+        spec.layer: _records(spec, names, layout, matrices[spec.layer]) for spec in specs.experts
+    }
     names.finish(specs.ignored)
     manifest = fmt.Manifest(
         family=family,
@@ -207,19 +204,22 @@ def fingerprint(plan: PackPlan, sources: Mapping[str, tuple[int, int]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _option(option: str, name: str, group: int) -> Format:
+def _option(option: str, name: str, group: int, auto: str) -> Format:
+    name = {"auto": auto, "same": EXACT.name}.get(name, name)
     if name not in ENCODED:
-        raise UsageError(
-            "unknown weight format", where=option, expected=" | ".join((*ENCODED, SAME)), got=name
-        )
+        expected = " | ".join((*KEEP, *ENCODED))
+        raise UsageError("unknown weight format", where=option, expected=expected, got=name)
     # A format that comes in one size only takes that, whatever the others are to have.
     sizes = groups(name)
     return Format(name, group if len(sizes) > 1 else sizes[0])
 
 
 def _matrix(spec: MatrixSpec, names: Names, options: PackOptions) -> EncodeMatrix:
-    format_ = options.dense if spec.role == "dense" else EXACT
     sources = tuple(_slice(source, spec.cols, names) for source in spec.sources)
+    keep, format_ = options.keep_dense, options.dense
+    if spec.role == "exact":
+        keep, format_ = (keep if keep == "never" else "quantised"), EXACT
+    format_ = _choose(keep, format_, [sources])
     return _encode(sources, spec.interleave, format_, 0)
 
 
@@ -251,22 +251,38 @@ def _encode(
             expected=f"a multiple of {fmt.INTERLEAVE} rows",
             got=first.rows,
         )
-    return EncodeMatrix(sources, interleave, format_, at)
+    kept = all(isinstance(one, KeptRows) and one.exact == format_ for one in sources)
+    return EncodeMatrix(sources, interleave, format_, at, copies=kept)
 
 
 def _vector(spec: VectorSpec, names: Names) -> CopyVector:
     tensor = names.take(spec.source)
     check_shape(tensor, spec.shape)
-    return CopyVector(Rows(tensor, 0, 1, math.prod(spec.shape)), spec.offset)
+    # MLX has added the 1 of 1 + w itself.
+    mlx = names.quantization is not None and names.quantization.method == "mlx"
+    add = 0.0 if mlx else spec.offset
+    return CopyVector(Rows(tensor, 0, 1, math.prod(spec.shape)), add)
+
+
+def _choose(keep: Keep, otherwise: Format, matrices: Iterable[Sequence[RowSource]]) -> Format:
+    """The one format of matrices, each of some sources: what holds all of them exactly, or not."""
+    found = {exact_format(source) for sources in matrices for source in sources}
+    if keep == "quantised" and len(found) > 1 and not found & {None, EXACT}:
+        names = ", ".join(sorted(format_.name for format_ in found if format_))
+        _log.warning("experts differ in type (%s): they become %s", names, MIXED.name)
+        return MIXED
+    exact = next(iter(found)) if len(found) == 1 else None
+    if keep == "never" or exact is None or (keep == "quantised" and exact == EXACT):
+        return otherwise
+    return exact
 
 
 def _layout(
-    experts: tuple[ExpertsSpec, ...], matrices: Sequence[Matrices], options: PackOptions
+    experts: tuple[ExpertsSpec, ...], options: PackOptions, matrices: Sequence[Matrices]
 ) -> fmt.ExpertLayout:
-    gate_up = down = options.experts
-    if options.keep:
-        gate_up = kept_format([s for gate, up, _ in matrices for s in (gate, up)], gate_up)
-        down = kept_format([down_ for *_, down_ in matrices], down)
+    keep, otherwise = options.keep_experts, options.experts
+    gate_up = _choose(keep, otherwise, [(gate, up) for gate, up, _ in matrices])
+    down = _choose(keep, otherwise, [(down,) for _, _, down in matrices])
     layouts = {
         fmt.ExpertLayout(
             e.num_experts,

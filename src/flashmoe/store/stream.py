@@ -10,11 +10,14 @@ from flashmoe import _native
 from flashmoe.checkpoint.directory import Source
 from flashmoe.checkpoint.safetensors import ITEM_BYTES, to_float32
 from flashmoe.errors import NonFiniteError
+from flashmoe.quant import q4
+from flashmoe.quant.blocks import pad_rows
 from flashmoe.quant.layout import Bytes, Floats
-from flashmoe.store.encode import BadWeight, check_finite, copy_rows, encode
+from flashmoe.store.encode import BadWeight, check_finite, decode_rows, encode
 from flashmoe.store.format import INTERLEAVE
 from flashmoe.store.plan import CopyBias, CopyVector, EncodeMatrix, Item
-from flashmoe.store.sources import Rows, RowSource
+from flashmoe.store.row_sources import Rows, RowSource
+from flashmoe.store.sources import KeptRows
 
 # Source bytes per piece: with the encoder's temporaries well under 1 GB.
 PIECE_BYTES = 8 << 20
@@ -75,18 +78,48 @@ def _bytes(values: Floats) -> Bytes:
 def _matrix_pieces(pool: _native.Pool, checkpoint: Source, part: EncodeMatrix) -> Iterator[Bytes]:
     step = _piece_rows(part)
     for start in range(0, part.rows, step):
-        stop = min(start + step, part.rows)
-        raw = read_rows(checkpoint, part, start, stop)
-        try:
-            if part.copied:
-                out = copy_rows(part.format, raw, part.cols)
-            else:
-                out = np.empty(part.format.nbytes(stop - start, part.cols), np.uint8)
-                encode(pool, part.format, raw, part.sources[0].dtype, out)
-        except BadWeight as cause:
-            source, row = _locate(part, start + cause.row)
-            raise _non_finite(source, row, cause) from cause
-        yield out
+        yield encoded_rows(pool, checkpoint, part, start, min(start + step, part.rows))
+
+
+def encoded_rows(
+    pool: _native.Pool, checkpoint: Source, part: EncodeMatrix, start: int, stop: int
+) -> Bytes:
+    """Rows [start, stop) of a matrix, from a block of 8 on -> their stored bytes.
+
+    Raises:
+        NonFiniteError: a weight is NaN, infinite or beyond bf16.
+    """
+    if part.copies:
+        return _kept_piece(checkpoint, part, start, stop)
+    raw = read_rows(checkpoint, part, start, stop)
+    out = np.empty(part.format.nbytes(stop - start, part.cols), np.uint8)
+    try:
+        encode(pool, part.format, raw, part.sources[0].dtype, out)
+    except BadWeight as cause:
+        source, row = _locate(part, start + cause.row)
+        raise _non_finite(source, row, cause) from cause
+    return out
+
+
+def _kept_piece(checkpoint: Source, part: EncodeMatrix, start: int, stop: int) -> Bytes:
+    rows = read_rows(checkpoint, part, start, stop)
+    out = q4.from_runs(rows, part.format.group) if part.format.name == "q4" else pad_rows(rows)
+    try:
+        if part.format.name == "q4":
+            check_finite(part.format.decode(out, stop - start, part.cols))
+        else:
+            check_finite(decode_rows(part.format, rows, part.cols))
+    except BadWeight as cause:
+        source, row = _locate(part, start + cause.row)
+        raise _non_finite(source, row, cause) from cause
+    return out
+
+
+def _read(checkpoint: Source, part: EncodeMatrix, source: RowSource, low: int, high: int) -> Bytes:
+    if part.copies:
+        assert isinstance(source, KeptRows)
+        return source.read_kept(checkpoint, low, high)
+    return source.read(checkpoint, low, high)
 
 
 def _piece_rows(part: EncodeMatrix) -> int:
@@ -99,14 +132,14 @@ def _piece_rows(part: EncodeMatrix) -> int:
 def read_rows(checkpoint: Source, part: EncodeMatrix, start: int, stop: int) -> Bytes:
     """Rows [start, stop) of the matrix to encode -> checkpoint bytes, uint8 [rows, row_bytes]."""
     if part.interleave:
-        halves = [part.read(source, checkpoint, start // 2, stop // 2) for source in part.sources]
+        halves = [_read(checkpoint, part, source, start // 2, stop // 2) for source in part.sources]
         blocks = [half.reshape(-1, INTERLEAVE, half.shape[1]) for half in halves]
         return np.stack(blocks, axis=1).reshape(stop - start, -1)
     pieces, first = [], 0
     for source in part.sources:
         low, high = max(start - first, 0), min(stop - first, source.rows)
         if low < high:
-            pieces.append(part.read(source, checkpoint, low, high))
+            pieces.append(_read(checkpoint, part, source, low, high))
         first += source.rows
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 

@@ -14,8 +14,20 @@ from flashmoe.text.chat_template import CONFIG_FILE, ChatTemplate, token_text
 from flashmoe.text.json_file import read_object
 from flashmoe.text.tokenizer import Tokenizer
 
-# Tokens that close an assistant turn in a template that writes them.
-CHAT_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|return|>", "<|call|>", "[e~[")
+# Tokens that end an assistant's turn in a template that writes them. GLM has none: its models end
+# by opening the next turn, as Gemma 4's do to be told what a tool returned.
+CHAT_ENDS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|return|>",
+    "<|call|>",
+    "[e~[",
+    "<|user|>",
+    "<|observation|>",
+    "<|tool_response>",
+)
 
 
 def stop_ids(directory: Path, tokenizer: Tokenizer, template: ChatTemplate) -> frozenset[int]:

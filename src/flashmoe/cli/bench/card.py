@@ -20,7 +20,7 @@ from flashmoe.cli.bench.options import (
 
 
 def card(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     prompt: Annotated[int, typer.Option(help="Tokens of the timed prompt.")] = 4096,
     tokens: Annotated[int, typer.Option(help="Tokens per decode window.")] = 64,
     vram: Vram = None,
@@ -36,7 +36,7 @@ def card(
     from flashmoe.bench.card import CardOptions, measure_card
     from flashmoe.bench.record import Measurement, model_facts
     from flashmoe.cli.bench.output import finish, status
-    from flashmoe.store.packed import PackedModel
+    from flashmoe.store.model import open_model
 
     engine = engine_settings(ram=ram, vram=vram, experts_per_token=experts, device="cuda")
     options = CardOptions(prompt=prompt, tokens=tokens, repeat=repeat, seed=seed, engine=engine)
@@ -46,7 +46,7 @@ def card(
         "card",
         figures,
         data=model,
-        model=model_facts(PackedModel.open(model)),
+        model=model_facts(open_model(model)),
         ram=engine.get("ram"),
         start="warm",
         options=vars(options),

@@ -24,7 +24,7 @@ _WIDTHS = (7, 9, 9, 9, 14, 10, 10)
 
 
 def concurrency(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     streams: Annotated[str, typer.Option(help="Answers at once, a measurement each.")] = "1,8",
     tokens: Annotated[int, typer.Option(help="Tokens of each answer that count.")] = 48,
     long_prompt: Annotated[
@@ -43,7 +43,7 @@ def concurrency(
     from flashmoe.bench.concurrency import ConcurrencyOptions, measure_concurrency
     from flashmoe.bench.record import Measurement, model_facts
     from flashmoe.cli.bench.output import finish, status
-    from flashmoe.store.packed import PackedModel
+    from flashmoe.store.model import open_model
 
     options = ConcurrencyOptions(
         streams=integers(streams, "--streams"),
@@ -52,7 +52,7 @@ def concurrency(
         seed=seed,
         engine=engine_settings(ram=ram, cache=cache, threads=threads, prefetch=prefetch),
     )
-    facts = model_facts(PackedModel.open(model))
+    facts = model_facts(open_model(model))
     with status() as show:
         figures = measure_concurrency(model, options, show)
     measurement = Measurement(

@@ -25,7 +25,7 @@ from flashmoe.cli.bench.options import (
 
 
 def decode(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     tokens: Annotated[int, typer.Option(help="Tokens per window.")] = 64,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt of a window.")] = 16,
     ram: Ram = None,
@@ -53,7 +53,7 @@ def decode(
     from flashmoe.bench.decode import DecodeOptions, measure_decode
     from flashmoe.bench.record import Measurement, model_facts
     from flashmoe.cli.bench.output import finish, status
-    from flashmoe.store.packed import PackedModel
+    from flashmoe.store.model import open_model
 
     options = DecodeOptions(
         tokens=tokens,
@@ -78,7 +78,7 @@ def decode(
         "decode",
         figures,
         data=model,
-        model=model_facts(PackedModel.open(model)),
+        model=model_facts(open_model(model)),
         ram=options.engine.get("ram"),
         start=options.start,
         options=vars(options),

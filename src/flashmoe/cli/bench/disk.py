@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def disk(
-    path: Annotated[Path, typer.Argument(metavar="MODEL|FILE", help="A packed model, or a file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="MODEL|FILE", help="A packed model, a checkpoint, or a file.")
+    ],
     block: Annotated[
         str | None, typer.Option(metavar="BYTES,...", help="Block sizes; default: several.")
     ] = None,
@@ -51,11 +53,11 @@ def disk(
 
 def _files(path: Path) -> tuple[Sequence[Path], list[int]]:
     """The files to read, and the size of the records in them."""
-    from flashmoe.store.packed import PackedModel
+    from flashmoe.store.model import open_model
 
     if not path.is_dir():
         return [path], []
-    pack = PackedModel.open(path)
+    pack = open_model(path)
     return sorted(set(pack.files)), [pack.manifest.experts.record_bytes]
 
 

@@ -29,7 +29,7 @@ _WIDTHS = (6, 7, 11, 8, 13, 9, 6)
 
 
 def prefill(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     tokens: Annotated[str, typer.Option(help="Lengths of prompts.")] = "512,2048,8192",
     ram: Ram = None,
     cache: Cache = None,
@@ -58,7 +58,7 @@ def prefill(
     from flashmoe.bench.prefill import PrefillOptions, measure_prefill
     from flashmoe.bench.record import Measurement, model_facts
     from flashmoe.cli.bench.output import finish, status
-    from flashmoe.store.packed import PackedModel
+    from flashmoe.store.model import open_model
 
     options = PrefillOptions(
         lengths=integers(tokens, "--tokens"),
@@ -76,7 +76,7 @@ def prefill(
             lock=lock or None,
         ),
     )
-    facts = model_facts(PackedModel.open(model))
+    facts = model_facts(open_model(model))
     # A line per length, as soon as there is one: the long ones take minutes.
     for number, length in enumerate(options.lengths):
         one = replace(options, lengths=[length])

@@ -19,7 +19,7 @@ from flashmoe.cli.bench.options import (
 
 
 def startup(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
     ram: Ram = None,
     cache: Cache = None,
     threads: Threads = None,
@@ -35,7 +35,7 @@ def startup(
     from flashmoe.bench.record import Measurement, model_facts
     from flashmoe.bench.startup import StartupOptions, measure_startup
     from flashmoe.cli.bench.output import finish, status
-    from flashmoe.store.packed import PackedModel
+    from flashmoe.store.model import open_model
 
     engine = engine_settings(ram=ram, cache=cache, threads=threads)
     options = StartupOptions(repeat=repeat, start="cold" if cold else "warm", engine=engine)
@@ -45,7 +45,7 @@ def startup(
         "startup",
         figures,
         data=model,
-        model=model_facts(PackedModel.open(model)),
+        model=model_facts(open_model(model)),
         ram=engine.get("ram"),
         start=options.start,
         options=vars(options),

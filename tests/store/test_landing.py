@@ -1,0 +1,189 @@
+"""What is read for an expert, and how it becomes a record: the plan, and native against NumPy."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashmoe import _native
+from flashmoe.quant import Format
+from flashmoe.quant.layout import from_bf16
+from flashmoe.store.gain import gain
+from flashmoe.store.landed import land, run, settle
+from flashmoe.store.landing import PAGE, Landing, Move, Origin, Piece, Program
+from tests.support.mxfp4 import meaning, random_mxfp4
+
+A, B = Path("a"), Path("b")
+
+
+def native(program: Program) -> _native.LandingProgram:
+    moves = [move.fields() for move in program.moves]
+    return _native.LandingProgram(
+        program.record_bytes, moves, list(program.mxfp4), list(program.zeros)
+    )
+
+
+def verbatim(rows: int, row_bytes: int, stride: int, at: int) -> Move:
+    """Rows one after the other in the record."""
+    return Move("copy", False, row_bytes, row_bytes, 1, rows, stride, at, 0, 8 * row_bytes)
+
+
+@st.composite
+def landings(draw: st.DrawFn) -> Landing:
+    """Moves of rows from any places of two files, back to back in the record."""
+    moves, origins, at = [], [], 0
+    for number in range(draw(st.integers(1, 5))):
+        rows, size = 8 * draw(st.integers(1, 12)), draw(st.integers(1, 700))
+        moves.append(verbatim(rows, size, size * draw(st.integers(1, 2)), at))
+        origins.append(
+            Origin(draw(st.sampled_from([A, B])), draw(st.integers(0, 60000)), f"{number}")
+        )
+        at += rows * size
+    return Landing(Program(at, tuple(moves)), tuple(origins))
+
+
+def content(path: Path) -> np.ndarray:
+    return np.random.default_rng(path.name.encode()[0]).integers(0, 256, 1 << 18, dtype=np.uint8)
+
+
+FILES = {path: content(path) for path in (A, B)}
+
+
+def read(piece: Piece) -> np.ndarray:
+    return FILES[piece.path][piece.offset : piece.offset + piece.needed]
+
+
+@given(landings(), st.integers(1, 1 << 17))
+@settings(deadline=None, max_examples=60)
+def test_pieces_hold_every_row_once(landing: Landing, piece_bytes: int) -> None:
+    pieces, record = landing.pieces(piece_bytes), np.zeros(landing.nbytes, np.uint8)
+    seen = [0] * len(landing.program.moves)
+    for piece in pieces:
+        assert piece.offset % PAGE == 0 == piece.nbytes % PAGE
+        assert 0 < piece.needed <= piece.nbytes < piece.needed + PAGE
+        for part in piece.slices:
+            seen[part.move] += part.count
+            run(landing.program, part, read(piece), record)
+    assert seen == [move.rows // 8 for move in landing.program.moves]
+    for move, origin in zip(landing.program.moves, landing.origins, strict=True):
+        for row in range(move.rows):
+            start = origin.offset + row * move.row_bytes
+            expected = FILES[origin.path][start : start + move.run]
+            at = move.at + row * move.run
+            assert (record[at : at + move.run] == expected).all()
+
+
+@given(landings(), st.integers(1, 1 << 17))
+@settings(deadline=None, max_examples=60)
+def test_neighbours_are_read_together(landing: Landing, piece_bytes: int) -> None:
+    """No two pieces could be one: they do not touch, or together they were too large."""
+    pieces = landing.pieces(piece_bytes)
+    for one, two in pairwise(pieces):
+        apart = one.path != two.path or two.offset > one.offset + one.nbytes
+        first = two.slices[0]
+        begin, end = landing.program.moves[first.move].span(first.first, first.count)
+        joined = two.offset + first.start + end - begin - one.offset
+        assert apart or joined > piece_bytes
+
+
+@given(landings())
+@settings(deadline=None, max_examples=30)
+def test_the_native_routine_agrees_with_its_twin(landing: Landing) -> None:
+    made, record = native(landing.program), np.zeros(landing.nbytes, np.uint8)
+    for piece in landing.pieces(1 << 15):
+        slices = [(p.move, p.first, p.count, p.start) for p in piece.slices]
+        assert made.run(slices, read(piece), record)
+    assert made.settle(record) == -1
+    assert (record == land(landing, read)).all()
+
+
+def test_units_turns_and_gaps_agree_with_the_twin() -> None:
+    moves = (
+        Move("copy", False, 4, 64, 3, 16, 200, 0, 512, 1536),
+        Move("deal", False, 4, 16, 2, 16, 40, 3072, 128, 256),
+        Move("copy", False, 1, 1, 5, 16, 7, 3584, 8, 40),
+        Move("widen", False, 2, 2, 1, 16, 4, 3664, 0, 64),
+        Move("copy", False, 2, 6, 1, 16, 6, 3792, 0, 96),
+    )
+    program = Program(4096, moves, zeros=((3728, 32), (3888, 208)))
+    origins = tuple(Origin(A, 5000 * i + 3, str(i)) for i in range(len(moves)))
+    landing, record = Landing(program, origins), np.full(4096, 7, np.uint8)
+    for piece in landing.pieces():
+        slices = [(p.move, p.first, p.count, p.start) for p in piece.slices]
+        native(program).run(slices, read(piece), record)
+    native(program).settle(record)
+    twin = land(landing, read)
+    written = twin != 0xEE
+    assert (record[written] == twin[written]).all()
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0x7F7F, 0x0001])
+@pytest.mark.parametrize("place", [0, 1, 37])
+def test_bf16_that_is_not_finite_is_found(bits: int, place: int) -> None:
+    program = Program(256, (Move("copy", True, 4, 32, 1, 8, 32, 0, 256, 256),))
+    items = np.full(128, 0xBF7F, np.uint16)
+    items[place] = bits
+    good = bool(np.isfinite(from_bf16(items)).all())
+    record = np.zeros(256, np.uint8)
+    assert native(program).run([(0, 0, 1, 0)], items.view(np.uint8), record) == good
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mxfp4_gets_the_scales_of_the_encoder(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    blocks, scales = random_mxfp4(rng, 16, 64)
+    blocks[rng.random(blocks.shape[:2]) < 0.5] &= 0x33  # codes of at most 1.5
+    blocks[rng.random(blocks.shape[:2]) < 0.2] &= 0x88  # zeros
+    scales[rng.random(scales.shape) < 0.3] = rng.integers(0, 4)
+    moves = (
+        Move("deal", False, 4, 16, 2, 16, 32, 0, 136, 272),
+        Move("copy", False, 1, 1, 2, 16, 2, 128, 136, 272),
+    )
+    program, record = Program(544, moves, mxfp4=((0, 4),)), np.zeros(544, np.uint8)
+    made = native(program)
+    made.run([(0, 0, 2, 0)], blocks.reshape(-1), record)
+    made.run([(1, 0, 2, 0)], scales.reshape(-1), record)
+    twin = record.copy()
+    assert made.settle(record) == -1
+    settle(program, twin)
+    assert (record == twin).all()
+    assert (record == Format("mxfp4", 32).encode(meaning(blocks, scales))).all()
+
+
+@pytest.mark.parametrize(("code", "scale"), [(0, 255), (7, 253), (6, 254), (4, 254)])
+def test_mxfp4_beyond_bf16_is_found(code: int, scale: int) -> None:
+    program, record = Program(136, (), mxfp4=((0, 1),)), np.zeros(136, np.uint8)
+    record[12], record[131] = code, scale  # row 3
+    assert native(program).settle(record.copy()) == 0
+    with pytest.raises(ValueError, match=r"not finite|NaN"):
+        settle(program, record)
+
+
+@pytest.mark.parametrize(
+    ("slices", "message"),
+    [([(1, 0, 1, 0)], "index"), ([(0, 1, 2, 0)], "blocks"), ([(0, 0, 2, 1)], "beyond")],
+)
+def test_slices_outside_are_refused(slices: list[tuple[int, int, int, int]], message: str) -> None:
+    program = native(Program(128, (verbatim(16, 8, 8, 0),)))
+    with pytest.raises(ValueError, match=message):
+        program.run(slices, np.zeros(128, np.uint8), np.zeros(128, np.uint8))
+
+
+def test_a_move_beyond_the_record_is_refused() -> None:
+    with pytest.raises(ValueError, match="beyond the record"):
+        native(Program(127, (verbatim(16, 8, 8, 0),)))
+
+
+def test_gain_counts_pages_and_extents() -> None:
+    moves = (verbatim(8, 512, 512, 0), verbatim(8, 512, 512, 4096))
+    near = Landing(Program(8192, moves), (Origin(A, 100, "g"), Origin(A, 4196, "u")))
+    far = Landing(Program(8192, moves), (Origin(A, 0, "g"), Origin(B, 0, "u")))
+    found = gain([near])
+    assert (found.record_bytes, found.read_bytes, found.extents) == (8192, 12288, 1)
+    assert found.waste == pytest.approx(1 / 3)
+    assert (gain([far]).read_bytes, gain([far]).extents, gain([far]).waste) == (8192, 2, 0)
