@@ -17,7 +17,7 @@ from flashmoe.quant import Format
 from flashmoe.quant.layout import ROWS
 from flashmoe.store.landing import Landing, Move, Origin, Program, Turn
 from flashmoe.store.plan import CopyBias, EncodeMatrix, Record
-from flashmoe.store.sources import Mxfp4Rows, Rows, RowSource
+from flashmoe.store.row_sources import Mxfp4Rows, Rows, RowSource
 
 HINT = "Pack it: `flashmoe pack SOURCE DESTINATION`"
 
