@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -114,6 +115,11 @@ class Model:
     def config(self) -> Any:
         """The family's Config: hidden_size, num_hidden_layers and so on, as in the checkpoint."""
         return self._loaded.config
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides, beside the tokens, every bit of a result: weights, K, routing, kernels."""
+        return sha256(repr(self._loaded.results).encode()).hexdigest()
 
     @property
     def context_length(self) -> int:

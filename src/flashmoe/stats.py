@@ -48,6 +48,7 @@ class Stats:
     device_bytes: all that was planned there.
     open_seconds: what opening the model took, by part.
     native_experts_per_token: the model's own K; a smaller experts_per_token is lossy.
+    lossy: what makes these answers not the model's own, in words; empty: nothing does.
     """
 
     prompt_tokens: int = 0
@@ -81,6 +82,7 @@ class Stats:
     open_seconds: Mapping[str, float] = field(default_factory=dict)
     isa: str = ""
     threads: int = 0
+    lossy: str = ""
     device: str = "cpu"
     device_reason: str = ""
     device_slots: int = 0
