@@ -44,8 +44,8 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
         path: directory that `flashmoe pack` wrote, or of a checkpoint (docs/inplace.md says which).
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
             context_length, experts_per_token, isa, verify, prefetch, lock, device, vram,
-            parallel, prefix_ram. What is not given comes from the environment (FLASHMOE_RAM, ...),
-            else is chosen for the machine.
+            parallel, prefix_ram, routing. What is not given comes from the environment
+            (FLASHMOE_RAM, ...), else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
     (the limit is below the floor; the message shows the sum), StorageError (the system),
@@ -73,6 +73,12 @@ def _open(path: Path, settings: EngineSettings) -> LoadedModel:
     if device == "cpu":
         loaded = load_model(path, settings)
     else:
+        if settings.rules.changes_layers:
+            raise UsageError(
+                "a card has no such rules",
+                where="routing",
+                hint="Use --device cpu, or leave it out",
+            )
         if settings.parallel > 1 or settings.prefix_ram:
             raise UsageError(
                 "a card runs one sequence at a time and keeps no prefixes",
@@ -84,6 +90,7 @@ def _open(path: Path, settings: EngineSettings) -> LoadedModel:
 
         loaded = load_on_card(path, settings)
     loaded.fixed_figures["device_reason"] = reason
+    loaded.engine.lossy = Stats(**loaded.fixed_figures).lossy
     return loaded
 
 

@@ -8,6 +8,7 @@ outcome: the divergence is a lower bound, and the report says how many were kept
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,7 +65,7 @@ def _figures(kl: Wide, same: NDArray[np.bool_]) -> dict[str, Any]:
 
 def _bins(kl: Wide, same: NDArray[np.bool_], confidence: Wide) -> Any:
     places = np.clip(np.digitize(confidence, CONFIDENCE) - 1, 0, len(CONFIDENCE) - 2)
-    for place, (low, high) in enumerate(zip(CONFIDENCE, CONFIDENCE[1:], strict=False)):
+    for place, (low, high) in enumerate(pairwise(CONFIDENCE)):
         chosen = places == place
         if chosen.any():
             yield {"from": low, "to": high, "tokens": int(chosen.sum())} | _figures(

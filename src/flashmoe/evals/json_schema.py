@@ -43,5 +43,5 @@ def _object(value: dict[str, Any], schema: Mapping[str, Any]) -> bool:
     known: Mapping[str, Any] = schema.get("properties") or {}
     others = schema.get("additionalProperties")
     return all(name in value for name in schema.get("required") or ()) and all(
-        allowed(member, known[name] if name in known else others) for name, member in value.items()
+        allowed(member, known.get(name, others)) for name, member in value.items()
     )

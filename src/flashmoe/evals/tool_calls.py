@@ -86,7 +86,7 @@ def score_tool_calls(
 
 
 def follows_schema(call: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a call names one of the tools, and its arguments are what that one's schema allows."""
+    """Whether a call names one of the tools and its arguments are what that schema allows."""
     schema = schemas(tools).get(str(call["name"]))
     return schema is not None and allowed(call.get("arguments"), schema)
 

@@ -78,6 +78,7 @@ class Engine:
     context_length: int
     vocab_size: int
     kv_dtype: DTypeLike
+    lossy: str = ""  # what makes results not the model's own
     prefill: PhaseTimes = field(default_factory=PhaseTimes)
     decode: PhaseTimes = field(default_factory=PhaseTimes)
     closed: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from flashmoe.errors import UsageError
+from flashmoe.layers.choice import Chooser, InMemory
 from flashmoe.layers.embedding import Embedding, ResidentEmbedding
 from flashmoe.layers.moe import RoutedExperts, Routes, SparseMoe
 from flashmoe.layers.sandwich import SandwichMoe
@@ -22,6 +25,7 @@ from flashmoe.ops.parts import (
     RouterWeights,
     SigmoidRouting,
 )
+from flashmoe.routing import RoutingOptions
 
 # Called as (layers done, layers) after each layer of a pass.
 OnLayer = Callable[[int, int], None]
@@ -130,6 +134,29 @@ class Decoder:
     rope: Rotary
     more_ropes: tuple[Rotary, ...] = ()
     embedding_scale: float = 1.0
+
+    def with_rules(self, options: RoutingOptions, in_memory: InMemory) -> Decoder:
+        """The same decoder, its layers of experts under lossy rules. Raises UsageError where the
+        rules name another number of layers."""
+        moes = [layer.mlp for layer in self.layers if isinstance(layer.mlp, SparseMoe)]
+        if options.per_layer and len(options.per_layer) != len(moes):
+            raise UsageError(
+                "another number of layers",
+                where="routing: per_layer",
+                expected=f"{len(moes)} counts",
+                got=len(options.per_layer),
+            )
+        numbers = {id(moe): n for n, moe in enumerate(moes)}
+
+        def ruled(mlp: SparseMoe | DenseMlp) -> SparseMoe | DenseMlp:
+            if isinstance(mlp, DenseMlp):
+                return mlp
+            number = numbers[id(mlp)]
+            chooser = Chooser(options, mlp.layer, number, mlp.router, in_memory)
+            return dataclasses.replace(mlp, chooser=chooser)
+
+        layers = [dataclasses.replace(layer, mlp=ruled(layer.mlp)) for layer in self.layers]
+        return dataclasses.replace(self, layers=tuple(layers))
 
     def new_state(
         self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory

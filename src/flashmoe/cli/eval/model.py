@@ -14,6 +14,7 @@ from flashmoe.cli.eval.options import (
     Journal,
     Json,
     Ram,
+    Routing,
     Stride,
     Text,
     ToolCalls,
@@ -39,6 +40,7 @@ def model(
     journal: Journal = None,
     ram: Ram = None,
     cache: Cache = None,
+    routing: Routing = None,
     json: Json = False,
 ) -> None:
     """Measure a model: NLL per token of a text, distance from a reference, tool calls."""
@@ -50,7 +52,7 @@ def model(
 
     if reference is not None and text is None:
         raise UsageError("a reference needs a text", where="--reference", expected="--text")
-    engine = engine_settings(ram=ram, cache=cache)
+    engine = engine_settings(ram=ram, cache=cache, routing=routing)
     options = EvalOptions(
         text, windows, window_tokens, stride, tool_calls, held_to, journal, engine
     )

@@ -21,6 +21,10 @@ HeldTo = Annotated[
 ]
 Ram = Annotated[str | None, typer.Option(help="Memory limit, e.g. 8G.")]
 Cache = Annotated[str | None, typer.Option(help="Memory for experts: auto, all, 0 or as 2G.")]
+Routing = Annotated[
+    str | None,
+    typer.Option("--routing", metavar="RULES", help="Lossy routing, as k=6 or mass=0.9."),
+]
 Journal = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Where a run that was broken off finds what is done."),
