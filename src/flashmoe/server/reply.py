@@ -122,9 +122,8 @@ def vendor(usage: Usage, **more: Any) -> dict[str, Any]:
         "gb_read": round(usage.bytes_read / 1e9, 6),
         "queue_seconds": round(usage.queue_seconds, 3),
     }
-    return figures | {
-        name: value for name, value in {"lossy": usage.lossy, **more}.items() if value
-    }
+    told = {"lossy": usage.lossy, **more}
+    return figures | {name: value for name, value in told.items() if value}
 
 
 def _rate(count: int, seconds: float) -> float | None:
