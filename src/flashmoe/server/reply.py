@@ -112,8 +112,9 @@ def timings(usage: Usage) -> dict[str, Any]:
 
 
 def vendor(usage: Usage, **more: Any) -> dict[str, Any]:
-    """Our own object: share of experts found in memory, gigabytes read, seconds waited; `lossy` where
-    the answer is not the model's own."""
+    """Our own object: share of experts found in memory, gigabytes read, seconds waited.
+
+    `lossy`: only where the answer is not the model's own, what made it so."""
     wanted = usage.expert_hits + usage.expert_misses
     figures = {
         "hit_rate": round(usage.expert_hits / wanted, 4) if wanted else None,

@@ -27,9 +27,13 @@ def knobs(
     tool_calls: ToolCalls = None,
     ram: Ram = None,
     cache: Cache = "25%",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append each row as a JSON line, at once.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """NLL, KL, tool calls, bytes per token and speed under lossy rules of routing."""
+    from flashmoe.bench.record import append
     from flashmoe.cli.bench.options import engine_settings
     from flashmoe.cli.bench.output import status
     from flashmoe.evals.knobs import measure_knobs
@@ -40,7 +44,11 @@ def knobs(
     options = EvalOptions(text, windows, window_tokens, tool_calls=tool_calls, engine=engine)
     chosen = [rule.strip() for rule in rules.split(";") if rule.strip()]
     with status() as show:
-        rows = list(measure_knobs(model, chosen, options, show))
+        rows = []
+        for row in measure_knobs(model, chosen, options, show):
+            rows.append(row)
+            if out is not None:
+                append(row, out)
     print(json_module.dumps(rows) if json else _table(rows))
 
 
