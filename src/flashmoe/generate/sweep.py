@@ -15,7 +15,7 @@ import numpy as np
 from flashmoe.errors import ContextLengthError, UsageError
 from flashmoe.generate.engine import Engine, cuts
 from flashmoe.generate.hidden import HiddenStates
-from flashmoe.layers.state import Batch, LayerState, Segment, SequenceState, Step
+from flashmoe.layers.state import Batch, LayerState, Segment, SequenceState
 from flashmoe.models.decoder import Decoder
 from flashmoe.ops.base import Floats, Ints
 
@@ -79,7 +79,7 @@ class Sweep:
         for unit in units:
             ids = self.windows[unit.start : unit.stop].reshape(-1)
             for part in cuts(0, len(ids), self._chunk):
-                rows = engine.decoder.embed_tokens.rows(ids[part], engine.ops)
+                rows = engine.decoder.embed(ids[part], engine.ops)
                 store.write(unit.start * self._width + part.start, rows)
         store.advance()
 
@@ -110,7 +110,7 @@ class Sweep:
         segments = [Segment(s, n * tokens, (n + 1) * tokens) for n, s in enumerate(states)]
         ids = self.windows[unit.start : unit.stop, part].reshape(-1)
         batch = Batch(ids, tuple(segments))
-        engine, step = self.engine, Step.of(batch, self.engine.decoder.rope)
+        engine, step = self.engine, self.engine.decoder.step(batch)
         whole = engine.decoder.layers[layer]
         rows = h if len(ids) == len(h) else h[part]
         engine.ops.clock.phase = "other"
