@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,12 +46,6 @@ class EvalOptions:
         assert self.text is not None, "there is no text"
         text = read_text(self.text)
         return cut_windows(model, text, self.windows, self.window_tokens, self.stride)
-
-    def key(self) -> str:
-        """A digest of what decides the figures, beside the model: texts by their content."""
-        contents = [p.read_bytes() if p else b"" for p in (self.text, self.tool_calls)]
-        numbers = (self.windows, self.window_tokens, self.stride, self.held_to)
-        return hashlib.sha256(repr((contents, numbers)).encode()).hexdigest()
 
 
 def measure(
