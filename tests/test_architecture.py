@@ -42,6 +42,7 @@ ORDER = """
     checkpoint text
     quant
     _native demo files settings sizes stats strict_json
+    routing
     errors
 """
 RANK = {part: rank for rank, line in enumerate(ORDER.splitlines()) for part in line.split()}

@@ -121,6 +121,10 @@ class CardMemory:
         """Tokens per pass, whatever the prompt."""
         return self.prefill_chunk
 
+    def sweep_chunk(self, tokens: int) -> int:
+        """As `chunk`: sweeps run on the host only."""
+        return self.prefill_chunk
+
     def prompt(self, chunk: int) -> AbstractContextManager[None]:
         """There is room always."""
         return nullcontext()
