@@ -39,10 +39,11 @@ def encode(w: Floats, group: int) -> Bytes:
     divisor = np.where(scale == 0, np.float32(1), scale)
     exact = (grouped - bias[..., None]) / divisor[..., None]
     code = np.where(scale[..., None] == 0, 0, np.clip(np.rint(exact), 0, 15))
-    return _join(code.astype(np.uint8), scale_bits, bias_bits)
+    return join(code.astype(np.uint8), scale_bits, bias_bits)
 
 
-def _join(code: Bytes, scale_bits: np.ndarray, bias_bits: np.ndarray) -> Bytes:
+def join(code: Bytes, scale_bits: np.ndarray, bias_bits: np.ndarray) -> Bytes:
+    """Codes [rows, groups, group], bf16 bits [rows, groups] -> bytes; rows: a multiple of 8."""
     rows, groups, group = code.shape
     blocks = rows // layout.ROWS
     halves = code.reshape(rows, groups, group // 8, 2, 4)
