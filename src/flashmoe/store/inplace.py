@@ -19,16 +19,13 @@ from numpy.typing import NDArray
 
 from flashmoe import _native
 from flashmoe.checkpoint.directory import Checkpoint, Source
-from flashmoe.checkpoint.names import Names
 from flashmoe.errors import CheckpointError
 from flashmoe.files import storage_errors
-from flashmoe.models.registry import family_name, load_family
 from flashmoe.quant import Format
 from flashmoe.quant.layout import ROWS, Bytes
 from flashmoe.store import format as fmt
-from flashmoe.store.expert_sources import expert_matrices
 from flashmoe.store.landing import PIECE_BYTES, Landing, Program
-from flashmoe.store.landing_sources import expert_format, make_landing
+from flashmoe.store.landing_sources import make_landing
 from flashmoe.store.pack import plan_pack
 from flashmoe.store.packed import Loaded, view
 from flashmoe.store.plan import (
@@ -45,6 +42,9 @@ from flashmoe.store.stream import encoded_rows, item_pieces
 
 # Reading and encoding of different tensors side by side.
 _LOADERS = 4
+
+# What the source is, kept as it is; bf16 for what no format holds.
+EXACT = PackOptions.parse("same", "same", 32)
 
 Identity = tuple[int, int]
 """Size in bytes and time of the last change in ns: what tells a file from a changed one."""
@@ -74,7 +74,7 @@ class InPlaceModel:
                 in a form that must be packed to run; the message names file and tensor.
         """
         with Checkpoint(path) as checkpoint:
-            plan = plan_pack(checkpoint, exact_options(checkpoint))
+            plan = plan_pack(checkpoint, EXACT)
             files = {name: (file.size, file.mtime_ns) for name, file in checkpoint.files.items()}
             return cls(path, plan, checkpoint.config, _landings(plan), files)
 
@@ -206,18 +206,6 @@ def changed(path: Path) -> CheckpointError:
         where=path,
         hint="Load the model again when nobody writes into the checkpoint",
     )
-
-
-def exact_options(checkpoint: Source) -> PackOptions:
-    """The formats that keep every weight of the experts; bf16 for the rest.
-
-    Raises CheckpointError where there is no such format, or bytes could not be turned into it.
-    """
-    module = load_family(family_name(checkpoint.config))
-    specs = module.weights(module.read_config(checkpoint.config))
-    names = Names(checkpoint.tensors, checkpoint.path, specs.spellings)
-    gate, _, _ = expert_matrices(specs.experts[0], names)[0]
-    return PackOptions(expert_format(gate), Format("bf16"))
 
 
 def _landings(plan: PackPlan) -> dict[int, tuple[Landing, ...]]:
