@@ -39,7 +39,8 @@ ORDER = """
     layers
     ops
     parsers
-    checkpoint quant text
+    checkpoint text
+    quant
     _native demo files settings sizes stats strict_json
     errors
 """

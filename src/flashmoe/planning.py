@@ -24,6 +24,7 @@ from flashmoe.models.registry import CARD_FAMILIES, family_name
 from flashmoe.models.specs import WeightSpecs
 from flashmoe.ops.parts import CHUNK_STEP
 from flashmoe.ops.threads import default_threads
+from flashmoe.quant import BLOCK_FORMATS
 from flashmoe.settings import DEFAULT_CONTEXT, EngineSettings
 from flashmoe.sizes import parse_size
 from flashmoe.sizing import floor_slots, scratch_bytes
@@ -195,7 +196,11 @@ def _prompt_costs(
 
 def card_lacks(manifest: Manifest) -> str | None:
     """What a pack has that the CUDA backend cannot run, None if that can run it."""
-    return None if manifest.family in CARD_FAMILIES else f"family {manifest.family}"
+    if manifest.family not in CARD_FAMILIES:
+        return f"family {manifest.family}"
+    formats = {manifest.experts.gate_up.name, manifest.experts.down.name}
+    blocks = formats & {format_.name for format_ in BLOCK_FORMATS}
+    return f"format {min(blocks)}" if blocks else None
 
 
 def _read_config(pack: StoredModel, family: ModuleType) -> Any:

@@ -12,7 +12,7 @@ import typer
 
 
 def pack(
-    source: Annotated[Path, typer.Argument(help="Checkpoint directory (safetensors).")],
+    source: Annotated[Path, typer.Argument(help="Checkpoint directory or .gguf file.")],
     destination: Annotated[Path, typer.Argument(help="Directory to create.")],
     experts: Annotated[
         str,

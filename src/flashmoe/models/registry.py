@@ -56,7 +56,19 @@ CHAT_FAMILIES = frozenset(FAMILIES.values())
 IN_PLACE_FAMILIES = frozenset(FAMILIES.values())
 
 # Those whose forward pass the CUDA backend has kernels for.
-CARD_FAMILIES = frozenset({"qwen3_moe", "qwen3_next", "qwen3_5_moe", "deepseek_v3", "gpt_oss"})
+CARD_FAMILIES = frozenset(
+    {
+        "qwen3_moe",
+        "qwen3_next",
+        "qwen3_5_moe",
+        "deepseek_v3",
+        "gpt_oss",
+        "mixtral",
+        "olmoe",
+        "glm4_moe",
+        "minimax_m2",
+    }
+)
 
 
 def family_name(config: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.errors import CheckpointError
 from flashmoe.quant import BLOCK_FORMATS
 from flashmoe.quant.layout import ROWS
+from flashmoe.store.block_rows import BlockRows
 from flashmoe.store.landing import Finite, Landing, Move, Origin, Program, Turn
 from flashmoe.store.landing_fields import Field, NotInPlaceError, grouped_fields, nvfp4_fields
 from flashmoe.store.plan import CopyBias, EncodeMatrix, Record
@@ -40,11 +41,17 @@ def _mxfp4(source: Mxfp4Rows) -> Sequence[Field]:
     ]
 
 
+def _block_rows(source: BlockRows) -> Sequence[Field]:
+    nbytes = source.exact.nbytes(ROWS, source.cols) // ROWS
+    return [Field(source.tensor, source.first, source.step, nbytes, nbytes, nbytes, 0, 1)]
+
+
 FIELDS: Mapping[type, Callable[[Any], Sequence[Field]]] = {
     Rows: _bf16,
     Mxfp4Rows: _mxfp4,
     GroupedRows: grouped_fields,
     Nvfp4Rows: nvfp4_fields,
+    BlockRows: _block_rows,
 }
 """By kind of source: its fields in the format that holds it exactly. They raise NotInPlaceError."""
 

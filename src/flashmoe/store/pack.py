@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from flashmoe import _native
-from flashmoe.checkpoint.directory import Checkpoint, Source
+from flashmoe.checkpoint.directory import Source
 from flashmoe.checkpoint.quantization import read_quantization
 from flashmoe.errors import CheckpointError, StorageError, UsageError
 from flashmoe.files import storage_errors, sync, sync_directory, write_exactly
@@ -23,6 +23,7 @@ from flashmoe.models.registry import family_name, load_family
 from flashmoe.store import format as fmt
 from flashmoe.store.journal import Journal
 from flashmoe.store.manifest import to_json
+from flashmoe.store.opening import open_checkpoint
 from flashmoe.store.plan import (
     Item,
     PackOptions,
@@ -46,7 +47,7 @@ def pack_checkpoint(
     progress: Progress | None = None,
     sync_bytes: int = SYNC_BYTES,
 ) -> fmt.Manifest:
-    """Packs the checkpoint directory `source` as the new directory `destination`.
+    """Packs a checkpoint directory or GGUF file `source` as the new directory `destination`.
 
     Args:
         progress: called with (data bytes written, data bytes in all), first with those that an
@@ -59,7 +60,7 @@ def pack_checkpoint(
         StorageError: reading or writing failed; the same call resumes.
     """
     _expect_free(destination)
-    with Checkpoint(source) as checkpoint:
+    with open_checkpoint(source) as checkpoint:
         return pack_open_checkpoint(checkpoint, destination, options, progress, sync_bytes)
 
 
