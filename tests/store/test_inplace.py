@@ -24,6 +24,7 @@ from flashmoe.store.packed import LoadedMatrix, PackedModel
 from tests.store.support import read_record
 from tests.support import mxfp4, oracle
 from tests.support import quantised as made
+from tests.support.gguf_files import write_gguf
 from tests.support.packs import Transcript, assert_same_bits, lively, load_with, transcript
 from tests.support.tiny_checkpoints import CONFIGS, Layout, write_checkpoint
 
@@ -49,15 +50,20 @@ QUANTISED = {
     "ct-nvfp4": made.two_level(divides=True),
     "modelopt-nvfp4": made.two_level(divides=False),
 }
+# Sizes as the K formats want them.
+WIDE = {"hidden_size": 256, "moe_intermediate_size": 256, "num_hidden_layers": 2}
+GGUF = {f"gguf-{kind}": kind for kind in ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS")}
 # Families that only transformers can make.
 ORACLES = sorted({*FAMILIES.values()} - {*CONFIGS})
+KINDS = [*FAMILIES_AT_BF16, "mxfp4", *QUANTISED, *GGUF]
 oracles = [pytest.param(name, marks=pytest.mark.oracle) for name in ORACLES]
 
 
 def make(root: Path, kind: str) -> tuple[Path, Path]:
     """A checkpoint and its exact pack."""
     source = write(root / kind, kind)
-    (source / "tokenizer.json").unlink(missing_ok=True)  # these models are fed token ids
+    if source.is_dir():
+        (source / "tokenizer.json").unlink(missing_ok=True)  # these models are fed token ids
     pack = root / f"{kind}-pack"
     flashmoe.pack(source, pack, experts="same", dense="same")
     return source, pack
@@ -68,6 +74,10 @@ def write(path: Path, kind: str) -> Path:
         return mxfp4.write_pair(path)[0]
     if kind in QUANTISED:
         return made.write_pair(path, QUANTISED[kind])[0]
+    if kind in GGUF:
+        path.mkdir()
+        write_gguf(path / "m.gguf", "qwen3_moe", GGUF[kind], **WIDE)
+        return path / "m.gguf"
     if kind in ORACLES:
         return oracle.save(oracle.tiny_model(oracle_type(kind)), path, fused=True)
     family, layout = FAMILIES_AT_BF16[kind]
@@ -79,7 +89,7 @@ def oracle_type(family: str) -> str:
     return next(name for name in oracle.FAMILIES if FAMILIES.get(name) == family)
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES_AT_BF16, "mxfp4", *QUANTISED, *oracles])
+@pytest.fixture(scope="module", params=[*KINDS, *oracles])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make(tmp_path_factory.mktemp("inplace"), request.param)
 
@@ -291,6 +301,37 @@ def test_a_scale_that_is_no_scale_names_its_tensor(
         pytest.raises(NonFiniteError, match=rf"{part}.*not finite"),
     ):
         transcript(model, PROMPT, STEPS)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "sizes", "reason"),
+    [
+        ("qwen3_moe", "MXFP4", {}, "GgufMxfp4Rows"),
+        ("gpt_oss", "Q8_0", {"intermediate_size": 64}, "computed from others"),
+        ("qwen3_moe", "F32", {}, "no stored format holds F32"),
+    ],
+)
+def test_gguf_that_must_be_packed_says_why(
+    tmp_path: Path, family: str, kind: str, sizes: dict[str, int], reason: str
+) -> None:
+    write_gguf(tmp_path / "m.gguf", family, kind, **sizes)
+    with pytest.raises(CheckpointError, match=f"in place: .*{reason}.*flashmoe pack"):
+        InPlaceModel.open(tmp_path / "m.gguf")
+
+
+def test_layers_of_different_formats_are_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", "qwen3_moe", "Q4_K", others={1: "Q6_K"}, **WIDE)
+    with pytest.raises(CheckpointError, match="in place: the experts differ in format"):
+        InPlaceModel.open(tmp_path)
+
+
+def test_text_of_a_gguf_file_comes_from_its_metadata(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", "qwen3_moe", "Q8_0")
+    model = InPlaceModel.open(tmp_path / "m.gguf")
+    texts = model.text_path
+    assert json.loads((texts / "config.json").read_text())["model_type"] == "qwen3_moe"
+    del model
+    assert not texts.exists()
 
 
 def test_a_missing_shard_at_a_read_is_found(source: Path) -> None:

@@ -112,7 +112,7 @@ def _fields(source: RowSource, part: EncodeMatrix) -> Sequence[Field]:
 
 
 def _reason(source: RowSource) -> str:
-    if isinstance(source, Rows):
+    if isinstance(source, Rows) and source.dtype != "BF16":
         return f"no stored format holds {source.dtype} weights exactly"
     return f"{source.tensor.dtype} weights in this layout ({type(source).__name__}) must be encoded"
 
@@ -123,6 +123,8 @@ def _refused(tensor: Tensor, reason: str) -> CheckpointError:
 
 
 def _move(field: Field, target: _Target) -> tuple[Move, Origin]:
+    if field.tensor.offset == 0:  # no file has weights where its header is
+        raise _refused(field.tensor, "the tensor is computed from others")
     wide = 2 if field.turn == "widen" else 1
     move = Move(
         turn=field.turn,
