@@ -110,7 +110,7 @@ class Model:
 
     @property
     def path(self) -> Path:
-        """The directory it was loaded from."""
+        """The directory or GGUF file it was loaded from."""
         return self._loaded.path
 
     @property

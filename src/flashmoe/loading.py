@@ -192,7 +192,7 @@ def load_model(
 
 def text_parts(pack: StoredModel) -> TextParts | None:
     """None if the pack has no tokenizer."""
-    return TextParts.load(pack.path) if TOKENIZER in pack.manifest.files else None
+    return TextParts.load(pack.text_path) if TOKENIZER in pack.manifest.files else None
 
 
 def _deciding(pack: StoredModel, plan: Plan, isa: str) -> tuple[object, ...]:

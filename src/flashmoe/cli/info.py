@@ -44,6 +44,7 @@ def _as_text(facts: PackInfo) -> str:
         "family": f"{facts.family} (from {facts.source})",
         "parameters": f"{human_count(facts.parameters)},"
         f" {human_count(facts.active_parameters)} active per token",
+        **({"runs": "in place, from a checkpoint that was not packed"} if facts.in_place else {}),
         "formats": f"experts {facts.experts_format}, dense {facts.dense_format}",
         "bits per weight": f"{facts.bits_per_weight:.2f},"
         f" experts {facts.expert_bits_per_weight:.2f}",

@@ -8,8 +8,10 @@ from flashmoe.checkpoint.directory import Checkpoint
 from flashmoe.errors import UsageError
 from flashmoe.store.gguf_source import SUFFIX, GgufCheckpoint
 
+OpenCheckpoint = Checkpoint | GgufCheckpoint
 
-def open_checkpoint(path: Path) -> Checkpoint | GgufCheckpoint:
+
+def open_checkpoint(path: Path) -> OpenCheckpoint:
     """A checkpoint directory, a .gguf file, or a directory with one GGUF model.
 
     Raises UsageError or CheckpointError, as Checkpoint and GgufCheckpoint do.
