@@ -25,8 +25,10 @@ SOURCES = sorted(
 ORDER = """
     __init__
     cli
+    doctor forecast
     bench chat evals
     server
+    hub
     api packing
     cuda
     loading
@@ -40,6 +42,7 @@ ORDER = """
     ops
     parsers
     checkpoint quant text
+    library
     _native demo files settings sizes stats strict_json
     errors
 """
