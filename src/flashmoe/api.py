@@ -22,6 +22,7 @@ from flashmoe.generate.prefix_files import PrefixFiles
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
 from flashmoe.generate.scheduler import Prefixes, Scheduler
+from flashmoe.library import find_model
 from flashmoe.loading import TOKENIZER, LoadedModel, TextParts, load_model
 from flashmoe.ops.devices import pick_device, settle_device
 from flashmoe.planning import card_lacks
@@ -40,7 +41,7 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     """Open a packed model; no path: the demo model that comes with the package.
 
     Args:
-        path: directory that `flashmoe pack` wrote.
+        path: directory that `flashmoe pack` wrote, or the name of a pulled model.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
             context_length, experts_per_token, isa, verify, prefetch, lock, device, vram,
             parallel, prefix_ram. What is not given comes from the environment (FLASHMOE_RAM, ...),
@@ -60,7 +61,7 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     given = {name: value for name, value in settings.items() if value is not None}
     defaults = environment() if path is not None else {"cache": DEMO_CACHE, **environment()}
     chosen = EngineSettings(**{**defaults, **given})
-    return Model(_open(Path(path) if path is not None else demo_model_path(), chosen))
+    return Model(_open(find_model(path) if path is not None else demo_model_path(), chosen))
 
 
 def _open(path: Path, settings: EngineSettings) -> LoadedModel:

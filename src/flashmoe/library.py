@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flashmoe.errors import FlashMoeError, StorageError, UsageError
 from flashmoe.files import read_small, storage_errors
@@ -62,6 +62,12 @@ class Entry:
     kind: Kind
     path: Path
     origin: Origin | None
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        origin = None if self.origin is None else dataclasses.asdict(self.origin)
+        facts = {"name": self.name, "kind": self.kind, "path": str(self.path)}
+        return {**facts, "bytes": self.nbytes(), "origin": origin}
 
     def nbytes(self) -> int:
         """What its files take on the disk; holes of unfinished ones do not count."""

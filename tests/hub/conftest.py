@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from flashmoe.checkpoint.safetensors import TensorFile
 from flashmoe.hub.address import Address
 from flashmoe.hub.pull import Pull
 from flashmoe.hub.repo import Hub
@@ -14,7 +16,7 @@ from flashmoe.hub.transport import Retry, Transport
 from flashmoe.store.pack import pack_checkpoint
 from tests.store.support import OPTIONS, contents
 from tests.support.hub_server import REPO, StandIn, running_hub
-from tests.support.tiny_checkpoints import Layout, write_checkpoint
+from tests.support.tiny_checkpoints import write_checkpoint, write_safetensors
 
 ADDRESS = Address.parse(REPO)
 FAST = Retry(failures=4, first_wait=0.01, longest_wait=5.0)
@@ -25,7 +27,30 @@ SHARDS = 5
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint; its folder is called as its repository, and so is the source of its pack."""
     folder = tmp_path_factory.mktemp("published") / ADDRESS.name
-    return write_checkpoint(folder, "qwen3_moe", Layout(shards=SHARDS), num_hidden_layers=4)
+    write_checkpoint(folder, "qwen3_moe", num_hidden_layers=8, vocab_size=64)
+    return in_shards(folder)
+
+
+def in_shards(folder: Path) -> Path:
+    """One file to SHARDS of as many tensors each, layer by layer as published models have them."""
+    single = folder / "model.safetensors"
+    source, weight_map = TensorFile(single), {}
+    tensors = sorted(source.tensors.values(), key=lambda tensor: tensor.offset)
+    for number in range(SHARDS):
+        part = tensors[number * len(tensors) // SHARDS : (number + 1) * len(tensors) // SHARDS]
+        name = f"model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"
+        blobs = {
+            one.name: source.read(one.offset, one.nbytes).view("<u2").reshape(one.shape)
+            for one in part
+        }
+        floats = {key: (blob.astype("u4") << 16).view("f4") for key, blob in blobs.items()}
+        write_safetensors(folder / name, floats)
+        weight_map |= {one.name: name for one in part}
+    source.close()
+    single.unlink()
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
 
 
 @pytest.fixture(scope="session")

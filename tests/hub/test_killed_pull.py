@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.conftest import FAST, SHARDS
+from tests.hub.conftest import FAST
 from tests.store.support import contents
 from tests.support.hub_server import StandIn
 
@@ -59,4 +59,3 @@ def test_kill_9_at_random_moments(
         killed += killed_pull(stand_in, folder, kills - killed, seed=rounds)
         rounds += 1
         assert contents(folder / "p") == expected
-    assert SHARDS > 1

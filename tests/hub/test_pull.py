@@ -99,18 +99,18 @@ def test_shards_beside_the_pack_stay_within_the_stated_room(
 
 
 def test_an_unknown_repository(stand_in: StandIn, pull: Pull, tmp_path: Path) -> None:
-    with pytest.raises(HubAccessError, match="no such model, or it needs a token.*HF_TOKEN"):
+    with pytest.raises(HubAccessError, match=r"no such model, or it needs a token.*HF_TOKEN"):
         pull.packed(Address.parse("someone/else"), tmp_path / "p", OPTIONS, "")
 
 
 def test_an_unknown_revision(pull: Pull, tmp_path: Path) -> None:
-    with pytest.raises(HubAccessError, match="no such revision.*after @"):
+    with pytest.raises(HubAccessError, match=r"no such revision.*after @"):
         pull.packed(Address.parse(f"{REPO}@v9"), tmp_path / "p", OPTIONS, "")
 
 
 def test_a_private_model_without_the_token(stand_in: StandIn, pull: Pull, tmp_path: Path) -> None:
     stand_in.token = "hf_secret"
-    with pytest.raises(HubAccessError, match="401.*HF_TOKEN"):
+    with pytest.raises(HubAccessError, match=r"401.*HF_TOKEN"):
         packed(pull, tmp_path / "p")
 
 
@@ -165,7 +165,7 @@ def test_a_damaged_transfer_is_fetched_again(
 
 def test_a_wrong_checksum_is_an_error(stand_in: StandIn, pull: Pull, tmp_path: Path) -> None:
     stand_in.wrong_sha = "model-00003-of-00005.safetensors"
-    with pytest.raises(HubError, match="00003-of-00005.*checksum does not match; expected 0000"):
+    with pytest.raises(HubError, match=r"00003-of-00005.*checksum does not match; expected 0000"):
         packed(pull, tmp_path / "p")
     assert not (tmp_path / "p").exists()
 
@@ -173,7 +173,7 @@ def test_a_wrong_checksum_is_an_error(stand_in: StandIn, pull: Pull, tmp_path: P
 def test_a_missing_shard(stand_in: StandIn, pull: Pull, tmp_path: Path) -> None:
     stand_in.folder = shutil.copytree(stand_in.folder, tmp_path / "less")
     (tmp_path / "less" / "model-00003-of-00005.safetensors").unlink()
-    with pytest.raises(HubError, match="shard is missing.*00003"):
+    with pytest.raises(HubError, match=r"shard is missing.*00003"):
         packed(pull, tmp_path / "p")
 
 

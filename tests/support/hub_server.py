@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -172,9 +172,7 @@ def _handler(hub: StandIn, cdn: bool) -> type[BaseHTTPRequestHandler]:
             pass
 
         def handle(self) -> None:
-            try:
+            with suppress(ConnectionError):  # the client was killed
                 super().handle()
-            except ConnectionError:  # the client was killed
-                pass
 
     return Handler
