@@ -61,6 +61,16 @@ def expected(published: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return contents(path)
 
 
+_MADE: list[Hub] = []
+
+
+@pytest.fixture(autouse=True)
+def closed_hubs() -> Iterator[None]:
+    yield
+    while _MADE:
+        _MADE.pop().close()
+
+
 @pytest.fixture
 def stand_in(published: Path) -> Iterator[StandIn]:
     with running_hub(published) as hub:
@@ -75,4 +85,5 @@ def pull(stand_in: StandIn, tmp_path: Path) -> Pull:
 def make_pull(stand_in: StandIn, cache: Path, token: str | None = None) -> Pull:
     """Chunks of a few hundred to a shard; nothing waits long."""
     hub = Hub(Transport(stand_in.endpoint, token, FAST), cache)
+    _MADE.append(hub)
     return Pull(hub, connections=3, chunk_bytes=20_000, sync_bytes=50_000)

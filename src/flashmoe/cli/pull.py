@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flashmoe.hub.pull import Meter
+    from flashmoe.library import Kind
 
 
 def pull(
@@ -46,7 +47,7 @@ def pull(
         raise UsageError("does not go with --pack", where="--files")
     options = PackOptions.parse(experts, dense, group)
     address = Address.parse(repo)
-    kind = "pack" if pack else "checkpoint"
+    kind: Kind = "pack" if pack else "checkpoint"
     destination = to or Library().place(name or address.name, kind)
     require_packages()
     from flashmoe.hub.pull import Pull

@@ -15,6 +15,8 @@ from flashmoe.hub.transport import Stopped
 CONNECTIONS = 8
 # A damaged transfer is rare, a damaged original stays damaged.
 _TRIES = 2
+# Seconds for a thread to see that it is to stop; one that waits for a byte is left behind.
+_PATIENCE = 2.0
 
 Arrived = Callable[[int], None]
 
@@ -97,7 +99,9 @@ class Fetcher:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._hub.close()
+        self._hub.stop()
+        for thread in self._threads:
+            thread.join(_PATIENCE)
 
     def _work(self) -> None:
         try:

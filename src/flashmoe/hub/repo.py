@@ -115,8 +115,13 @@ class Hub:
             return None
         return path
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Ends all transfers."""
+        if self._transport is not None:
+            self._transport.stop()
+
+    def close(self) -> None:
+        """Closes all connections, once the threads that used them are gone."""
         if self._transport is not None:
             self._transport.close()
 

@@ -63,9 +63,13 @@ class Transport:
         # Where the bytes of a URL lie: signed addresses that hold for minutes to hours.
         self._targets: dict[str, str] = {}
 
-    def close(self) -> None:
-        """Ends all transfers; threads inside get Stopped."""
+    def stop(self) -> None:
+        """Ends all transfers; threads inside get Stopped at their next block."""
         self._stop.set()
+
+    def close(self) -> None:
+        """Closes the connections; no thread may be inside."""
+        self.stop()
         self._client.close()
 
     def read(self, url: str, start: int, stop: int) -> bytes:
@@ -120,7 +124,7 @@ class Transport:
         raise _Transient(f"the body ends {left} bytes early")
 
     def _body(self, answer: httpx.Response) -> Iterator[bytes]:
-        for block in answer.iter_raw(BLOCK_BYTES):
+        for block in answer.iter_raw():
             if self._stop.is_set():
                 raise Stopped
             yield block
@@ -136,7 +140,7 @@ class Transport:
 
     def _follow(self, url: str, headers: dict[str, str]) -> httpx.Response:
         known = self._targets.get(url)
-        target = known or url
+        target: str = known or url
         for _ in range(_MAX_REDIRECTS):
             answer = self._send(target, headers)
             if answer.is_redirect:
