@@ -48,8 +48,8 @@ def test_the_disk_is_measured_and_nothing_is_left(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fails_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bool:
+    def refuse(path: Path, block: int) -> tuple[bool, float]:
         raise StorageError("cannot be read", where=path)
 
-    monkeypatch.setattr(checks, "supports_direct", refuse)
+    monkeypatch.setattr(checks, "probe_disk", refuse)
     assert findings(tmp_path, Path("/"), probe=True)["disk rate"].status == "fail"

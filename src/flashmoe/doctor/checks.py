@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,19 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 from flashmoe import __version__
-from flashmoe.bench.disk import Case, measure, supports_direct
 from flashmoe.bench.machine import machine_facts
+from flashmoe.bench.probe import probe_disk
 from flashmoe.errors import FlashMoeError
 from flashmoe.experts.memory import locked_limit, read_system_memory
-from flashmoe.files import storage_errors
 from flashmoe.ops.devices import driver_present, missing_packages
-from flashmoe.settings import DEFAULT_READERS
 from flashmoe.sizes import format_size
 
 Status = Literal["ok", "warn", "fail"]
 # An expert of Qwen3-30B-A3B at 4.5 bits per weight.
 EXPERT_BYTES = 2_654_208
-_PROBE_BYTES = 128 << 20
 _SLOW_DISK = 0.5e9
 _FEW_FILES = 1024
 _SMALL_MEMORY = 4 << 30
@@ -187,26 +183,12 @@ def _version(name: str) -> str:
 def _rate(place: Path) -> Iterator[Finding]:
     """O_DIRECT, and the rate at an expert's size, on a file that is deleted again."""
     try:
-        with (
-            storage_errors("cannot be written", place),
-            tempfile.NamedTemporaryFile(dir=place, prefix=".flashmoe-probe-") as file,
-        ):
-            piece = os.urandom(1 << 20)
-            for _ in range(_PROBE_BYTES >> 20):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-            yield from _measured(Path(file.name))
+        direct, rate = probe_disk(place, EXPERT_BYTES)
     except FlashMoeError as error:
         yield Finding("disk rate", "fail", str(error), "Choose another place: FLASHMOE_HOME")
-
-
-def _measured(file: Path) -> Iterator[Finding]:
-    direct = supports_direct(file)
+        return
     advice = "" if direct else "Experts go through the page cache, beyond --ram: use ext4 or xfs"
     yield Finding("O_DIRECT", "ok" if direct else "warn", "works" if direct else "refused", advice)
-    result = measure(file, Case(EXPERT_BYTES, DEFAULT_READERS, direct, huge_pages=True), 1.0)
-    rate = result.nbytes / result.seconds
     slow = rate < _SLOW_DISK
     text = f"{rate / 1e9:.2f} GB/s in reads of {EXPERT_BYTES / 1e6:.2f} MB, new file"
     advice = "Each token waits for this: move the models to a faster SSD" if slow else ""

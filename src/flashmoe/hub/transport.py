@@ -226,8 +226,8 @@ def _check_status(answer: httpx.Response, url: str, has_token: bool) -> None:
     if status in (401, 403, 404):
         what, hint = _denied(status, code, has_token)
         raise HubAccessError(what, where=url, got=got, hint=hint)
-    hint = "The file may have changed: run the command again" if status == 416 else None
-    raise HubError("the hub refuses", where=url, got=got, hint=hint)
+    changed = "The file may have changed: run the command again" if status == 416 else None
+    raise HubError("the hub refuses", where=url, got=got, hint=changed)
 
 
 def _denied(status: int, code: str, has_token: bool) -> tuple[str, str]:

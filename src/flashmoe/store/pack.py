@@ -13,10 +13,11 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from flashmoe import _native
 from flashmoe.checkpoint.directory import Checkpoint, Source
+from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.errors import CheckpointError, StorageError, UsageError
 from flashmoe.files import storage_errors, sync, sync_directory, write_exactly
 from flashmoe.models.registry import family_name, load_family
@@ -37,6 +38,17 @@ from flashmoe.store.stream import item_pieces
 Progress = Callable[[int, int], None]
 # Work lost at most when a pack is killed; syncing more often costs throughput.
 SYNC_BYTES = 128 << 20
+
+
+class Described(Protocol):
+    """What the plan of a pack needs of a checkpoint: no tensor's bytes."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def small_files(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Content of those of the named text files that exist."""
 
 
 class Feed(Protocol):
@@ -114,7 +126,7 @@ def _expect_free(destination: Path) -> None:
         raise UsageError("destination already exists", where=destination)
 
 
-def plan_pack(checkpoint: Source, options: PackOptions) -> PackPlan:
+def plan_pack(checkpoint: Described, options: PackOptions) -> PackPlan:
     """What packing would write; errors as for pack_checkpoint."""
     family = family_name(checkpoint.config)
     module = load_family(family)
