@@ -7,16 +7,20 @@ import struct
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashmoe.checkpoint.safetensors import header_length, parse_header
+from flashmoe.demo import demo_model_path
 from flashmoe.errors import CheckpointError, FlashMoeError
 from flashmoe.models.registry import family_name, load_family
+from flashmoe.store.format import MANIFEST
 from flashmoe.store.manifest import from_json
 from flashmoe.strict_json import parse
+from flashmoe.text.tokenizer import Tokenizer
 from tests.support.tiny_checkpoints import CONFIGS
 
 WHERE = Path("fuzzed")
@@ -75,3 +79,20 @@ def test_fields_of_config(data: st.DataObject) -> None:
         load_family(family_name(raw)).read_config(raw)
 
     only_typed_errors(read)
+
+
+@given(st.data())
+def test_fields_of_flashmoe_json(data: st.DataObject) -> None:
+    raw = json.loads((demo_model_path() / MANIFEST).read_bytes())
+    place = raw["experts"] if data.draw(st.booleans()) else raw
+    place[data.draw(st.sampled_from(sorted(place)))] = data.draw(VALUES)
+    text = json.dumps(raw).encode()
+    only_typed_errors(lambda: from_json(text))
+
+
+@settings(max_examples=50)
+@given(st.binary(max_size=200) | VALUES.map(lambda value: json.dumps(value).encode()))
+def test_tokenizer_json(text: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.json").write_bytes(text)
+        only_typed_errors(lambda: Tokenizer(Path(folder)))

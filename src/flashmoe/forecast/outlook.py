@@ -131,9 +131,7 @@ def _speeds(sizes: Sizes, rates: Rates, slots: int) -> list[Figure]:
         Figure("disk", rates.disk, "bytes/s", "measured"),
         Figure("memory", rates.memory, "bytes/s", "measured"),
         Figure("decode", expected, "tok/s", "estimated"),
-        Figure(
-            "decode, even routing", tokens_per_second(sizes, rates, share), "tok/s", "estimated"
-        ),
+        Figure("decode, even routing", even, "tok/s", "estimated"),
         Figure(f"first token of {PROMPT_TOKENS}", first, "s", "estimated"),
     ]
 
