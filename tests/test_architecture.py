@@ -25,8 +25,10 @@ SOURCES = sorted(
 ORDER = """
     __init__
     cli
+    doctor forecast
     bench chat evals
     server
+    hub
     api packing
     cuda
     loading
@@ -41,6 +43,7 @@ ORDER = """
     parsers
     checkpoint text
     quant
+    library
     _native demo files settings sizes stats strict_json
     routing
     errors

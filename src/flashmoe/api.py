@@ -23,6 +23,7 @@ from flashmoe.generate.prefix_files import PrefixFiles
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
 from flashmoe.generate.scheduler import Prefixes, Scheduler
+from flashmoe.library import find_model
 from flashmoe.loading import TOKENIZER, LoadedModel, TextParts, load_model
 from flashmoe.ops.devices import pick_device, settle_device
 from flashmoe.planning import card_lacks
@@ -41,7 +42,8 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     """Open a packed model, or a checkpoint in place; no path: the demo model of the package.
 
     Args:
-        path: directory that `flashmoe pack` wrote, or of a checkpoint (docs/inplace.md says which).
+        path: directory that `flashmoe pack` wrote, or of a checkpoint (docs/inplace.md says which),
+            or the name of a pulled model.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
             context_length, experts_per_token, isa, verify, prefetch, lock, device, vram,
             parallel, prefix_ram, routing. What is not given comes from the environment
@@ -62,7 +64,7 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     given = {name: value for name, value in settings.items() if value is not None}
     defaults = environment() if path is not None else {"cache": DEMO_CACHE, **environment()}
     chosen = EngineSettings(**{**defaults, **given})
-    return Model(_open(Path(path) if path is not None else demo_model_path(), chosen))
+    return Model(_open(find_model(path) if path is not None else demo_model_path(), chosen))
 
 
 def _open(path: Path, settings: EngineSettings) -> LoadedModel:

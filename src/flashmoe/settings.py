@@ -90,6 +90,15 @@ def state_directory() -> Path:
     return (given if given.is_absolute() else Path.home() / ".local" / "state") / "flashmoe"
 
 
+def data_directory() -> Path:
+    """Where pulled models belong: FLASHMOE_HOME, else XDG_DATA_HOME or ~/.local/share."""
+    home = os.environ.get("FLASHMOE_HOME", "")
+    if home:
+        return Path(home).absolute()
+    given = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".local" / "share") / "flashmoe"
+
+
 def environment() -> dict[str, object]:
     """Defaults from FLASHMOE_ISA, _RAM, _CACHE, _PREFETCH, _DEVICE, _VRAM and _THREADS."""
     found: dict[str, object] = {}

@@ -22,6 +22,11 @@ VERBS = (
     "run",
     "chat",
     "serve",
+    "pull",
+    "plan",
+    "list",
+    "show",
+    "rm",
     "pack",
     "info",
     "verify",
@@ -29,6 +34,7 @@ VERBS = (
     "eval",
     "synth",
     "bench",
+    "doctor",
 )
 
 INTERRUPTED = 130

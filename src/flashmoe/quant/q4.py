@@ -59,7 +59,7 @@ def from_runs(rows: Bytes, group: int) -> Bytes:
     packed = runs[..., : group // 2]
     code = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], group)
     tail = np.ascontiguousarray(runs[..., group // 2 :]).view("<u2")
-    return _join(code, tail[..., 0], tail[..., 1])
+    return join(code, tail[..., 0], tail[..., 1])
 
 
 def _tail(bits: np.ndarray) -> Bytes:
