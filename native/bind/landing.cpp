@@ -6,7 +6,10 @@
 #include <nanobind/stl/vector.h>
 
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <tuple>
+#include <utility>
 
 #include "bind/bind.h"
 #include "stream/reader.h"
@@ -14,24 +17,44 @@
 namespace flashmoe {
 namespace {
 
-using MoveTuple =
-    std::tuple<std::string, bool, size_t, size_t, size_t, size_t, size_t, size_t, size_t, size_t>;
+using MoveTuple = std::tuple<std::string, std::string, size_t, size_t, size_t, size_t, size_t,
+                             size_t, size_t, size_t, size_t, size_t>;
 using SliceTuple = std::tuple<uint32_t, uint32_t, uint32_t, uint32_t>;
 using PieceTuple = std::tuple<int, uint64_t, size_t, size_t, std::vector<SliceTuple>>;
 using Pairs = std::vector<std::tuple<size_t, size_t>>;
 
-Turn turn_of(const std::string& name) {
-    if (name == "copy") return Turn::kCopy;
-    if (name == "deal") return Turn::kDeal;
-    expect(name == "widen", "LandingProgram", "turn: expected copy, deal or widen, got " + name);
-    return Turn::kWiden;
+template <class Value, size_t kCount>
+Value named(const std::pair<const char*, Value> (&all)[kCount], const char* field,
+            const std::string& name) {
+    for (const auto& [known, value] : all)
+        if (name == known) return value;
+    throw std::invalid_argument(std::string("[LandingProgram] ") + field + ": unknown: " + name);
 }
 
+constexpr std::pair<const char*, Turn> kTurns[] = {
+    {"copy", Turn::kCopy}, {"deal", Turn::kDeal},   {"widen", Turn::kWiden},
+    {"flip", Turn::kFlip}, {"bias4", Turn::kBias4}, {"bias8", Turn::kBias8},
+};
+constexpr std::pair<const char*, Finite> kFinite[] = {
+    {"any", Finite::kAny}, {"bf16", Finite::kBf16}, {"f16", Finite::kF16},
+    {"f32", Finite::kF32}, {"e4m3", Finite::kE4m3}, {"divisor", Finite::kDivisor},
+};
+
 Move move_of(const MoveTuple& fields) {
-    const auto& [turn, finite, unit, run, groups, rows, row_bytes, at, group_bytes, block_bytes] =
-        fields;
-    return {turn_of(turn), finite,    unit, run,         groups,
-            rows,          row_bytes, at,   group_bytes, block_bytes};
+    const auto& [turn, finite, unit, run, groups, times, rows, row_bytes, at, group_bytes,
+                 block_bytes, apart] = fields;
+    return {named(kTurns, "turn", turn),
+            named(kFinite, "finite", finite),
+            unit,
+            run,
+            groups,
+            times,
+            rows,
+            row_bytes,
+            at,
+            group_bytes,
+            block_bytes,
+            apart};
 }
 
 std::vector<Slice> slices_of(const std::vector<SliceTuple>& fields) {

@@ -28,12 +28,6 @@ T load(const uint8_t* from) {
     return value;
 }
 
-// Non-zero where one of the bf16 items of a word has all exponent bits set: adding the lowest of
-// them carries into the sign bit then, and never further.
-constexpr uint32_t not_finite(uint32_t two) {
-    return ((two & 0x7F807F80u) + 0x00800080u) & 0x80008000u;
-}
-
 // Codes 0 1 2 3 4 5 6 7 from the low end -> 0 4 1 5 2 6 3 7.
 constexpr uint32_t deal(uint32_t codes) {
     const auto spread = [](uint32_t four) {
@@ -43,17 +37,76 @@ constexpr uint32_t deal(uint32_t codes) {
     return spread(codes & 0xFFFF) | spread(codes >> 16) << 4;
 }
 
-// Each takes a run of 8 rows to its place in a block -> whether a number is not finite.
+// What becomes of an item, and a check: non-zero for a value that is an error. Adding the lowest
+// bit of an exponent carries into the sign where all of its bits are set, and never further.
 
-template <class Unit, bool kFinite, bool kDeal>
-uint32_t interleave(const Move& move, const uint8_t* rows, uint8_t* target) {
+template <class T>
+struct Same {
+    using Item = T;
+    static T turn(T value) { return value; }
+    static uint32_t bad(T) { return 0; }
+};
+
+struct Dealt : Same<uint32_t> {
+    static uint32_t turn(uint32_t codes) { return deal(codes); }
+};
+
+struct Flipped : Same<uint8_t> {
+    static uint8_t turn(uint8_t code) { return code ^ 0x80; }
+};
+
+struct Bf16 : Same<uint16_t> {
+    static constexpr uint16_t kLowest = 0x0080;
+    static uint32_t bad(uint32_t one) { return ((one & 0x7F80u) + 0x0080u) & 0x8000u; }
+};
+
+struct Bf16Pair : Same<uint32_t> {
+    static uint32_t bad(uint32_t two) { return ((two & 0x7F807F80u) + 0x00800080u) & 0x80008000u; }
+};
+
+struct F16 : Same<uint16_t> {
+    static constexpr uint16_t kLowest = 0x0400;
+    static uint32_t bad(uint32_t one) { return ((one & 0x7C00u) + 0x0400u) & 0x8000u; }
+};
+
+struct F32 : Same<uint32_t> {
+    static uint32_t bad(uint32_t one) { return ((one & 0x7F800000u) + 0x00800000u) & 0x80000000u; }
+};
+
+struct Divisor : F32 {
+    static uint32_t bad(uint32_t one) { return F32::bad(one) | ((one & 0x7FFFFFFFu) == 0); }
+};
+
+struct E4m3 : Same<uint8_t> {
+    static uint32_t bad(uint8_t one) { return (one & 127) == 127; }
+};
+
+// A 16-bit float times -2^kDoublings. Without its sign, a number below the smallest normal doubles
+// by a shift, into the exponent where it must; any other by one more in the exponent.
+template <class Float, int kDoublings>
+struct Bias : Float {
+    static uint16_t turn(uint16_t scale) {
+        uint32_t size = scale & 0x7FFFu;
+        for (int i = 0; i < kDoublings && !Float::bad(size); ++i)
+            size += size < Float::kLowest ? size : Float::kLowest;
+        return static_cast<uint16_t>(size | (~scale & 0x8000u));
+    }
+};
+
+// Each takes a run of 8 rows to its place in a block -> whether a number is an error, before or
+// after its turn.
+
+template <class Rule, bool kApart>
+uint32_t each(const Move& move, const uint8_t* rows, uint8_t* target) {
+    using Item = typename Rule::Item;
+    const size_t apart = kApart ? move.apart : sizeof(Item);
     uint32_t bad = 0;
-    for (size_t i = 0; i < move.run; i += sizeof(Unit))
-        for (size_t r = 0; r < kRows; ++r, target += sizeof(Unit)) {
-            Unit value = load<Unit>(rows + r * move.row_bytes + i);
-            if constexpr (kFinite) bad |= not_finite(value);
-            if constexpr (kDeal) value = deal(value);
-            std::memcpy(target, &value, sizeof value);
+    for (size_t i = 0; i < move.run; i += sizeof(Item))
+        for (size_t r = 0; r < kRows; ++r) {
+            const Item value = load<Item>(rows + r * move.row_bytes + i);
+            const Item turned = Rule::turn(value);
+            bad |= Rule::bad(value) | Rule::bad(turned);
+            std::memcpy(target + (kApart ? i : i * kRows) + r * apart, &turned, sizeof turned);
         }
     return bad;
 }
@@ -63,7 +116,7 @@ uint32_t widen(const Move& move, const uint8_t* rows, uint8_t* target) {
     for (size_t i = 0; i < move.run; i += 2)
         for (size_t r = 0; r < kRows; ++r, target += 4) {
             const uint32_t value = load<uint16_t>(rows + r * move.row_bytes + i);
-            bad |= not_finite(value);
+            bad |= Bf16::bad(value);
             const uint32_t wide = value << 16;
             std::memcpy(target, &wide, sizeof wide);
         }
@@ -72,33 +125,93 @@ uint32_t widen(const Move& move, const uint8_t* rows, uint8_t* target) {
 
 uint32_t whole_units(const Move& move, const uint8_t* rows, uint8_t* target) {
     for (size_t i = 0; i < move.run; i += move.unit)
-        for (size_t r = 0; r < kRows; ++r, target += move.unit)
-            std::memcpy(target, rows + r * move.row_bytes + i, move.unit);
+        for (size_t r = 0; r < kRows; ++r)
+            std::memcpy(target + i * kRows + r * move.apart, rows + r * move.row_bytes + i,
+                        move.unit);
     return 0;
 }
 
 using Step = uint32_t (*)(const Move&, const uint8_t*, uint8_t*);
 
+template <bool kApart>
+Step checked_step(const Move& move) {
+    switch (move.finite) {
+        case Finite::kBf16:
+            return move.unit % 4 == 0 ? each<Bf16Pair, kApart> : each<Bf16, kApart>;
+        case Finite::kF16:
+            return each<F16, kApart>;
+        case Finite::kF32:
+            return each<F32, kApart>;
+        case Finite::kE4m3:
+            return each<E4m3, kApart>;
+        case Finite::kDivisor:
+            return each<Divisor, kApart>;
+        default:
+            break;
+    }
+    if (kApart) return whole_units;
+    if (move.unit == 4) return each<Same<uint32_t>, kApart>;
+    if (move.unit == 2) return each<Same<uint16_t>, kApart>;
+    return move.unit == 1 ? each<Same<uint8_t>, kApart> : whole_units;
+}
+
+template <bool kApart>
 Step step_of(const Move& move) {
-    if (move.turn == Turn::kWiden) return widen;
-    if (move.turn == Turn::kDeal) return interleave<uint32_t, false, true>;
-    if (move.unit == 4)
-        return move.finite ? interleave<uint32_t, true, false> : interleave<uint32_t, false, false>;
-    if (move.unit == 2)
-        return move.finite ? interleave<uint16_t, true, false> : interleave<uint16_t, false, false>;
-    return move.unit == 1 ? interleave<uint8_t, false, false> : whole_units;
+    const bool f16 = move.finite == Finite::kF16;
+    switch (move.turn) {
+        case Turn::kDeal:
+            return each<Dealt, kApart>;
+        case Turn::kFlip:
+            return each<Flipped, kApart>;
+        case Turn::kBias4:
+            return f16 ? each<Bias<F16, 3>, kApart> : each<Bias<Bf16, 3>, kApart>;
+        case Turn::kBias8:
+            return f16 ? each<Bias<F16, 7>, kApart> : each<Bias<Bf16, 7>, kApart>;
+        case Turn::kWiden:
+            return widen;
+        default:
+            return checked_step<kApart>(move);
+    }
+}
+
+size_t wide(const Move& move) { return move.turn == Turn::kWiden ? 2 : 1; }
+
+// Bytes of what an item's check and turn are made for.
+size_t item_bytes(const Move& move) {
+    if (move.turn == Turn::kDeal) return 4;
+    if (move.turn == Turn::kWiden) return 2;
+    if (move.finite == Finite::kBf16 || move.finite == Finite::kF16) return 2;
+    return move.finite == Finite::kF32 || move.finite == Finite::kDivisor ? 4 : 1;
+}
+
+// In the record, from the first byte of a group of a block to its end.
+size_t group_span(const Move& move) {
+    const size_t unit = move.unit * wide(move), units = move.run / move.unit;
+    return (units - 1) * kRows * unit + (kRows - 1) * move.apart + unit;
+}
+
+void check_items(const Move& move) {
+    const size_t item = item_bytes(move);
+    const bool bias = move.turn == Turn::kBias4 || move.turn == Turn::kBias8;
+    expect(!bias || item == 2, "bias: expected scales of bf16 or f16");
+    expect(move.unit % item == 0, "unit: expected whole items");
+    if (move.apart != move.unit * wide(move)) {
+        expect(move.run == move.unit && move.turn != Turn::kWiden, "apart: expected one unit");
+        return;
+    }
+    const bool plain = move.turn == Turn::kCopy && move.finite == Finite::kAny;
+    const bool pairs = move.finite == Finite::kBf16 && move.unit == 4;
+    expect(plain || pairs || move.unit == item, "unit: expected one item");
 }
 
 void check(const Move& move, size_t record_bytes) {
     expect(move.rows > 0 && move.rows % kRows == 0, "rows: expected a multiple of 8");
-    expect(move.unit > 0 && move.run > 0 && move.run % move.unit == 0 && move.groups > 0,
-           "run: expected whole units");
-    expect(move.turn != Turn::kDeal || move.unit == 4, "deal: expected units of 4 bytes");
-    expect(move.turn != Turn::kWiden || move.unit == 2, "widen: expected units of 2 bytes");
-    expect(!move.finite || move.unit == 2 || move.unit == 4, "finite: expected bf16 items");
-    const size_t wide = move.turn == Turn::kWiden ? 2 : 1, blocks = move.rows / kRows;
-    const size_t end = move.at + (blocks - 1) * move.block_bytes +
-                       (move.groups - 1) * move.group_bytes + kRows * move.run * wide;
+    expect(move.unit > 0 && move.run > 0 && move.run % move.unit == 0, "run: expected whole units");
+    expect(move.groups > 0 && move.times > 0, "groups: expected at least one");
+    check_items(move);
+    const size_t blocks = move.rows / kRows, groups = move.groups * move.times;
+    const size_t end = move.at + (blocks - 1) * move.block_bytes + (groups - 1) * move.group_bytes +
+                       group_span(move);
     expect(end <= record_bytes, "a move ends beyond the record");
 }
 
@@ -128,15 +241,16 @@ void LandingProgram::check(const Slice& slice, size_t bytes) const {
 
 bool LandingProgram::run(const Slice& slice, const uint8_t* read, uint8_t* record) const {
     const Move& move = moves_[slice.move];
-    const Step step = step_of(move);
+    const bool apart = move.apart != move.unit * wide(move);
+    const Step step = apart ? step_of<true>(move) : step_of<false>(move);
     uint32_t bad = 0;
     for (size_t b = 0; b < slice.count; ++b) {
         const uint8_t* rows = read + slice.from + b * kRows * move.row_bytes;
         uint8_t* target = record + move.at + (slice.first + b) * move.block_bytes;
-        for (size_t g = 0; g < move.groups; ++g)
-            bad |= step(move, rows + g * move.run, target + g * move.group_bytes);
+        for (size_t g = 0; g < move.groups * move.times; ++g)
+            bad |= step(move, rows + g / move.times * move.run, target + g * move.group_bytes);
     }
-    return bad == 0 || !move.finite;
+    return bad == 0 || move.finite == Finite::kAny;
 }
 
 int LandingProgram::settle(uint8_t* record) const {

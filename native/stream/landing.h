@@ -13,20 +13,35 @@ enum class Turn {
     kCopy,   // bytes as they are
     kDeal,   // 8 codes of 4 bits in order -> codes j and 4 + j in byte j
     kWiden,  // bf16 -> float32
+    kFlip,   // bytes with their highest bit flipped: int8 -> uint8 about 128
+    kBias4,  // a scale -> -8 times it, the bias of codes of 4 bits about 8
+    kBias8,  // a scale -> -128 times it
+};
+
+// What the items of a move are where some of their values are errors.
+enum class Finite {
+    kAny,
+    kBf16,
+    kF16,
+    kF32,
+    kE4m3,
+    kDivisor,  // float32, not zero either
 };
 
 // Rows of a source become rows of 8-row blocks, in which units of the eight rows alternate.
 struct Move {
     Turn turn;
-    bool finite;  // items are bf16; a NaN or infinity is an error
+    Finite finite;
     size_t unit;
     size_t run;  // bytes of a row in a group
     size_t groups;
+    size_t times;        // that each group is repeated in the record
     size_t rows;         // a multiple of 8
     size_t row_bytes;    // from a row of the source to the next
     size_t at;           // in the record
     size_t group_bytes;  // from a group in the record to the next
     size_t block_bytes;
+    size_t apart;  // in the record, from a row of a unit to the next
 };
 
 // A part of a record in the stored form of mxfp4, back to back from `at`.

@@ -349,7 +349,7 @@ class LandingProgram:
     How bytes of a checkpoint become a record; see flashmoe.store.landing for the fields.
     """
 
-    def __init__(self, record_bytes: int, moves: Sequence[tuple[str, bool, int, int, int, int, int, int, int, int]], mxfp4: Sequence[tuple[int, int]], zeros: Sequence[tuple[int, int]]) -> None: ...
+    def __init__(self, record_bytes: int, moves: Sequence[tuple[str, str, int, int, int, int, int, int, int, int, int, int]], mxfp4: Sequence[tuple[int, int]], zeros: Sequence[tuple[int, int]]) -> None: ...
 
     def run(self, slices: Sequence[tuple[int, int, int, int]], read: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], record: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> bool:
         """

@@ -20,7 +20,7 @@ def pack(
     calibration: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Pack the checkpoint directory `source` as the new directory `destination`.
+    """Pack `source`, a checkpoint directory or .gguf file, as the new directory `destination`.
 
     Args:
         experts, dense: weight formats of the routed experts and of the rest: bf16, q8, q4, mxfp4;

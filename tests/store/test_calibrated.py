@@ -36,7 +36,7 @@ def test_rounding_with_an_eye_on_the_inputs_loses_less(fmt: Format) -> None:
 def test_any_moments_will_do(fmt: Format) -> None:
     w = np.random.default_rng(81).standard_normal((8, 64)).astype(np.float32)
     stored = gptq.encode(w, np.zeros((64, 64)), fmt)
-    assert np.abs(fmt.decode(stored, 8, 64) - w).max() < 2
+    assert np.abs(fmt.decode(stored, 8, 64) - w).mean() < 0.5
 
 
 def calibration(path: Path, hidden: int, experts: int, layers: int, k: int = 2) -> Path:
@@ -54,7 +54,9 @@ def calibration(path: Path, hidden: int, experts: int, layers: int, k: int = 2) 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("source") / "tiny", "qwen3_moe")
+    source = write_checkpoint(tmp_path_factory.mktemp("source") / "tiny", "qwen3_moe")
+    (source / "tokenizer.json").unlink()  # a stand-in for bytes, no tokenizer
+    return source
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,6 @@ def test_errors_are_typed(checkpoint: Path, inputs: Path, tmp_path: Path) -> Non
     options = PackOptions.parse("q2", "q8", 32)
     with pytest.raises(UsageError, match="of another model"):
         pack_checkpoint(checkpoint, tmp_path / "pack", options, calibration=other)
+    options = PackOptions.parse("q8", "q8", 32)
     with pytest.raises(UsageError, match="does not fit these experts"):
-        options = PackOptions.parse("q8", "q8", 32)
         pack_checkpoint(checkpoint, tmp_path / "q8", options, calibration=inputs)

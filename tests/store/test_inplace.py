@@ -15,39 +15,81 @@ import pytest
 import flashmoe
 from flashmoe import _native
 from flashmoe.errors import CheckpointError, NonFiniteError, StorageError
+from flashmoe.models.registry import FAMILIES, IN_PLACE_FAMILIES
 from flashmoe.store.inplace import InPlaceModel
 from flashmoe.store.landed import land
 from flashmoe.store.landing import Piece
 from flashmoe.store.model import open_model
 from flashmoe.store.packed import LoadedMatrix, PackedModel
 from tests.store.support import read_record
-from tests.support import mxfp4
+from tests.support import mxfp4, oracle
+from tests.support import quantised as made
+from tests.support.gguf_files import write_gguf
 from tests.support.packs import Transcript, assert_same_bits, lively, load_with, transcript
-from tests.support.tiny_checkpoints import Layout, write_checkpoint
+from tests.support.tiny_checkpoints import CONFIGS, Layout, write_checkpoint
 
 PROMPT, STEPS = list(range(5, 45)), 6
-KINDS = {
+FAMILIES_AT_BF16 = {
     "each": ("qwen3_moe", Layout(shards=3)),
     "stacked": ("qwen3_5_moe", Layout(fused=True, shards=2, prefix="nested")),
-    "latent": ("deepseek_v3", Layout()),
-    "dense-first": ("glm4_moe", Layout()),
+    **{name: (name, Layout()) for name in CONFIGS if name != "qwen3_moe"},
 }
+# Of the formats in which a source is kept, one or more of each way in which it becomes a record.
+QUANTISED = {
+    "mlx4": made.mlx(4, 64, "BF16"),
+    "mlx4-g32": made.mlx(4, 32, "BF16"),
+    "mlx3": made.mlx(3, 64, "BF16"),
+    "mlx8-f16": made.mlx(8, 32, "F16"),
+    "mlx4-f32": made.mlx(4, 64, "F32"),
+    "mlx-mxfp4": made.mlx_fp4("mxfp4"),
+    "ct4": made.compressed(4, 32, sym=True, dtype="BF16"),
+    "ct4-f16-channel": made.compressed(4, 0, sym=True, dtype="F16"),
+    "ct8-channel": made.compressed(8, 0, sym=True, dtype="BF16"),
+    "ct8-int8": made.compressed(8, 0, sym=False, dtype="BF16", packed=False),
+    "ct8-int8-sym": made.compressed(8, 0, sym=True, dtype="F16", packed=False),
+    "ct-nvfp4": made.two_level(divides=True),
+    "modelopt-nvfp4": made.two_level(divides=False),
+}
+# Sizes as the K formats want them.
+WIDE = {"hidden_size": 256, "moe_intermediate_size": 256, "num_hidden_layers": 2}
+GGUF = {f"gguf-{kind}": kind for kind in ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS")}
+# Families that only transformers can make.
+ORACLES = sorted({*FAMILIES.values()} - {*CONFIGS})
+KINDS = [*FAMILIES_AT_BF16, "mxfp4", *QUANTISED, *GGUF]
+oracles = [pytest.param(name, marks=pytest.mark.oracle) for name in ORACLES]
 
 
 def make(root: Path, kind: str) -> tuple[Path, Path]:
     """A checkpoint and its exact pack."""
-    if kind == "mxfp4":
-        source, experts = mxfp4.write_pair(root / kind)[0], "mxfp4"
-    else:
-        family, layout = KINDS[kind]
-        source, experts = write_checkpoint(root / kind, family, layout, change=lively), "bf16"
-    (source / "tokenizer.json").unlink()  # a placeholder: these models are fed token ids
+    source = write(root / kind, kind)
+    if source.is_dir():
+        (source / "tokenizer.json").unlink(missing_ok=True)  # these models are fed token ids
     pack = root / f"{kind}-pack"
-    flashmoe.pack(source, pack, experts=experts, dense="bf16")
+    flashmoe.pack(source, pack, experts="same", dense="same")
     return source, pack
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "mxfp4"])
+def write(path: Path, kind: str) -> Path:
+    if kind == "mxfp4":
+        return mxfp4.write_pair(path)[0]
+    if kind in QUANTISED:
+        return made.write_pair(path, QUANTISED[kind])[0]
+    if kind in GGUF:
+        path.mkdir()
+        write_gguf(path / "m.gguf", "qwen3_moe", GGUF[kind], **WIDE)
+        return path / "m.gguf"
+    if kind in ORACLES:
+        return oracle.save(oracle.tiny_model(oracle_type(kind)), path, fused=True)
+    family, layout = FAMILIES_AT_BF16[kind]
+    return write_checkpoint(path, family, layout, change=lively)
+
+
+def oracle_type(family: str) -> str:
+    """A type of a family that transformers makes."""
+    return next(name for name in oracle.FAMILIES if FAMILIES.get(name) == family)
+
+
+@pytest.fixture(scope="module", params=[*KINDS, *oracles])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make(tmp_path_factory.mktemp("inplace"), request.param)
 
@@ -211,6 +253,87 @@ def test_a_layout_that_must_be_encoded_is_refused(tmp_path: Path) -> None:
         flashmoe.load(source)
 
 
+def test_every_family_that_the_table_names_is_made() -> None:
+    made_here = {family for family, _ in FAMILIES_AT_BF16.values()} | {*ORACLES}
+    assert made_here == IN_PLACE_FAMILIES
+
+
+REFUSED = {
+    "gptq": (made.gptq(4, 64, sym=True), "transposed"),
+    "awq": (made.awq(32), "transposed"),
+    "desc_act": (made.gptq(4, 32, sym=True, desc_act=True), "must be encoded"),
+    "ct4-asym": (made.compressed(4, 64, sym=False, dtype="BF16"), "packed down the columns"),
+    "ct4-f32": (made.compressed(4, 32, sym=True, dtype="F32"), "F32 scales without zeros"),
+    "mlx-nvfp4": (made.mlx_fp4("nvfp4"), "not stored"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_quantised_layouts_that_must_be_packed_say_why(tmp_path: Path, name: str) -> None:
+    method, reason = REFUSED[name]
+    source, _ = made.write_pair(tmp_path, method)
+    with pytest.raises(CheckpointError, match=f"in place: .*{reason}.*flashmoe pack"):
+        InPlaceModel.open(source)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "bits"),
+    [
+        ("mlx4", "scales", b"\x80\x7f"),
+        ("mlx8-f16", "biases", b"\x00\x7e"),
+        ("mlx4-f32", "scales", b"\x00\x00\x80\xff"),
+        ("ct8-channel", "weight_scale", b"\x7f\x7f"),  # -128 times that is no bf16
+        ("ct-nvfp4", "weight_scale", b"\xff"),
+        ("ct-nvfp4", "weight_global_scale", b"\0\0\0\0"),
+    ],
+)
+def test_a_scale_that_is_no_scale_names_its_tensor(
+    tmp_path: Path, kind: str, part: str, bits: bytes
+) -> None:
+    source, _ = make(tmp_path, kind)
+    landing = InPlaceModel.open(source).extent(0, 0)
+    origin = next(one for one in landing.origins if one.tensor.endswith(part))
+    with origin.path.open("r+b") as file:
+        file.seek(origin.offset)
+        file.write(bits)
+    with (
+        flashmoe.load(source, cache="all") as model,
+        pytest.raises(NonFiniteError, match=rf"{part}.*not finite"),
+    ):
+        transcript(model, PROMPT, STEPS)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "sizes", "reason"),
+    [
+        ("qwen3_moe", "MXFP4", {}, "GgufMxfp4Rows"),
+        ("gpt_oss", "Q8_0", {"intermediate_size": 64}, "computed from others"),
+        ("qwen3_moe", "F32", {}, "no stored format holds F32"),
+    ],
+)
+def test_gguf_that_must_be_packed_says_why(
+    tmp_path: Path, family: str, kind: str, sizes: dict[str, int], reason: str
+) -> None:
+    write_gguf(tmp_path / "m.gguf", family, kind, **sizes)
+    with pytest.raises(CheckpointError, match=f"in place: .*{reason}.*flashmoe pack"):
+        InPlaceModel.open(tmp_path / "m.gguf")
+
+
+def test_layers_of_different_formats_are_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", "qwen3_moe", "Q4_K", others={1: "Q6_K"}, **WIDE)
+    with pytest.raises(CheckpointError, match="in place: the experts differ in format"):
+        InPlaceModel.open(tmp_path)
+
+
+def test_text_of_a_gguf_file_comes_from_its_metadata(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", "qwen3_moe", "Q8_0")
+    model = InPlaceModel.open(tmp_path / "m.gguf")
+    texts = model.text_path
+    assert json.loads((texts / "config.json").read_text())["model_type"] == "qwen3_moe"
+    del model
+    assert not texts.exists()
+
+
 def test_a_missing_shard_at_a_read_is_found(source: Path) -> None:
     model = InPlaceModel.open(source)
     shard_of(model, 0, 0)[0].unlink()
@@ -242,7 +365,9 @@ def test_verify_and_info(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[
     here = json.loads(capsys.readouterr().out)
     info(pair[1], json=True)
     packed = json.loads(capsys.readouterr().out)
-    differ = {"source", "total_bytes", "expert_files"}
+    assert here["in_place"]
+    assert not packed["in_place"]
+    differ = {"source", "total_bytes", "expert_files", "in_place"}
     assert {k: v for k, v in here.items() if k not in differ} == {
         k: v for k, v in packed.items() if k not in differ
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from flashmoe.quant import Format
 from flashmoe.quant.layout import from_bf16
 from flashmoe.store.gain import gain
 from flashmoe.store.landed import land, run, settle
-from flashmoe.store.landing import PAGE, Landing, Move, Origin, Piece, Program
+from flashmoe.store.landing import PAGE, Finite, Landing, Move, Origin, Piece, Program, Slice, Turn
 from tests.support.mxfp4 import meaning, random_mxfp4
 
 A, B = Path("a"), Path("b")
@@ -30,7 +31,9 @@ def native(program: Program) -> _native.LandingProgram:
 
 def verbatim(rows: int, row_bytes: int, stride: int, at: int) -> Move:
     """Rows one after the other in the record."""
-    return Move("copy", False, row_bytes, row_bytes, 1, rows, stride, at, 0, 8 * row_bytes)
+    return Move(
+        "copy", "any", row_bytes, row_bytes, 1, rows, stride, at, 0, 8 * row_bytes, row_bytes
+    )
 
 
 @st.composite
@@ -104,11 +107,11 @@ def test_the_native_routine_agrees_with_its_twin(landing: Landing) -> None:
 
 def test_units_turns_and_gaps_agree_with_the_twin() -> None:
     moves = (
-        Move("copy", False, 4, 64, 3, 16, 200, 0, 512, 1536),
-        Move("deal", False, 4, 16, 2, 16, 40, 3072, 128, 256),
-        Move("copy", False, 1, 1, 5, 16, 7, 3584, 8, 40),
-        Move("widen", False, 2, 2, 1, 16, 4, 3664, 0, 64),
-        Move("copy", False, 2, 6, 1, 16, 6, 3792, 0, 96),
+        Move("copy", "any", 4, 64, 3, 16, 200, 0, 512, 1536, 4),
+        Move("deal", "any", 4, 16, 2, 16, 40, 3072, 128, 256, 4),
+        Move("copy", "any", 1, 1, 5, 16, 7, 3584, 8, 40, 1),
+        Move("widen", "any", 2, 2, 1, 16, 4, 3664, 0, 64, 4),
+        Move("copy", "any", 2, 6, 1, 16, 6, 3792, 0, 96, 2),
     )
     program = Program(4096, moves, zeros=((3728, 32), (3888, 208)))
     origins = tuple(Origin(A, 5000 * i + 3, str(i)) for i in range(len(moves)))
@@ -122,10 +125,60 @@ def test_units_turns_and_gaps_agree_with_the_twin() -> None:
     assert (record[written] == twin[written]).all()
 
 
+SCALE = Move("copy", "bf16", 2, 2, 1, 8, 2, 0, 0, 16, 2)
+ITEMS = {"bf16": 2, "f16": 2, "f32": 4, "divisor": 4, "e4m3": 1}
+
+
+def both(program: Program, data: np.ndarray) -> np.ndarray | None:
+    """The record, the same from native and twin, or None if both find an error."""
+    record, twin = (np.zeros(program.record_bytes, np.uint8) for _ in range(2))
+    good = native(program).run([(0, 0, 1, 0)], data, record)
+    try:
+        run(program, Slice(0, 0, 1, 0), data, twin)
+    except ValueError:
+        assert not good
+        return None
+    assert good
+    assert (record == twin).all()
+    return record
+
+
+@given(
+    data=st.binary(min_size=96, max_size=96),
+    finite=st.sampled_from(["any", *ITEMS]),
+    times=st.integers(1, 3),
+)
+def test_groups_of_rows_apart(data: bytes, finite: Finite, times: int) -> None:
+    """Block formats: the items of a row's group lie among others."""
+    size = ITEMS.get(finite, 3)
+    move = Move("copy", finite, size, size, 2, 8, 12, 1, 7, 0, 50, times)
+    both(Program(8 * 50, (move,)), np.frombuffer(data, np.uint8))
+
+
+@given(data=st.binary(min_size=16, max_size=16), apart=st.booleans())
+def test_codes_flipped(data: bytes, apart: bool) -> None:
+    unit, far = (2, 4) if apart else (1, 1)
+    move = Move("flip", "any", unit, 2, 1, 8, 2, 0, 0, 32, far)
+    assert both(Program(32, (move,)), np.frombuffer(data, np.uint8)) is not None
+
+
+@pytest.mark.parametrize("turn", ["bias4", "bias8"])
+@pytest.mark.parametrize("finite", ["bf16", "f16"])
+@pytest.mark.parametrize("apart", [2, 5])
+def test_every_scale_becomes_the_bias_of_its_codes(turn: Turn, finite: Finite, apart: int) -> None:
+    move = replace(SCALE, turn=turn, finite=finite, apart=apart)
+    program = Program(48, (move,))
+    usable = 0
+    for first in range(0, 1 << 16, 8):
+        scales = np.arange(first, first + 8, dtype=np.uint16)
+        usable += both(program, scales.view(np.uint8)) is not None
+    assert usable > 6000  # of 8192: all but the largest, infinities and NaN
+
+
 @pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0x7F7F, 0x0001])
 @pytest.mark.parametrize("place", [0, 1, 37])
 def test_bf16_that_is_not_finite_is_found(bits: int, place: int) -> None:
-    program = Program(256, (Move("copy", True, 4, 32, 1, 8, 32, 0, 256, 256),))
+    program = Program(256, (Move("copy", "bf16", 4, 32, 1, 8, 32, 0, 256, 256, 4),))
     items = np.full(128, 0xBF7F, np.uint16)
     items[place] = bits
     good = bool(np.isfinite(from_bf16(items)).all())
@@ -141,8 +194,8 @@ def test_mxfp4_gets_the_scales_of_the_encoder(seed: int) -> None:
     blocks[rng.random(blocks.shape[:2]) < 0.2] &= 0x88  # zeros
     scales[rng.random(scales.shape) < 0.3] = rng.integers(0, 4)
     moves = (
-        Move("deal", False, 4, 16, 2, 16, 32, 0, 136, 272),
-        Move("copy", False, 1, 1, 2, 16, 2, 128, 136, 272),
+        Move("deal", "any", 4, 16, 2, 16, 32, 0, 136, 272, 4),
+        Move("copy", "any", 1, 1, 2, 16, 2, 128, 136, 272, 1),
     )
     program, record = Program(544, moves, mxfp4=((0, 4),)), np.zeros(544, np.uint8)
     made = native(program)

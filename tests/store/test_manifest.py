@@ -98,7 +98,11 @@ def test_every_value_is_required_and_typed(path: tuple[Any, ...]) -> None:
     ("path", "value", "message"),
     [
         (("format",), "other", "expected flashmoe"),
-        (("version",), 3, r"unknown format version; expected 1 \| 2, got 3.*Pack the model again"),
+        (
+            ("version",),
+            5,
+            r"unknown format version; expected 1 \| 2 \| 3 \| 4, got 5.*Pack the model again",
+        ),
         (("version",), 2, "activation"),
         (("new",), 1, "unknown key; got new"),
         (("tensors", "a", "group"), 48, "group"),

@@ -103,6 +103,11 @@ CUDA_HALF = 1.5e-3
 # The same with bfloat16 weights, exact, and inputs of two bfloat16 parts (16 bits: 1e-5 each).
 CUDA_BF16 = 5e-5
 
+# Attention in float32 over normed and rotated rows: a score of up to 8 in these tests is off by
+# five roundings (3e-7) of query and of key each, and the absolute error of a score (5e-6) becomes
+# the relative one of its weight. CUDA_ROW is for the rows themselves. Measured: 2.02e-6.
+CUDA_ATTENTION_F32 = 5e-6
+
 # Attention over float16 keys and values: they, queries and weights have 11 bits.
 CUDA_ATTENTION_F16 = 2e-3
 
@@ -119,3 +124,7 @@ GELU_TAIL = 1e-8
 KEPT_LOGITS = 0.03
 """A quantised source kept as it is against its weights in bf16: rounding of weights (2^-9) and, for
 q4, of activations to 8 bits, over one layer; a wrong scale or nibble order is off by 1."""
+
+# Log probabilities of a reference are kept as float32: an error of 1e-6 in each of about 10, summed
+# with their probabilities into a divergence of order 1.
+KL_KEPT = 1e-5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -23,13 +23,23 @@ MAX_INDEX = 64 << 20
 MAX_SMALL_FILE = 256 << 20
 
 
+class SourceFile(Protocol):
+    """A file of a checkpoint, by what tells whether it has changed."""
+
+    size: int
+    mtime_ns: int
+
+
 class Source(Protocol):
     """What the packer needs of an open checkpoint."""
 
     path: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
-    files: dict[Path, TensorFile]
+
+    @property
+    def files(self) -> Mapping[Path, SourceFile]:
+        """The files that tensors are read from."""
 
     def read(self, tensor: Tensor, start: int, nbytes: int) -> NDArray[np.uint8]:
         """Bytes [start, start + nbytes) of a tensor -> uint8 [nbytes]."""

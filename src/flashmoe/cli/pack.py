@@ -12,7 +12,7 @@ import typer
 
 
 def pack(
-    source: Annotated[Path, typer.Argument(help="Checkpoint directory (safetensors).")],
+    source: Annotated[Path, typer.Argument(help="Checkpoint directory or .gguf file.")],
     destination: Annotated[Path, typer.Argument(help="Directory to create.")],
     experts: Annotated[
         str,
@@ -37,6 +37,7 @@ def pack(
 ) -> None:
     """Pack a checkpoint for streaming. Interrupted, the same command resumes."""
     from flashmoe.cli.units import human_bytes
+    from flashmoe.library import find_model
     from flashmoe.store.pack import pack_checkpoint
     from flashmoe.store.packed import PackedModel
     from flashmoe.store.plan import PackOptions
@@ -44,7 +45,7 @@ def pack(
     options = PackOptions.parse(experts, dense, group, experts_down)
     start = time.monotonic()
     with progress_bar("packing", quiet) as progress:
-        pack_checkpoint(source, destination, options, progress, calibration=calibration)
+        pack_checkpoint(find_model(source), destination, options, progress, calibration=calibration)
     if not quiet:
         size = human_bytes(PackedModel.open(destination).total_bytes)
         print(f"{destination}: {size} in {time.monotonic() - start:.1f} s")

@@ -242,6 +242,5 @@ class Step:
         for segment in self.segments:
             state = segment.state.layers[layer]
             assert isinstance(state, kind)
-            start = segment.state.position
-            spans.append(Span(segment.begin, segment.end, start, state))
+            spans.append(Span(segment.begin, segment.end, segment.start, state))
         return spans

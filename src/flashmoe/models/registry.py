@@ -52,11 +52,23 @@ ORACLE_TYPES = frozenset(
 # Families whose turns, stop tokens and reply format the tests check (tests/models/test_chat.py).
 CHAT_FAMILIES = frozenset(FAMILIES.values())
 
-# Families that run from a checkpoint as it is, without a pack.
-IN_PLACE_FAMILIES: frozenset[str] = frozenset()
+# Families that run from a checkpoint as it is, without a pack (tests/store/test_inplace.py).
+IN_PLACE_FAMILIES = frozenset(FAMILIES.values())
 
 # Those whose forward pass the CUDA backend has kernels for.
-CARD_FAMILIES = frozenset({"qwen3_moe", "qwen3_next", "qwen3_5_moe", "deepseek_v3", "gpt_oss"})
+CARD_FAMILIES = frozenset(
+    {
+        "qwen3_moe",
+        "qwen3_next",
+        "qwen3_5_moe",
+        "deepseek_v3",
+        "gpt_oss",
+        "mixtral",
+        "olmoe",
+        "glm4_moe",
+        "minimax_m2",
+    }
+)
 
 
 def family_name(config: Mapping[str, Any]) -> str:

@@ -88,7 +88,9 @@ def _q3_k(runs: Bytes) -> Floats:
 def _crumbs(packed: Bytes) -> Bytes:
     """64 bytes -> codes of 2 bits [n, 2, 4, 32]: bits 2 j of 32 bytes are columns 32 j to 32 j + 31
     of a half."""
-    return packed.reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
+    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
+    codes: Bytes = (packed.reshape(-1, 2, 1, 32) >> shifts).astype(np.uint8) & np.uint8(3)
+    return codes
 
 
 FORMATS = (

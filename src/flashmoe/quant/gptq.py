@@ -76,7 +76,7 @@ def _round_group(rest: Doubles, codes: Bytes, upper: Doubles, span: slice, grid:
 def _upper_of_inverse(hessian: Doubles, damping: float) -> Doubles:
     """U with U^T U the inverse of the damped Hessian."""
     size = len(hessian)
-    mean = max(float(np.trace(hessian)) / size, np.finfo(np.float32).tiny)
+    mean = max(float(np.trace(hessian)) / size, float(np.finfo(np.float32).tiny))
     damped = hessian + damping * mean * np.eye(size)
     upper: Doubles = np.linalg.cholesky(np.linalg.inv(damped)).T
     return upper

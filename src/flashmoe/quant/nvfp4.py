@@ -37,7 +37,8 @@ def _unpack(cols: int, divides: bool, runs: Bytes) -> Floats:
     groups = cols // GROUP
     tensor = np.ascontiguousarray(runs[:, :4]).view("<f4").astype(np.float32)
     scale = VALUES[runs[:, 4 : 4 + groups]]
-    scale = scale / tensor if divides else scale * tensor
+    with np.errstate(invalid="ignore"):  # rows that fill a block up have a tensor's scale of 0
+        scale = scale / tensor if divides else scale * tensor
     code = unpack_nibbles(runs[:, 4 + groups :]).reshape(len(runs), groups, GROUP)
     weights: Floats = (CODES[code] * scale[..., None]).reshape(len(runs), cols)
     return weights

@@ -136,7 +136,7 @@ def served_model(name: str, model: Model, worker: WorkerLike) -> Served:
         vocab_size=vocab_size,
         format=reply,
         grammars=Grammars(tokenizer, vocab_size, stop_ids=model.stop_ids, reply=reply),
-        defaults=sampling_defaults(model.path),
+        defaults=sampling_defaults(model.path if model.path.is_dir() else model.path.parent),
         facts={"family": model.family, "reply_format": reply.name},
         created=int(time()),
     )

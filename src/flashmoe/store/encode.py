@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from flashmoe import _native
 from flashmoe.checkpoint.safetensors import ITEM_BYTES, to_float32
 from flashmoe.quant import Format
+from flashmoe.quant.blocks import pad_rows
 from flashmoe.quant.layout import Bytes, Floats
 
 
@@ -34,6 +37,20 @@ def encode(pool: _native.Pool, format_: Format, raw: Bytes, dtype: str, out: Byt
         _native.encode(pool, format_.name, format_.group, source, dtype.lower(), rows, cols, out)
     except ValueError as cause:
         raise _worst(to_float32(raw, dtype)) from cause
+
+
+def decode_rows(format_: Format, stored: Bytes, cols: int) -> Floats:
+    """Rows of a block format, uint8 [rows, row bytes] -> float32 [rows, cols]."""
+    weights = np.empty((len(stored), cols), np.float32)
+    matrix = _native.Matrix(format_.name, format_.group, len(stored), cols, pad_rows(stored))
+    _native.dequantize(_caller(), matrix, weights)
+    return weights
+
+
+@functools.cache
+def _caller() -> _native.Pool:
+    """A pool without threads: whoever calls works."""
+    return _native.Pool(1)
 
 
 def check_finite(weights: Floats) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flashmoe.errors import PackError
 from flashmoe.quant import Format
 from flashmoe.store import format as fmt
+from flashmoe.store.inplace import InPlaceModel
 from flashmoe.store.model import StoredModel
 
 EMBEDDING = "embed_tokens"
@@ -22,6 +23,7 @@ class PackInfo:
     the part of resident_bytes that stays in the file, to be read row by row, where memory is short.
     expert_bytes, parameters and what follows from them count every layer, also where a synthetic
     model's layers share experts files; expert_files: how many there are; total_bytes: on disk.
+    in_place: the model is a checkpoint that was not packed.
     """
 
     family: str
@@ -42,6 +44,7 @@ class PackInfo:
     num_experts_per_tok: int
     record_bytes: int
     bytes_per_token: int
+    in_place: bool
 
 
 def pack_info(model: StoredModel, num_experts_per_tok: int) -> PackInfo:
@@ -71,6 +74,7 @@ def pack_info(model: StoredModel, num_experts_per_tok: int) -> PackInfo:
         num_experts_per_tok=chosen,
         record_bytes=layout.record_bytes,
         bytes_per_token=layers * chosen * layout.record_bytes,
+        in_place=isinstance(model, InPlaceModel),
     )
 
 

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,17 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe import _native
-from flashmoe.checkpoint.directory import Checkpoint, Source
-from flashmoe.checkpoint.names import Names
+from flashmoe.checkpoint.directory import Source
 from flashmoe.errors import CheckpointError
 from flashmoe.files import storage_errors
-from flashmoe.models.registry import family_name, load_family
 from flashmoe.quant import Format
 from flashmoe.quant.layout import ROWS, Bytes
 from flashmoe.store import format as fmt
-from flashmoe.store.expert_sources import expert_matrices
 from flashmoe.store.landing import PIECE_BYTES, Landing, Program
-from flashmoe.store.landing_sources import expert_format, make_landing
+from flashmoe.store.landing_sources import make_landing
+from flashmoe.store.opening import OpenCheckpoint, open_checkpoint
 from flashmoe.store.pack import plan_pack
 from flashmoe.store.packed import Loaded, view
 from flashmoe.store.plan import (
@@ -46,6 +47,10 @@ from flashmoe.store.stream import encoded_rows, item_pieces
 # Reading and encoding of different tensors side by side.
 _LOADERS = 4
 
+# What the source is, kept as it is; bf16 for what no format holds.
+EXACT = PackOptions.parse("same", "same", 32)
+
+CONFIG = "config.json"
 Identity = tuple[int, int]
 """Size in bytes and time of the last change in ns: what tells a file from a changed one."""
 
@@ -66,15 +71,15 @@ class InPlaceModel:
 
     @classmethod
     def open(cls, path: Path) -> InPlaceModel:
-        """Opens a checkpoint directory. No weight is read.
+        """Opens a checkpoint directory or a GGUF model. No weight is read.
 
         Raises:
-            UsageError: the path is not a directory.
+            UsageError: the path is not a directory, or no GGUF file.
             CheckpointError: it is damaged, unsupported, contradicts its config, or its experts are
                 in a form that must be packed to run; the message names file and tensor.
         """
-        with Checkpoint(path) as checkpoint:
-            plan = plan_pack(checkpoint, exact_options(checkpoint))
+        with open_checkpoint(path) as checkpoint:
+            plan = plan_pack(checkpoint, EXACT)
             files = {name: (file.size, file.mtime_ns) for name, file in checkpoint.files.items()}
             return cls(path, plan, checkpoint.config, _landings(plan), files)
 
@@ -88,6 +93,18 @@ class InPlaceModel:
         """Differs for another plan, and for files of other names, sizes or times."""
         names = {path.name: found for path, found in self.files_found.items()}
         return fingerprint(self.plan, names)
+
+    @functools.cached_property
+    def text_path(self) -> Path:
+        """A directory with tokenizer and templates: of a GGUF model one that goes with this."""
+        if self.path.is_dir() and (self.path / CONFIG).exists():
+            return self.path
+        directory = Path(tempfile.mkdtemp(prefix="flashmoe-"))
+        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        with open_checkpoint(self.path) as checkpoint:
+            for name, data in checkpoint.small_files(fmt.SMALL_FILES).items():
+                (directory / name).write_bytes(data)
+        return directory
 
     @property
     def data_files(self) -> tuple[Path, ...]:
@@ -173,7 +190,7 @@ class InPlaceModel:
     @contextmanager
     def checkpoint(self) -> Iterator[Source]:
         """The checkpoint, open again and found unchanged before and after its use."""
-        with Checkpoint(self.path) as checkpoint:
+        with open_checkpoint(self.path) as checkpoint:
             self.check_unchanged()
             yield checkpoint
         self.check_unchanged()
@@ -206,18 +223,6 @@ def changed(path: Path) -> CheckpointError:
         where=path,
         hint="Load the model again when nobody writes into the checkpoint",
     )
-
-
-def exact_options(checkpoint: Source) -> PackOptions:
-    """The formats that keep every weight of the experts; bf16 for the rest.
-
-    Raises CheckpointError where there is no such format, or bytes could not be turned into it.
-    """
-    module = load_family(family_name(checkpoint.config))
-    specs = module.weights(module.read_config(checkpoint.config))
-    names = Names(checkpoint.tensors, checkpoint.path, specs.spellings)
-    gate, _, _ = expert_matrices(specs.experts[0], names)[0]
-    return PackOptions(expert_format(gate), Format("bf16"))
 
 
 def _landings(plan: PackPlan) -> dict[int, tuple[Landing, ...]]:
@@ -257,7 +262,7 @@ class SourceRows:
         self.cols = part.cols
         self._model, self._part = model, part
         self._pool = _native.Pool(1)
-        self._checkpoint: Checkpoint | None = None
+        self._checkpoint: OpenCheckpoint | None = None
 
     @property
     def buffer_bytes(self) -> int:
@@ -284,7 +289,7 @@ class SourceRows:
             self._checkpoint.close()
             self._checkpoint = None
 
-    def _open(self) -> Checkpoint:
+    def _open(self) -> OpenCheckpoint:
         if self._checkpoint is None:
-            self._checkpoint = Checkpoint(self._model.path)
+            self._checkpoint = open_checkpoint(self._model.path)
         return self._checkpoint

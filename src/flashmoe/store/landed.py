@@ -9,10 +9,12 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from flashmoe.quant import mxfp4
-from flashmoe.quant.layout import ROWS, Bytes
+from flashmoe.quant.affine import narrow, widen
+from flashmoe.quant.layout import ROWS, Bytes, from_bf16
 from flashmoe.store.landing import Landing, Move, Piece, Program, Slice
 
 _GROUP, _CODES = 136, 128  # bytes of a group of 8 rows in mxfp4, and those of its codes
+_HALVES = {"bias4": 8, "bias8": 128}
 
 
 def land(landing: Landing, read: Callable[[Piece], Bytes]) -> Bytes:
@@ -35,30 +37,31 @@ def run(program: Program, part: Slice, read: Bytes, record: Bytes) -> None:
     strides = (ROWS * move.row_bytes, move.row_bytes, move.run, 1)
     shape = (part.count, ROWS, move.groups, move.run)
     rows = as_strided(read[part.start :], shape, strides, writeable=False)
-    if move.finite:
-        _expect_finite(rows)
-    turned = _turned(move, np.ascontiguousarray(rows))
-    _blocks(move, part, record, turned.shape[2:])[...] = turned
+    turned = _turned(move, np.ascontiguousarray(rows).repeat(move.times, axis=2))
+    unit = 2 * move.unit if move.turn == "widen" else move.unit
+    units = turned.reshape(*turned.shape[:3], -1, unit).transpose(0, 2, 3, 1, 4)
+    _blocks(move, part, record, units.shape)[...] = units
 
 
 def _blocks(move: Move, part: Slice, record: Bytes, shape: tuple[int, ...]) -> Bytes:
     """The place of a slice in the record: [blocks, groups, units, 8, unit]."""
-    unit = shape[2]
-    strides = (move.block_bytes, move.group_bytes, ROWS * unit, unit, 1)
-    start = move.at + part.first * move.block_bytes
-    return as_strided(record[start:], (part.count, move.groups, *shape), strides)
+    strides = (move.block_bytes, move.group_bytes, ROWS * shape[-1], move.apart, 1)
+    return as_strided(record[move.at + part.first * move.block_bytes :], shape, strides)
 
 
 def _turned(move: Move, rows: Bytes) -> Bytes:
-    """[blocks, 8, groups, run] -> [blocks, groups, units, 8, unit]."""
+    """[blocks, 8, groups, run] -> the same with what the turn makes of each run."""
+    _expect_finite(move, rows)
     if move.turn == "deal":
-        rows = _dealt(rows)
-    unit = move.unit
+        return _dealt(rows)
     if move.turn == "widen":
-        rows, unit = (rows.view("<u2").astype("<u4") << 16).view(np.uint8), 2 * unit
-    blocks, _, groups, nbytes = rows.shape
-    units = rows.reshape(blocks, ROWS, groups, nbytes // unit, unit)
-    return np.ascontiguousarray(units.transpose(0, 2, 3, 1, 4))
+        return np.ascontiguousarray(from_bf16(rows.view("<u2"))).view(np.uint8)
+    if move.turn == "flip":
+        return rows ^ np.uint8(128)
+    if move.turn in _HALVES:
+        rows = _biases(rows, move.finite, _HALVES[move.turn])
+        _expect_finite(move, rows)
+    return rows
 
 
 def _dealt(rows: Bytes) -> Bytes:
@@ -69,9 +72,20 @@ def _dealt(rows: Bytes) -> Bytes:
     return dealt
 
 
-def _expect_finite(rows: Bytes) -> None:
-    exponents = np.ascontiguousarray(rows).view("<u2") & 0x7F80
-    if (exponents == 0x7F80).any():
+def _biases(scales: Bytes, kind: str, half: int) -> Bytes:
+    with np.errstate(over="ignore"):
+        return narrow(-np.float32(half) * widen(scales, kind), kind)
+
+
+def _expect_finite(move: Move, rows: Bytes) -> None:
+    if move.finite == "any":
+        return
+    if move.finite == "e4m3":
+        bad = (rows & 127) == 127
+    else:
+        values = widen(rows, "f32" if move.finite == "divisor" else move.finite)
+        bad = ~np.isfinite(values) | ((values == 0) & (move.finite == "divisor"))
+    if bad.any():
         raise ValueError("a weight is not finite")
 
 

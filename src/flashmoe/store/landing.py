@@ -15,10 +15,11 @@ from flashmoe.quant.layout import ROWS
 
 PAGE: Final = 4096
 # What is read at once, at most and about: a thread holds so much while it turns it, and a demand
-# waits for so much of a guess. See docs/inplace.md for the sizes that were tried.
+# waits for so much of a guess. Other sizes were not tried.
 PIECE_BYTES: Final = 1 << 20
 
-Turn = Literal["copy", "deal", "widen"]
+Turn = Literal["copy", "deal", "widen", "flip", "bias4", "bias8"]
+Finite = Literal["any", "bf16", "f16", "f32", "e4m3", "divisor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +27,17 @@ class Move:
     """How rows of a source become rows of the 8-row blocks of a record; sizes in bytes.
 
     Source: `rows` rows, row_bytes from one to the next, each `groups` runs of `run` bytes. Record:
-    block b starts at `at` + b * block_bytes, its group g group_bytes * g later; there, units of
-    `unit` bytes of the eight rows alternate.
+    block b starts at `at` + b * block_bytes; its groups, each run `times` times, are group_bytes
+    from one to the next. There, a unit of `unit` bytes of the second row comes `apart` after
+    that of the first: unit again, where units of the eight rows alternate, else a run is one unit.
 
     turn: "copy"; "deal": 8 codes of 4 bits in order to the order of q4 (quant/q4.py); "widen": bf16
-    to float32. finite: the source is bf16, and a NaN or infinity an error.
+    to float32; "flip": int8 to uint8 about 128; "bias4", "bias8": a scale times -8 or -128.
+    finite: of what type the items are whose NaN or infinity is an error; of a "divisor" zero too.
     """
 
     turn: Turn
-    finite: bool
+    finite: Finite
     unit: int
     run: int
     groups: int
@@ -43,13 +46,15 @@ class Move:
     at: int
     group_bytes: int
     block_bytes: int
+    apart: int
+    times: int = 1
 
     def span(self, first: int, count: int) -> tuple[int, int]:
         """Where the rows of blocks [first, first + count) begin and end, from row 0."""
         begin = first * ROWS * self.row_bytes
         return begin, begin + (count * ROWS - 1) * self.row_bytes + self.groups * self.run
 
-    def fields(self) -> tuple[str, bool, int, int, int, int, int, int, int, int]:
+    def fields(self) -> tuple[str, str, int, int, int, int, int, int, int, int, int, int]:
         """As _native.LandingProgram takes them."""
         return (
             self.turn,
@@ -57,11 +62,13 @@ class Move:
             self.unit,
             self.run,
             self.groups,
+            self.times,
             self.rows,
             self.row_bytes,
             self.at,
             self.group_bytes,
             self.block_bytes,
+            self.apart,
         )
 
 
@@ -137,7 +144,7 @@ class Landing:
     def _cuts(self, piece_bytes: int) -> Iterator[_Cut]:
         for index, (move, origin) in enumerate(zip(self.program.moves, self.origins, strict=True)):
             blocks = move.rows // ROWS
-            most = max(1, piece_bytes // 2 // (ROWS * move.row_bytes))
+            most = max(1, piece_bytes // 2 // max(1, ROWS * move.row_bytes))
             count = -(-blocks // -(-blocks // most))  # even: a small last one costs as much
             for first in range(0, blocks, count):
                 here = min(count, blocks - first)

@@ -13,76 +13,47 @@ from typing import Any
 from flashmoe.checkpoint import mxfp4
 from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.errors import CheckpointError
-from flashmoe.quant import Format
+from flashmoe.quant import BLOCK_FORMATS
 from flashmoe.quant.layout import ROWS
-from flashmoe.store.landing import Landing, Move, Origin, Program, Turn
+from flashmoe.store.block_rows import BlockRows
+from flashmoe.store.landing import Finite, Landing, Move, Origin, Program, Turn
+from flashmoe.store.landing_fields import Field, NotInPlaceError, grouped_fields, nvfp4_fields
 from flashmoe.store.plan import CopyBias, EncodeMatrix, Record
-from flashmoe.store.sources import Mxfp4Rows, Rows, RowSource
+from flashmoe.store.quantised import GroupedRows, Nvfp4Rows
+from flashmoe.store.row_sources import Mxfp4Rows, Rows, RowSource
+from flashmoe.store.sources import exact_format
 
 HINT = "Pack it: `flashmoe pack SOURCE DESTINATION`"
+_BLOCK_NAMES = frozenset(format_.name for format_ in BLOCK_FORMATS)
 
 
-@dataclass(frozen=True)
-class Field:
-    """One kind of a matrix's numbers: where a tensor has it, and where a group of a block has it.
-
-    first, step: rows of the tensor as a matrix of row_bytes per row. run: bytes of a row in a
-    group. at: within a group of the stored form.
-    """
-
-    tensor: Tensor
-    first: int
-    step: int
-    row_bytes: int
-    run: int
-    unit: int
-    at: int
-    turn: Turn = "copy"
-    finite: bool = False
-
-
-Fields = Callable[[Any, Format], Sequence[Field]]
-
-
-def expert_format(source: RowSource) -> Format:
-    """The stored format that holds a source's weights exactly and that its bytes can be turned
-    into; a CheckpointError with the reason where there is none."""
-    if isinstance(source, Mxfp4Rows):
-        return Format("mxfp4", mxfp4.BLOCK)
-    if isinstance(source, Rows) and source.dtype == "BF16":
-        return Format("bf16")
-    raise _refused(source.tensor, _reason(source))
-
-
-def _reason(source: RowSource) -> str:
-    if isinstance(source, Rows):
-        return f"no stored format holds {source.dtype} weights exactly"
-    return f"{source.tensor.dtype} weights in this layout ({type(source).__name__}) must be encoded"
-
-
-def _refused(tensor: Tensor, reason: str) -> CheckpointError:
-    where = f"{tensor.path}: {tensor.name}"
-    return CheckpointError(f"experts cannot run in place: {reason}", where=where, hint=HINT)
-
-
-def _bf16(source: Rows, format_: Format) -> Sequence[Field]:
+def _bf16(source: Rows) -> Sequence[Field]:
     nbytes = 2 * source.cols
-    return [Field(source.tensor, source.first, source.step, nbytes, nbytes, 4, 0, finite=True)]
+    return [Field(source.tensor, source.first, source.step, nbytes, nbytes, 4, 0, 1, finite="bf16")]
 
 
-def _mxfp4(source: Mxfp4Rows, format_: Format) -> Sequence[Field]:
+def _mxfp4(source: Mxfp4Rows) -> Sequence[Field]:
     groups, half = source.cols // mxfp4.BLOCK, mxfp4.BLOCK_BYTES
     first, step = source.first, source.step
     return [
-        Field(source.tensor, first, step, groups * half, half, 4, 0, turn="deal"),
-        Field(source.scales, first, step, groups, 1, 1, ROWS * half),
+        Field(source.tensor, first, step, groups * half, half, 4, 0, groups, turn="deal"),
+        Field(source.scales, first, step, groups, 1, 1, ROWS * half, groups),
     ]
 
 
-FIELDS: Mapping[tuple[type, str], Fields] = {
-    (Rows, "bf16"): _bf16,
-    (Mxfp4Rows, "mxfp4"): _mxfp4,
+def _block_rows(source: BlockRows) -> Sequence[Field]:
+    nbytes = source.exact.nbytes(ROWS, source.cols) // ROWS
+    return [Field(source.tensor, source.first, source.step, nbytes, nbytes, nbytes, 0, 1)]
+
+
+FIELDS: Mapping[type, Callable[[Any], Sequence[Field]]] = {
+    Rows: _bf16,
+    Mxfp4Rows: _mxfp4,
+    GroupedRows: grouped_fields,
+    Nvfp4Rows: nvfp4_fields,
+    BlockRows: _block_rows,
 }
+"""By kind of source: its fields in the format that holds it exactly. They raise NotInPlaceError."""
 
 
 def make_landing(record: Record, record_bytes: int) -> Landing:
@@ -101,36 +72,73 @@ def make_landing(record: Record, record_bytes: int) -> Landing:
     return Landing(Program(record_bytes, tuple(moves), blobs, gaps), tuple(origins))
 
 
+@dataclass(frozen=True)
+class _Target:
+    """Where the rows of a source lie in a record; bytes as in Move, apart: None for units."""
+
+    rows: int
+    at: int
+    group_bytes: int
+    block_bytes: int
+    apart: int | None = None
+
+
 def _matrix(part: EncodeMatrix) -> Iterator[tuple[Move, Origin]]:
     block = part.format.nbytes(ROWS, part.cols)
-    groups = part.cols // (part.format.group or part.cols)
     at, turns = part.at, len(part.sources) if part.interleave else 1
+    apart = block // ROWS if part.format.name in _BLOCK_NAMES else None
     for source in part.sources:
-        fields = FIELDS.get((type(source), part.format.name))
-        if fields is None or source.rows % ROWS:
-            reason = (
-                _reason(source) if fields is None else f"{source.rows} rows are not whole blocks"
-            )
-            raise _refused(source.tensor, reason)
-        for field in fields(source, part.format):
-            yield _move(field, source.rows, groups, at, block // groups, block * turns)
+        fields = _fields(source, part)
+        count = fields[0].groups * fields[0].times
+        target = _Target(source.rows, at, (apart or block) // count, block * turns, apart)
+        for field in fields:
+            yield _move(field, target)
         at += block if part.interleave else source.rows // ROWS * block
 
 
-def _move(
-    field: Field, rows: int, groups: int, at: int, group_bytes: int, block_bytes: int
-) -> tuple[Move, Origin]:
+def _fields(source: RowSource, part: EncodeMatrix) -> Sequence[Field]:
+    """Of a source in the format of its matrix; a CheckpointError where it cannot become that."""
+    make = FIELDS.get(type(source))
+    if make is None or exact_format(source) is None:
+        raise _refused(source.tensor, _reason(source))
+    if exact_format(source) != part.format:
+        raise _refused(source.tensor, "the experts differ in format and must be converted")
+    if source.rows % ROWS:
+        raise _refused(source.tensor, f"{source.rows} rows are not whole blocks")
+    try:
+        return make(source)
+    except NotInPlaceError as cause:
+        raise _refused(source.tensor, str(cause)) from cause
+
+
+def _reason(source: RowSource) -> str:
+    if isinstance(source, Rows) and source.dtype != "BF16":
+        return f"no stored format holds {source.dtype} weights exactly"
+    return f"{source.tensor.dtype} weights in this layout ({type(source).__name__}) must be encoded"
+
+
+def _refused(tensor: Tensor, reason: str) -> CheckpointError:
+    where = f"{tensor.path}: {tensor.name}"
+    return CheckpointError(f"experts cannot run in place: {reason}", where=where, hint=HINT)
+
+
+def _move(field: Field, target: _Target) -> tuple[Move, Origin]:
+    if field.tensor.offset == 0:  # no file has weights where its header is
+        raise _refused(field.tensor, "the tensor is computed from others")
+    wide = 2 if field.turn == "widen" else 1
     move = Move(
         turn=field.turn,
         finite=field.finite,
-        unit=field.unit,
+        unit=field.unit if target.apart is None else field.run,
         run=field.run,
-        groups=groups,
-        rows=rows,
+        groups=field.groups,
+        rows=target.rows,
         row_bytes=field.step * field.row_bytes,
-        at=at + field.at,
-        group_bytes=group_bytes,
-        block_bytes=block_bytes,
+        at=target.at + field.at,
+        group_bytes=target.group_bytes,
+        block_bytes=target.block_bytes,
+        apart=target.apart or field.unit * wide,
+        times=field.times,
     )
     start = field.tensor.offset + field.first * field.row_bytes
     return move, Origin(field.tensor.path, start, field.tensor.name)
@@ -141,14 +149,20 @@ def _bias(part: CopyBias) -> Iterator[tuple[Move, Origin]]:
     source, turns = part.source, 2 if part.paired else 1
     if source.dtype not in ("BF16", "F32"):
         raise _refused(source.tensor, f"{source.dtype} biases must be converted")
-    turn: Turn = "widen" if source.dtype == "BF16" else "copy"
-    item = 2 if turn == "widen" else 4
+    turn, finite, item = _BIASES[source.dtype]
     count, start = source.cols // turns, source.first * source.cols
     if count % ROWS:
         raise _refused(source.tensor, f"{count} biases are not whole blocks")
     for which in range(turns):
-        field = Field(source.tensor, start + which, turns, item, item, item, 0, turn, item == 2)
-        yield _move(field, count, 1, part.at + 4 * ROWS * which, 0, 4 * ROWS * turns)
+        first = start + which
+        field = Field(source.tensor, first, turns, item, item, item, 0, 1, turn, finite)
+        yield _move(field, _Target(count, part.at + 4 * ROWS * which, 0, 4 * ROWS * turns))
+
+
+_BIASES: Mapping[str, tuple[Turn, Finite, int]] = {
+    "BF16": ("widen", "bf16", 2),
+    "F32": ("copy", "f32", 4),
+}
 
 
 def _mxfp4_blobs(record: Record) -> Iterator[tuple[int, int]]:

@@ -12,6 +12,7 @@ from flashmoe.layers.embedding import BlockSource
 from flashmoe.quant.layout import Bytes
 from flashmoe.store import format as fmt
 from flashmoe.store.extent import Extent
+from flashmoe.store.gguf_source import SUFFIX
 from flashmoe.store.inplace import InPlaceModel
 from flashmoe.store.landing import Landing
 from flashmoe.store.packed import Loaded, PackedModel
@@ -35,6 +36,10 @@ class StoredModel(Protocol):
     @property
     def manifest(self) -> fmt.Manifest:
         """Formats, shapes and layout of what memory will hold."""
+
+    @property
+    def text_path(self) -> Path:
+        """The directory with tokenizer, chat template and the like."""
 
     @property
     def config(self) -> dict[str, Any]: ...
@@ -82,7 +87,10 @@ def open_model(path: Path) -> StoredModel:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a directory has the weights of a checkpoint, and no manifest."""
+    """Whether a path is a GGUF file or a directory with weights of a checkpoint and no manifest."""
     with storage_errors("cannot read", path):
+        if path.suffix == SUFFIX:
+            return path.is_file()
         weights = any((path / name).exists() for name in (SINGLE, INDEX))
+        weights = weights or any(path.glob(f"*{SUFFIX}"))
         return weights and not (path / fmt.MANIFEST).exists()

@@ -10,13 +10,15 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, Protocol
 
 from flashmoe import _native
-from flashmoe.checkpoint.directory import Checkpoint, Source
+from flashmoe.checkpoint.directory import Source
 from flashmoe.checkpoint.quantization import read_quantization
+from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.errors import CheckpointError, StorageError, UsageError
 from flashmoe.files import storage_errors, sync, sync_directory, write_exactly
 from flashmoe.models.registry import family_name, load_family
@@ -26,6 +28,7 @@ from flashmoe.store.calibrated import CalibratedExperts
 from flashmoe.store.calibration import Calibration
 from flashmoe.store.journal import Journal
 from flashmoe.store.manifest import to_json
+from flashmoe.store.opening import open_checkpoint
 from flashmoe.store.plan import (
     Item,
     PackOptions,
@@ -42,6 +45,43 @@ Progress = Callable[[int, int], None]
 SYNC_BYTES = 128 << 20
 
 
+class Described(Protocol):
+    """What the plan of a pack needs of a checkpoint: no tensor's bytes."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def small_files(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Content of those of the named text files that exist."""
+
+
+class Feed(Protocol):
+    """A source that arrives while it is packed."""
+
+    def batches(self, items: Sequence[Item]) -> Iterable[Sequence[Item]]:
+        """All of these items, which are missing, in an order that suits the source."""
+
+    def written(self, batch: Sequence[Item]) -> None:
+        """A batch is in the journal: its source will not be read for it again."""
+
+    def source_bytes(self, items: Sequence[Item]) -> int:
+        """Disk space that the source will take at most while these are packed."""
+
+
+class _AtOnce:
+    """The feed of a checkpoint that is there."""
+
+    def batches(self, items: Sequence[Item]) -> Iterable[Sequence[Item]]:
+        return [items]
+
+    def written(self, batch: Sequence[Item]) -> None:
+        pass
+
+    def source_bytes(self, items: Sequence[Item]) -> int:
+        return 0
+
+
 def pack_checkpoint(
     source: Path,
     destination: Path,
@@ -50,7 +90,7 @@ def pack_checkpoint(
     sync_bytes: int = SYNC_BYTES,
     calibration: Path | None = None,
 ) -> fmt.Manifest:
-    """Packs the checkpoint directory `source` as the new directory `destination`.
+    """Packs a checkpoint directory or GGUF file `source` as the new directory `destination`.
 
     Args:
         progress: called with (data bytes written, data bytes in all), first with those that an
@@ -64,9 +104,9 @@ def pack_checkpoint(
         StorageError: reading or writing failed; the same call resumes.
     """
     _expect_free(destination)
-    with Checkpoint(source) as checkpoint:
+    with open_checkpoint(source) as checkpoint:
         return pack_open_checkpoint(
-            checkpoint, destination, options, progress, sync_bytes, calibration
+            checkpoint, destination, options, progress, sync_bytes, calibration=calibration
         )
 
 
@@ -76,9 +116,13 @@ def pack_open_checkpoint(
     options: PackOptions,
     progress: Progress | None = None,
     sync_bytes: int = SYNC_BYTES,
+    feed: Feed | None = None,
     calibration: Path | None = None,
 ) -> fmt.Manifest:
-    """Like pack_checkpoint, from anything that reads like a checkpoint."""
+    """Like pack_checkpoint, from anything that reads like a checkpoint.
+
+    feed: decides the order of work; None: the pack's own. The result does not depend on it.
+    """
     _expect_free(destination)
     inputs = None if calibration is None else Calibration(calibration)
     if inputs is not None:
@@ -86,7 +130,8 @@ def pack_open_checkpoint(
     plan = plan_pack(checkpoint, options)
     calibrated = None if inputs is None else CalibratedExperts(inputs, plan)
     work = destination.with_name(destination.name + ".partial")
-    manifest = _Packer(checkpoint, plan, work, progress, sync_bytes, calibrated).run()
+    packer = _Packer(checkpoint, plan, work, progress, sync_bytes, feed or _AtOnce(), calibrated)
+    manifest = packer.run()
     _publish(work, destination)
     return manifest
 
@@ -96,7 +141,7 @@ def _expect_free(destination: Path) -> None:
         raise UsageError("destination already exists", where=destination)
 
 
-def plan_pack(checkpoint: Source, options: PackOptions) -> PackPlan:
+def plan_pack(checkpoint: Described, options: PackOptions) -> PackPlan:
     """What packing would write; errors as for pack_checkpoint."""
     family = family_name(checkpoint.config)
     module = load_family(family)
@@ -123,8 +168,10 @@ class _Packer:
         work: Path,
         progress: Progress | None,
         sync_bytes: int,
+        feed: Feed,
         calibrated: CalibratedExperts | None = None,
     ) -> None:
+        self._feed = feed
         self._checkpoint, self._plan, self._work = checkpoint, plan, work
         self._pack = work / "pack"
         self._calibrated = calibrated
@@ -167,8 +214,9 @@ class _Packer:
         return {key: crc for key, crc in journalled.items() if key in kept}
 
     def _check_space(self, done: Mapping[str, int]) -> None:
-        finished = sum(item.nbytes for item in self._plan.items if item.key in done)
-        needed = self._plan.total_bytes - finished
+        missing = [item for item in self._plan.items if item.key not in done]
+        finished = self._plan.data_bytes - sum(item.nbytes for item in missing)
+        needed = self._plan.total_bytes - finished + self._feed.source_bytes(missing)
         with storage_errors("cannot query free space", self._work):
             free = shutil.disk_usage(self._work).free
         if free < needed:
@@ -183,13 +231,15 @@ class _Packer:
     def _write_items(self, journal: Journal, done: dict[str, int]) -> None:
         missing = [item for item in self._plan.items if item.key not in done]
         self._report(self._plan.data_bytes - sum(item.nbytes for item in missing))
-        for item in missing:
-            done[item.key] = self._write_item(item)
-            self._pending[item.key] = done[item.key]
-            self._dirty.add(item.file)
-            if self._pending_bytes >= self._sync_bytes:
-                self._flush(journal)
-        self._flush(journal)
+        for batch in self._feed.batches(missing):
+            for item in batch:
+                done[item.key] = self._write_item(item)
+                self._pending[item.key] = done[item.key]
+                self._dirty.add(item.file)
+                if self._pending_bytes >= self._sync_bytes:
+                    self._flush(journal)
+            self._flush(journal)
+            self._feed.written(batch)
 
     def _write_item(self, item: Item) -> int:
         """Writes all bytes of an item -> their CRC-32C."""

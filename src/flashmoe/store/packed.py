@@ -66,6 +66,11 @@ class PackedModel:
         return read_config_json(self.path)
 
     @property
+    def text_path(self) -> Path:
+        """The directory with tokenizer, chat template and the like."""
+        return self.path
+
+    @property
     def identity(self) -> str:
         """SHA-256 of the manifest, which holds the checksums of all weights."""
         return hashlib.sha256((self.path / fmt.MANIFEST).read_bytes()).hexdigest()

@@ -6,6 +6,7 @@ All that can be wrong with names, shapes, types and options is found here, befor
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ from flashmoe.store.manifest import to_json
 from flashmoe.store.row_sources import Rows, RowSource, Transposed, check_shape
 from flashmoe.store.sources import KeptRows, exact_format, take_rows
 
+_log = logging.getLogger(__name__)
 EXACT = Format("bf16")
+# For experts whose layers differ: all layers of a pack have one format.
+MIXED = Format("q8", 32)
 Keep = Literal["never", "quantised", "always"]
 """Which matrices stay in the format that holds them exactly: none, quantised ones, all."""
 KEEP: dict[str, Keep] = {"auto": "quantised", "same": "always"}
@@ -267,6 +271,10 @@ def _vector(spec: VectorSpec, names: Names) -> CopyVector:
 def _choose(keep: Keep, otherwise: Format, matrices: Iterable[Sequence[RowSource]]) -> Format:
     """The one format of matrices, each of some sources: what holds all of them exactly, or not."""
     found = {exact_format(source) for sources in matrices for source in sources}
+    if keep == "quantised" and len(found) > 1 and not found & {None, EXACT}:
+        names = ", ".join(sorted(format_.name for format_ in found if format_))
+        _log.warning("experts differ in type (%s): they become %s", names, MIXED.name)
+        return MIXED
     exact = next(iter(found)) if len(found) == 1 else None
     if keep == "never" or exact is None or (keep == "quantised" and exact == EXACT):
         return otherwise

@@ -5,17 +5,18 @@ from __future__ import annotations
 from flashmoe.checkpoint import fp8
 from flashmoe.checkpoint.names import Names
 from flashmoe.quant import Format
+from flashmoe.store.block_rows import ROWS_OF, BlockRows, GgufMxfp4Rows
 from flashmoe.store.quantised import GroupedRows, Nvfp4Rows, find_quantised
 from flashmoe.store.row_sources import Fp8Rows, Mxfp4Rows, Rows, RowSource, check_shape
 
-KeptRows = GroupedRows | Nvfp4Rows
+KeptRows = GroupedRows | Nvfp4Rows | BlockRows
 
 
 def exact_format(source: RowSource) -> Format | None:
     """The stored format that holds every number of a source exactly, or None."""
     if isinstance(source, KeptRows):
         return source.exact
-    if isinstance(source, Mxfp4Rows):
+    if isinstance(source, Mxfp4Rows | GgufMxfp4Rows):
         return Format("mxfp4", 32)
     return Format("bf16") if isinstance(source, Rows) and source.dtype == "BF16" else None
 
@@ -29,6 +30,9 @@ def take_rows(
     if found is not None:
         return found
     tensor = names.take(name)
+    if tensor.dtype in ROWS_OF:
+        check_shape(tensor, shape, (tensor.dtype,))
+        return ROWS_OF[tensor.dtype](tensor, first, rows, shape[-1], step)
     if tensor.dtype != fp8.DTYPE:
         check_shape(tensor, shape)
         return Rows(tensor, first, rows, shape[-1], step)

@@ -13,7 +13,7 @@ from flashmoe.errors import NonFiniteError
 from flashmoe.quant import q4
 from flashmoe.quant.blocks import pad_rows
 from flashmoe.quant.layout import Bytes, Floats
-from flashmoe.store.encode import BadWeight, check_finite, encode
+from flashmoe.store.encode import BadWeight, check_finite, decode_rows, encode
 from flashmoe.store.format import INTERLEAVE
 from flashmoe.store.plan import CopyBias, CopyVector, EncodeMatrix, Item
 from flashmoe.store.row_sources import Rows, RowSource
@@ -105,7 +105,10 @@ def _kept_piece(checkpoint: Source, part: EncodeMatrix, start: int, stop: int) -
     rows = read_rows(checkpoint, part, start, stop)
     out = q4.from_runs(rows, part.format.group) if part.format.name == "q4" else pad_rows(rows)
     try:
-        check_finite(part.format.decode(out, stop - start, part.cols))
+        if part.format.name == "q4":
+            check_finite(part.format.decode(out, stop - start, part.cols))
+        else:
+            check_finite(decode_rows(part.format, rows, part.cols))
     except BadWeight as cause:
         source, row = _locate(part, start + cause.row)
         raise _non_finite(source, row, cause) from cause

@@ -14,7 +14,13 @@ from flashmoe.layers.rope import RotaryTable
 from flashmoe.ops import reference_layers as ref
 from flashmoe.quant import Format
 from tests.ops.cuda.test_products import error, host
-from tests.support.tolerances import CUDA_ATTENTION_F16, CUDA_BF16, CUDA_ROW, DELTA
+from tests.support.tolerances import (
+    CUDA_ATTENTION_F16,
+    CUDA_ATTENTION_F32,
+    CUDA_BF16,
+    CUDA_ROW,
+    DELTA,
+)
 
 pytestmark = pytest.mark.cuda
 
@@ -54,18 +60,19 @@ def test_attention_over_what_was_stored(ops: Any, case: tuple[Any, ...]) -> None
     keys[:, rows] = ref.head_norm_rope(k, weight, 1e-6, cos, sin).transpose(1, 0, 2)
     values[:, rows] = v.transpose(1, 0, 2)
     loose = CUDA_ATTENTION_F16 if kind == "f2" else CUDA_ROW
+    seen = CUDA_ATTENTION_F16 if kind == "f2" else CUDA_ATTENTION_F32
     query = ops.vector(q)[..., :dim]
     got = ops.attention(
         ops.head_norm_rope(query, *turn), device_keys, device_values, start, dim**-0.5
     )
     turned = ref.head_norm_rope(q[..., :dim], weight, 1e-6, cos, sin).astype(np.float32)
     expected = ref.attention(turned, keys, values, start, dim**-0.5)
-    assert error(got, expected) <= loose
+    assert error(got, expected) <= seen
     # A single token is stored by the attention itself.
     assert error(device_keys.float(), keys.astype(np.float32)) <= loose
     assert error(device_values.float(), values.astype(np.float32)) <= loose
     ops.sigmoid_gate(got, ops.vector(q)[..., dim:])
-    assert error(got, ref.sigmoid_gate(expected.astype(np.float32), q[..., dim:])) <= loose
+    assert error(got, ref.sigmoid_gate(expected.astype(np.float32), q[..., dim:])) <= seen
 
 
 @pytest.mark.parametrize(("experts", "k"), [(128, 8), (60, 4), (5, 5)])
@@ -181,8 +188,11 @@ def test_keys_that_are_alike(ops: Any) -> None:
     one.check(ops, 0)
 
 
-def test_cuts_at_multiples_of_64_change_no_bit(ops: Any) -> None:
+# The weaker the decay, the more of the state before a cut shows after it.
+@pytest.mark.parametrize("less", [0, 3, 6])
+def test_cuts_at_multiples_of_64_change_no_bit(ops: Any, less: int) -> None:
     one = Delta.make(200)
+    one.gates[0][:] -= less
     for got, whole in zip(one.run(ops, 0, (64, 192)), one.run(ops, 0), strict=True):
         np.testing.assert_array_equal(host(got), host(whole))
 

@@ -50,12 +50,17 @@ class Normed:
     def computed(self) -> torch.Tensor:
         """The value, computed now if no kernel has kept it."""
         if self.value is None:
-            self.value, cols = torch.empty_like(self.x), self.x.shape[1]
+            # Of projections that lie side by side in one buffer, rows are further apart.
+            self.value, cols = self.x.new_empty(self.x.shape), self.x.shape[1]
             block = triton.next_power_of_2(cols)
             rows.rms_norm[(len(self),)](
-                self.x, self.weight, self.value, self.eps, COLS=cols, BLOCK=block
+                self.x, self.weight, self.value, self.eps, self.x.stride(0), COLS=cols, BLOCK=block
             )
         return self.value
+
+    def reshape(self, *shape: int) -> torch.Tensor:
+        """The value in another shape: a norm over all heads comes before what is done per head."""
+        return self.computed().reshape(*shape)
 
 
 @dataclass(frozen=True)

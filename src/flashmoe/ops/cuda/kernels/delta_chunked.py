@@ -92,7 +92,9 @@ def prepare(
     tl.store(left_out + place, tl.exp(last.to(tl.float32)))
 
 
-@triton.jit
+# One binary whatever the number of blocks: a special one for a single block rounds differently, and
+# then the cut of a prompt would show.
+@triton.jit(do_not_specialize=["blocks"])
 def advance(
     q_ptr, k_ptr, w_ptr, u_ptr, scores_ptr, left_ptr, state_ptr, out_ptr, blocks,
     HEADS: tl.constexpr, KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, DK: tl.constexpr,

@@ -5,11 +5,11 @@ import triton.language as tl
 
 
 @triton.jit
-def rms_norm(x_ptr, w_ptr, out_ptr, eps, COLS: tl.constexpr, BLOCK: tl.constexpr):
-    """out [T, COLS] = x / rms(x) * w; grid (T)."""
+def rms_norm(x_ptr, w_ptr, out_ptr, eps, x_stride, COLS: tl.constexpr, BLOCK: tl.constexpr):
+    """out [T, COLS] = x / rms(x) * w, rows of x lying x_stride apart; grid (T)."""
     t = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + t * COLS + at, mask=at < COLS, other=0.0)
+    x = tl.load(x_ptr + t * x_stride + at, mask=at < COLS, other=0.0)
     w = tl.load(w_ptr + at, mask=at < COLS, other=0.0)
     scale = tl.rsqrt(tl.sum(x * x, 0) / COLS + eps)
     tl.store(out_ptr + t * COLS + at, x * scale * w, mask=at < COLS)
