@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from flashmoe.demo import demo_model_path
 from flashmoe.errors import PackError, UsageError
 from flashmoe.experts.memory import peak_resident
+from flashmoe.experts.recorded import OnExperts, RecordedExperts
 from flashmoe.generate.engine import Engine, PhaseTimes, Session
 from flashmoe.generate.loop import Piece, Progress
 from flashmoe.generate.loop import generate as run_loop
@@ -240,6 +242,20 @@ class Model:
         """
         self._start_figures()
         return self.session().feed_all(list(ids))
+
+    @contextmanager
+    def watch_experts(self, on_experts: OnExperts) -> Iterator[None]:
+        """While the body runs, hear of what each layer's routed experts are given.
+
+        on_experts: called with layer, ids [T, K], x [T, H] and weights [T, K] before they compute.
+        """
+        engine = self._open()
+        inner = engine.experts
+        engine.experts = RecordedExperts(inner, on_experts)
+        try:
+            yield
+        finally:
+            engine.experts = inner
 
     def restart_stats(self) -> None:
         """Figures of `stats` count from now on: for work through a session."""

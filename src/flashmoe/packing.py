@@ -16,6 +16,8 @@ def pack(
     experts: str = "auto",
     dense: str = "auto",
     group: int = 64,
+    experts_down: str | None = None,
+    calibration: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Pack `source`, a checkpoint directory or .gguf file, as the new directory `destination`.
@@ -24,12 +26,15 @@ def pack(
         experts, dense: weight formats of the routed experts and of the rest: bf16, q8, q4, mxfp4;
             auto: what is quantised stays exactly as it is, the rest becomes q4 and q8; same: all
             that a format holds exactly stays so, the rest becomes bf16.
-        group: columns per group of q8 and q4: 32, 64 or 128.
+        group: columns per group of q8, q4, q3 and q2: 32, 64 or 128.
+        experts_down: format of the experts' down matrices, where another than `experts`.
+        calibration: file of `flashmoe calibrate`: q2, q3 and q4 experts lose less with it.
         progress: called with (bytes written, bytes in all).
 
     Streams: peak memory stays under 1 GB. Interrupted, the same call resumes. The destination
     appears only when it is complete. Raises UsageError, CheckpointError (with ConfigError and
     NonFiniteError) or StorageError.
     """
-    options = PackOptions.parse(experts, dense, group)
-    pack_checkpoint(Path(source), Path(destination), options, progress)
+    options = PackOptions.parse(experts, dense, group, experts_down)
+    file = None if calibration is None else Path(calibration)
+    pack_checkpoint(Path(source), Path(destination), options, progress, calibration=file)

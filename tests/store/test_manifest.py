@@ -100,8 +100,8 @@ def test_every_value_is_required_and_typed(path: tuple[Any, ...]) -> None:
         (("format",), "other", "expected flashmoe"),
         (
             ("version",),
-            4,
-            r"unknown format version; expected 1 \| 2 \| 3, got 4.*Pack the model again",
+            5,
+            r"unknown format version; expected 1 \| 2 \| 3 \| 4, got 5.*Pack the model again",
         ),
         (("version",), 2, "activation"),
         (("new",), 1, "unknown key; got new"),

@@ -24,7 +24,14 @@ MEMORY_BYTES = 5 << 28
 TURN_BYTES = 64 << 20
 TURNS = 60
 SECONDS = 5.0  # slow kernels get fewer turns
-FORMATS = (Format("q4", 64), Format("mxfp4", 32), Format("q8", 64), Format("bf16"))
+FORMATS = (
+    Format("q4", 64),
+    Format("q3", 64),
+    Format("q2", 64),
+    Format("mxfp4", 32),
+    Format("q8", 64),
+    Format("bf16"),
+)
 
 Call = Callable[[], object]
 

@@ -28,6 +28,7 @@ VERBS = (
     "show",
     "rm",
     "pack",
+    "calibrate",
     "info",
     "verify",
     "families",

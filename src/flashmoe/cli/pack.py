@@ -17,14 +17,22 @@ def pack(
     experts: Annotated[
         str,
         typer.Option(
-            help="Format of experts: q4, q8, bf16, mxfp4; auto: as quantised, else q4; same."
+            help="Format of experts: q4, q3, q2, q8, bf16, mxfp4; auto: as is, else q4; same."
         ),
     ] = "auto",
     dense: Annotated[
         str,
         typer.Option(help="Format of all else, likewise; auto: as quantised, else q8."),
     ] = "auto",
-    group: Annotated[int, typer.Option(help="Weights per scale of q8, q4: 32, 64 or 128.")] = 64,
+    group: Annotated[
+        int, typer.Option(help="Weights per scale of q8, q4, q3, q2: 32, 64 or 128.")
+    ] = 64,
+    experts_down: Annotated[
+        str | None, typer.Option(help="Format of the experts' down matrices, where another.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="File of `flashmoe calibrate`: rounds q2, q3, q4 better.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
     """Pack a checkpoint for streaming. Interrupted, the same command resumes."""
@@ -34,10 +42,10 @@ def pack(
     from flashmoe.store.packed import PackedModel
     from flashmoe.store.plan import PackOptions
 
-    options = PackOptions.parse(experts, dense, group)
+    options = PackOptions.parse(experts, dense, group, experts_down)
     start = time.monotonic()
     with progress_bar("packing", quiet) as progress:
-        pack_checkpoint(find_model(source), destination, options, progress)
+        pack_checkpoint(find_model(source), destination, options, progress, calibration=calibration)
     if not quiet:
         size = human_bytes(PackedModel.open(destination).total_bytes)
         print(f"{destination}: {size} in {time.monotonic() - start:.1f} s")

@@ -62,8 +62,12 @@ class Codebook:
         rows: a multiple of 8."""
         rows, groups, group = code.shape
         parts = code.reshape(rows, groups, group // CHUNK, 8, 4)
-        low = _pack_bits(parts & 3, 2, 4)
-        units = low if self.bits == 2 else np.concatenate([low, _pack_bits(parts >> 2, 1, 8)], 3)
+        low = _pack_bits(parts & np.uint8(3), 2, 4)
+        units = (
+            low
+            if self.bits == 2
+            else np.concatenate([low, _pack_bits(parts >> np.uint8(2), 1, 8)], 3)
+        )
         blocks = rows // layout.ROWS
         packed = layout.interleave(units.reshape(rows, -1)).reshape(blocks, groups, -1)
         tail = scale.reshape(blocks, layout.ROWS, groups).transpose(0, 2, 1)

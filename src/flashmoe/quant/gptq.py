@@ -34,7 +34,7 @@ def encode(w: Floats, hessian: Doubles, fmt: Format, damping: float = 0.01) -> B
         hessian: [cols, cols], the mean of x x^T over inputs x; of any rank.
         damping: share of the mean of its diagonal that is added to the diagonal.
     """
-    grid = _Affine() if fmt.name == q4.NAME else _Levels({"q2": Q2, "q3": Q3}[fmt.name])
+    grid: _Grid = _Affine() if fmt.name == q4.NAME else _Levels({"q2": Q2, "q3": Q3}[fmt.name])
     upper = _upper_of_inverse(hessian, damping)
     rest = w.astype(np.float64)
     codes = np.empty(w.shape, np.uint8)
@@ -76,7 +76,7 @@ def _round_group(rest: Doubles, codes: Bytes, upper: Doubles, span: slice, grid:
 def _upper_of_inverse(hessian: Doubles, damping: float) -> Doubles:
     """U with U^T U the inverse of the damped Hessian."""
     size = len(hessian)
-    mean = max(float(np.trace(hessian)) / size, np.finfo(np.float32).tiny)
+    mean = max(float(np.trace(hessian)) / size, float(np.finfo(np.float32).tiny))
     damped = hessian + damping * mean * np.eye(size)
     upper: Doubles = np.linalg.cholesky(np.linalg.inv(damped)).T
     return upper
@@ -133,7 +133,9 @@ class _Affine:
         self._bias: Doubles = np.empty(0)
 
     def fit(self, w: Doubles, weights: Doubles) -> None:
-        middle, half = (w.max(1) + w.min(1)) / 2, (w.max(1) - w.min(1)) / 2
+        low: Doubles = w.min(axis=1)
+        high: Doubles = w.max(axis=1)
+        middle, half = (high + low) / 2, (high - low) / 2
         best: _Fit | None = None
         for share in _RANGE_SHARES:
             tried = self._try(w, weights, middle - share * half, share * half * 2 / 15)

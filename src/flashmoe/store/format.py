@@ -17,7 +17,7 @@ from flashmoe.quant import ENCODED, Format
 
 NAME = "flashmoe"
 # What a pack is written as is the lowest version that can say what it holds: see Manifest.version.
-VERSIONS = (1, 2, 3)
+VERSIONS = (1, 2, 3, 4)
 MANIFEST = "flashmoe.json"
 RESIDENT = "resident.safetensors"
 EXPERTS_TENSOR = "experts"
@@ -164,14 +164,18 @@ class Manifest:
     experts: ExpertLayout
     layers: tuple[ExpertLayer, ...]
     files: Mapping[str, SmallFile]
+    calibration: str = ""
 
     @property
     def version(self) -> int:
-        """3 for block formats; 2 for experts beyond a plain SwiGLU, and for mxfp4; else 1."""
+        """The lowest that says it all: 4 for q2, q3 and calibrated experts; 3 for block formats;
+        2 for experts beyond a plain SwiGLU, and for mxfp4; else 1."""
         plain = self.experts.activation == "swiglu" and not self.experts.bias
         formats = [self.experts_format, self.dense_format, self.experts.gate_up, self.experts.down]
         formats += [one.format for one in self.tensors.values() if isinstance(one, Matrix)]
         names = {one.name for one in formats}
+        if self.calibration or names & {"q2", "q3"}:
+            return 4
         if not names <= ENCODED.keys():
             return 3
         return 1 if plain and "mxfp4" not in names else 2

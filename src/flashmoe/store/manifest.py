@@ -32,6 +32,7 @@ MAX_TENSOR_BYTES = 2**44
 MAX_EXPERTS = 2**16
 MAX_LAYERS = 2**12
 MAX_CRC = 2**32 - 1
+UNCALIBRATED = "none"
 
 
 def to_json(manifest: Manifest) -> str:
@@ -60,12 +61,18 @@ def from_json(data: bytes) -> Manifest:
         experts=layout,
         layers=_layers(experts, layout.num_experts),
         files=_files(fields.fields("files")),
+        calibration=_calibration(quantization) if version > 3 else "",
     )
     for part in (fields, quantization, experts):
         part.end()
     if manifest.version != version:
         fields.fail("version", manifest.version, version)
     return manifest
+
+
+def _calibration(quantization: Fields) -> str:
+    record = quantization.text("calibration")
+    return "" if record == UNCALIBRATED else record
 
 
 def _version(fields: Fields) -> int:
@@ -205,6 +212,11 @@ def _to_raw(manifest: Manifest) -> dict[str, Any]:
         "quantization": {
             "experts": _raw_format(manifest.experts_format),
             "dense": _raw_format(manifest.dense_format),
+            **(
+                {"calibration": manifest.calibration or UNCALIBRATED}
+                if manifest.version > 3
+                else {}
+            ),
         },
         "tensors": {name: _raw_tensor(tensor) for name, tensor in manifest.tensors.items()},
         "experts": _raw_experts(manifest),

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,10 @@ from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.errors import CheckpointError, StorageError, UsageError
 from flashmoe.files import storage_errors, sync, sync_directory, write_exactly
 from flashmoe.models.registry import family_name, load_family
+from flashmoe.quant.layout import Bytes
 from flashmoe.store import format as fmt
+from flashmoe.store.calibrated import CalibratedExperts
+from flashmoe.store.calibration import Calibration
 from flashmoe.store.journal import Journal
 from flashmoe.store.manifest import to_json
 from flashmoe.store.opening import open_checkpoint
@@ -85,6 +88,7 @@ def pack_checkpoint(
     options: PackOptions,
     progress: Progress | None = None,
     sync_bytes: int = SYNC_BYTES,
+    calibration: Path | None = None,
 ) -> fmt.Manifest:
     """Packs a checkpoint directory or GGUF file `source` as the new directory `destination`.
 
@@ -92,6 +96,7 @@ def pack_checkpoint(
         progress: called with (data bytes written, data bytes in all), first with those that an
             interrupted run has left.
         sync_bytes: data written between two entries of the journal.
+        calibration: file of store/calibration; experts are then rounded by store/calibrated.
 
     Raises:
         UsageError: the destination exists, is being written, or the options do not fit.
@@ -100,7 +105,9 @@ def pack_checkpoint(
     """
     _expect_free(destination)
     with open_checkpoint(source) as checkpoint:
-        return pack_open_checkpoint(checkpoint, destination, options, progress, sync_bytes)
+        return pack_open_checkpoint(
+            checkpoint, destination, options, progress, sync_bytes, calibration=calibration
+        )
 
 
 def pack_open_checkpoint(
@@ -110,15 +117,21 @@ def pack_open_checkpoint(
     progress: Progress | None = None,
     sync_bytes: int = SYNC_BYTES,
     feed: Feed | None = None,
+    calibration: Path | None = None,
 ) -> fmt.Manifest:
     """Like pack_checkpoint, from anything that reads like a checkpoint.
 
     feed: decides the order of work; None: the pack's own. The result does not depend on it.
     """
     _expect_free(destination)
+    inputs = None if calibration is None else Calibration(calibration)
+    if inputs is not None:
+        options = dataclasses.replace(options, calibration=inputs.record)
     plan = plan_pack(checkpoint, options)
+    calibrated = None if inputs is None else CalibratedExperts(inputs, plan)
     work = destination.with_name(destination.name + ".partial")
-    manifest = _Packer(checkpoint, plan, work, progress, sync_bytes, feed or _AtOnce()).run()
+    packer = _Packer(checkpoint, plan, work, progress, sync_bytes, feed or _AtOnce(), calibrated)
+    manifest = packer.run()
     _publish(work, destination)
     return manifest
 
@@ -156,10 +169,12 @@ class _Packer:
         progress: Progress | None,
         sync_bytes: int,
         feed: Feed,
+        calibrated: CalibratedExperts | None = None,
     ) -> None:
         self._feed = feed
         self._checkpoint, self._plan, self._work = checkpoint, plan, work
         self._pack = work / "pack"
+        self._calibrated = calibrated
         self._progress, self._sync_bytes = progress, sync_bytes
         self._fds: dict[str, int] = {}
         self._pool = _native.Pool(len(os.sched_getaffinity(0)))
@@ -230,7 +245,7 @@ class _Packer:
         """Writes all bytes of an item -> their CRC-32C."""
         fd, where = self._fds[item.file], self._pack / item.file
         crc, position = 0, item.offset
-        for piece in item_pieces(self._pool, self._checkpoint, item):
+        for piece in self._pieces(item):
             write_exactly(fd, piece.data, position, where)
             crc = _native.crc32c(piece, crc)
             position += len(piece)
@@ -238,6 +253,11 @@ class _Packer:
             self._report(len(piece))
         assert position == item.offset + item.nbytes
         return crc
+
+    def _pieces(self, item: Item) -> Iterator[Bytes]:
+        if self._calibrated is not None and self._calibrated.makes(item):
+            return self._calibrated.pieces(self._checkpoint, item)
+        return item_pieces(self._pool, self._checkpoint, item)
 
     def _flush(self, journal: Journal) -> None:
         """Syncs the data, then journals it."""

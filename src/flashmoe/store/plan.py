@@ -46,15 +46,18 @@ class PackOptions:
     distinct: int | None = None
     keep_experts: Keep = "never"
     keep_dense: Keep = "never"
+    down: Format | None = None
+    calibration: str = ""
 
     @classmethod
-    def parse(cls, experts: str, dense: str, group: int) -> PackOptions:
+    def parse(cls, experts: str, dense: str, group: int, down: str | None = None) -> PackOptions:
         """From the option values of the command line."""
         return cls(
             _option("--experts", experts, group, auto="q4"),
             _option("--dense", dense, group, auto="q8"),
             keep_experts=KEEP.get(experts, "never"),
             keep_dense=KEEP.get(dense, "never"),
+            down=None if down is None else _option("--experts-down", down, group, auto="q4"),
         )
 
 
@@ -180,6 +183,7 @@ def make_plan(
         experts=layout,
         layers=_expert_layers(sorted(records), layout.num_experts, options.distinct),
         files=files,
+        calibration=options.calibration,
     )
     parts: dict[str, Record | CopyVector] = {name: (part,) for name, part in resident.items()}
     parts |= vectors
@@ -282,7 +286,7 @@ def _layout(
 ) -> fmt.ExpertLayout:
     keep, otherwise = options.keep_experts, options.experts
     gate_up = _choose(keep, otherwise, [(gate, up) for gate, up, _ in matrices])
-    down = _choose(keep, otherwise, [(down,) for _, _, down in matrices])
+    down = _choose(keep, options.down or otherwise, [(down,) for _, _, down in matrices])
     layouts = {
         fmt.ExpertLayout(
             e.num_experts,

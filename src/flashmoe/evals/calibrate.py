@@ -1,0 +1,126 @@
+"""Runs texts through a model and keeps what its experts see: the input of `pack --calibration`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flashmoe.errors import UsageError
+from flashmoe.evals.perplexity import read_text
+from flashmoe.store.calibration import CalibrationWriter
+from flashmoe.store.packed import PackedModel
+from flashmoe.text.prompting import chat_prompt
+
+if TYPE_CHECKING:
+    from flashmoe.api import Model
+
+WINDOW = 512
+Progress = Callable[[int, int], None]
+
+
+def calibrate(
+    model: Model,
+    texts: Sequence[Path],
+    output: Path,
+    *,
+    tokens: int = 65536,
+    sample: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> int:
+    """Writes a calibration file -> tokens in it.
+
+    Args:
+        texts: UTF-8 files, cut into windows of 512 tokens; of .jsonl files each line is a chat
+            {"messages", "tools"?}.
+        tokens: at most so many of the texts, evenly from the beginning of each.
+        sample: tokens that the model writes itself (temperature 1), beside the texts.
+        progress: called with (tokens done, tokens in all).
+
+    Raises UsageError (no text, a file that cannot be read), StorageError.
+    """
+    windows = [w for path in texts for w in read_windows(model, path, tokens // len(texts))]
+    windows += sampled_windows(model, sample, seed)
+    total = sum(map(len, windows))
+    if not total:
+        raise UsageError("nothing to calibrate on", where="calibrate", expected="texts or --sample")
+    writer = _writer(model, output, total)
+    writer.open({"text": describe(texts, total, sample, seed)})
+    done = 0
+    with model.watch_experts(writer.add):
+        for window in windows:
+            model.session().feed(window)
+            done += len(window)
+            if progress is not None:
+                progress(done, total)
+    writer.finish()
+    return total
+
+
+def describe(texts: Sequence[Path], total: int, sample: int, seed: int) -> str:
+    """What the file's text was, in one line."""
+    names = [f"{p.name} sha256 {hashlib.sha256(p.read_bytes()).hexdigest()[:16]}" for p in texts]
+    names += [f"{sample} tokens sampled from the model, seed {seed}"] if sample else []
+    return f"{total} tokens: " + ", ".join(names)
+
+
+def read_windows(model: Model, path: Path, tokens: int) -> list[list[int]]:
+    """The first tokens of a file, as runs of at most 512 from a text and of one chat each."""
+    if path.suffix != ".jsonl":
+        ids = [int(i) for i in model.tokenizer.encode(read_text(path))[:tokens]]
+        return [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
+    windows, left = [], tokens
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip() and left > 0:
+            windows.append(_chat(model, line, f"{path}, line {number}")[:left])
+            left -= len(windows[-1])
+    return windows
+
+
+def _chat(model: Model, line: str, where: str) -> list[int]:
+    try:
+        chat: dict[str, Any] = json.loads(line)
+        messages, tools = chat["messages"], chat.get("tools")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError("not a chat", where=where, expected='{"messages"}') from error
+    ids = chat_prompt(model.chat_template, model.tokenizer, messages, tools=tools).ids
+    return [int(i) for i in ids]
+
+
+def sampled_windows(model: Model, tokens: int, seed: int) -> list[list[int]]:
+    """Documents that the model writes: in turn from a random token and from the start of a chat.
+
+    The start of a chat is its template's first line, so that the model makes up system text and
+    tools, too.
+    """
+    windows: list[list[int]] = []
+    for number, start in enumerate(_starts(model, seed)):
+        left = tokens - sum(map(len, windows))
+        if left < 2:
+            return windows
+        pieces = model.generate(
+            start, max_tokens=WINDOW - len(start), temperature=1.0, seed=seed + number, stop=[]
+        )
+        windows.append([*start, *(piece.token_id for piece in pieces)][:left])
+    return windows
+
+
+def _starts(model: Model, seed: int) -> Iterator[list[int]]:
+    rng = np.random.default_rng(seed)
+    opening = model.chat_template.render([{"role": "user", "content": ""}]).partition("\n")
+    chat = [int(i) for i in model.tokenizer.encode(opening[0] + opening[1])]
+    while True:
+        yield [int(rng.integers(model.config.vocab_size))]
+        yield chat
+
+
+def _writer(model: Model, output: Path, tokens: int) -> CalibrationWriter:
+    manifest = PackedModel.open(model.path).manifest
+    layers = [layer.layer for layer in manifest.layers]
+    sizes = (tokens, manifest.experts.hidden_size, model.stats.experts_per_token)
+    return CalibrationWriter(output, layers, sizes)
