@@ -25,8 +25,10 @@ SOURCES = sorted(
 ORDER = """
     __init__
     cli
+    doctor forecast
     bench chat evals
     server
+    hub
     api packing
     cuda
     loading
@@ -41,7 +43,9 @@ ORDER = """
     parsers
     checkpoint text
     quant
+    library
     _native demo files settings sizes stats strict_json
+    routing
     errors
 """
 RANK = {part: rank for rank, line in enumerate(ORDER.splitlines()) for part in line.split()}

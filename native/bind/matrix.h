@@ -14,7 +14,7 @@ struct Matrix {
 };
 
 inline const char* format_name(Format format) {
-    constexpr const char* kNames[kInterleavedFormats] = {"bf16", "q8", "q4", "mxfp4"};
+    constexpr const char* kNames[kInterleavedFormats] = {"bf16", "q8", "q4", "mxfp4", "q2", "q3"};
     return is_block_format(format) ? block_format(format).name : kNames[static_cast<int>(format)];
 }
 

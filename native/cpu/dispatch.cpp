@@ -13,6 +13,7 @@ void register_scalar(Kernels& table) {
     register_codec_scalar(table.codec);
     register_linear_scalar(table.linear);
     register_mxfp4_scalar(table.linear);
+    register_codebook_scalar(table.linear);
     register_blocks_scalar(table.linear);
     register_norm_scalar(table.norm);
     register_rope_scalar(table.rope);
@@ -28,6 +29,7 @@ void register_avx2(Kernels& table) {
     register_codec_avx2(table.codec);
     register_linear_avx2(table.linear);
     register_mxfp4_avx2(table.linear);
+    register_codebook_avx2(table.linear);
     register_blocks_avx2(table.linear);
     register_norm_avx2(table.norm);
     register_rope_avx2(table.rope);
@@ -42,6 +44,7 @@ void register_avx2(Kernels& table) {
 void register_avx512(Kernels& table) {
     register_linear_avx512(table.linear);
     register_mxfp4_avx512(table.linear);
+    register_codebook_avx512(table.linear);
     register_blocks_avx512(table.linear);
     register_attention_avx512(table.attention);
     register_tile_avx512(table.delta.tile);

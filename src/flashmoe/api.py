@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -22,6 +23,7 @@ from flashmoe.generate.prefix_files import PrefixFiles
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
 from flashmoe.generate.scheduler import Prefixes, Scheduler
+from flashmoe.library import find_model
 from flashmoe.loading import TOKENIZER, LoadedModel, TextParts, load_model
 from flashmoe.ops.devices import pick_device, settle_device
 from flashmoe.planning import card_lacks
@@ -40,11 +42,12 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     """Open a packed model, or a checkpoint in place; no path: the demo model of the package.
 
     Args:
-        path: directory that `flashmoe pack` wrote, or of a checkpoint (docs/inplace.md says which).
+        path: directory that `flashmoe pack` wrote, or of a checkpoint (docs/inplace.md says which),
+            or the name of a pulled model.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
             context_length, experts_per_token, isa, verify, prefetch, lock, device, vram,
-            parallel, prefix_ram. What is not given comes from the environment (FLASHMOE_RAM, ...),
-            else is chosen for the machine.
+            parallel, prefix_ram, routing. What is not given comes from the environment
+            (FLASHMOE_RAM, ...), else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
     (the limit is below the floor; the message shows the sum), StorageError (the system),
@@ -61,7 +64,7 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     given = {name: value for name, value in settings.items() if value is not None}
     defaults = environment() if path is not None else {"cache": DEMO_CACHE, **environment()}
     chosen = EngineSettings(**{**defaults, **given})
-    return Model(_open(Path(path) if path is not None else demo_model_path(), chosen))
+    return Model(_open(find_model(path) if path is not None else demo_model_path(), chosen))
 
 
 def _open(path: Path, settings: EngineSettings) -> LoadedModel:
@@ -72,6 +75,12 @@ def _open(path: Path, settings: EngineSettings) -> LoadedModel:
     if device == "cpu":
         loaded = load_model(path, settings)
     else:
+        if settings.rules.changes_layers:
+            raise UsageError(
+                "a card has no such rules",
+                where="routing",
+                hint="Use --device cpu, or leave it out",
+            )
         if settings.parallel > 1 or settings.prefix_ram:
             raise UsageError(
                 "a card runs one sequence at a time and keeps no prefixes",
@@ -83,6 +92,7 @@ def _open(path: Path, settings: EngineSettings) -> LoadedModel:
 
         loaded = load_on_card(path, settings)
     loaded.fixed_figures["device_reason"] = reason
+    loaded.engine.lossy = Stats(**loaded.fixed_figures).lossy
     return loaded
 
 
@@ -114,6 +124,11 @@ class Model:
     def config(self) -> Any:
         """The family's Config: hidden_size, num_hidden_layers and so on, as in the checkpoint."""
         return self._loaded.config
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides, beside the tokens, every bit of a result: weights, K, routing, kernels."""
+        return sha256(repr(self._loaded.results).encode()).hexdigest()
 
     @property
     def context_length(self) -> int:

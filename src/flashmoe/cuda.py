@@ -32,7 +32,7 @@ from flashmoe.ops.base import Ops
 from flashmoe.ops.cuda import memory
 from flashmoe.ops.cuda.backend import CudaOps
 from flashmoe.ops.cuda.rotary import DeviceRotary
-from flashmoe.ops.cuda.routed import WORKSPACE_BYTES, ExpertArena
+from flashmoe.ops.cuda.routed import ExpertArena, workspace_bytes
 from flashmoe.ops.threads import default_threads
 from flashmoe.planning import ModelFacts, read_facts
 from flashmoe.settings import EngineSettings
@@ -47,6 +47,8 @@ _STAGING_SLOTS = 64
 # What the process takes beyond what is resident when the slots in RAM are counted.
 _HOST_RESERVE = 256 << 20
 _INTERPRETED_VRAM = 16 << 30
+# Tensors of the captured steps of one sequence, which torch keeps apart in blocks of 2 and 20 MB.
+_CAPTURED_BYTES = 96 << 20
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,10 @@ class CardMemory:
         """Tokens per pass, whatever the prompt."""
         return self.prefill_chunk
 
+    def sweep_chunk(self, tokens: int) -> int:
+        """As `chunk`: sweeps run on the host only."""
+        return self.prefill_chunk
+
     def prompt(self, chunk: int) -> AbstractContextManager[None]:
         """There is room always."""
         return nullcontext()
@@ -136,6 +142,11 @@ def load_on_card(
 
     device: default the first card; the CPU under Triton's interpreter (tests).
     """
+    with memory.within_limit("this model and a chunk of a prompt"):
+        return _load(path, settings, device)
+
+
+def _load(path: Path, settings: EngineSettings, device: torch.device | None) -> LoadedModel:
     pack = open_model(path)
     family = load_family(pack.manifest.family)
     device = device or memory.open_card()
@@ -144,6 +155,7 @@ def load_on_card(
         memory.cap_tensors(device, plan.budget.limit.nbytes - memory.CONTEXT_BYTES)
     card = CudaOps(device)
     ops = cast(Ops, card)  # all that layers use; experts are DeviceExperts' business
+    card.take_weights(_weight_bytes(pack, plan.facts))
     arena = resident_memory(pack)
     weights = load_weights(pack, ops, arena)
     del arena  # the weights are copied by now
@@ -158,6 +170,7 @@ def load_on_card(
         vocab_size=plan.facts.config.vocab_size,
         kv_dtype=f"f{plan.facts.kv_itemsize}",
         num_experts_per_tok=plan.facts.config.num_experts_per_tok,
+        tensor_bytes=plan.budget.limit.nbytes - memory.CONTEXT_BYTES,
     )
     if device.type == "cuda":
         warm_up(engine, plan.prefill_chunk)
@@ -192,17 +205,26 @@ def make_card_plan(
     limit = _limit(settings.vram, device)
 
     def budget(chunk: int) -> Budget:
-        workspace = device_workspace_bytes(facts.config, facts.specs, chunk, WORKSPACE_BYTES)
+        workspace = device_workspace_bytes(
+            facts.config, facts.specs, chunk, workspace_bytes(layout, layout.num_experts)
+        )
         parts = {
             "CUDA context, kernels, graphs": memory.CONTEXT_BYTES,
-            "resident weights": pack.resident_bytes,
+            "resident weights": _weight_bytes(pack, facts),
             f"state of {facts.context_length} tokens": facts.state_bytes,
+            "captured decode steps": _CAPTURED_BYTES,
             f"workspace of {chunk}-token chunks": workspace,
         }
         return device_budget(limit, parts, sizes)
 
     chunk, fitting = _largest_chunk([c for c in CHUNKS if _useful(c, facts)], budget)
     return CardPlan(facts, chunk, fitting)
+
+
+def _weight_bytes(pack: StoredModel, facts: ModelFacts) -> int:
+    """What the resident weights take on the card."""
+    tensors = len(facts.specs.matrices) + len(facts.specs.vectors)
+    return memory.WeightArena.room(pack.resident_bytes, tensors)
 
 
 def _largest_chunk(chunks: Sequence[int], budget: Callable[[int], Budget]) -> tuple[int, Budget]:
@@ -240,7 +262,12 @@ def _open_tiers(
     total = len(layers) * layout.num_experts
     words = plan.budget.slots * layout.record_bytes // 4
     arena = ExpertArena(
-        torch.empty(words, dtype=torch.int32, device=ops.device), layout.record_bytes, layout
+        torch.empty(words, dtype=torch.int32, device=ops.device),
+        layout.record_bytes,
+        layout,
+        torch.empty(
+            workspace_bytes(layout, layout.num_experts), dtype=torch.uint8, device=ops.device
+        ),
     )
     everything = plan.budget.slots >= total
     slots = min(_STAGING_SLOTS, total) if everything else _ram_slots(pack, plan, settings)

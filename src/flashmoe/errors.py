@@ -8,6 +8,8 @@
     │   └── NonFiniteError      a weight is NaN or infinite
     ├── PackError               a packed model is damaged or incomplete
     │   └── ChecksumError       its bytes are not those that were written
+    ├── HubError                the hub of models, or the way to it, failed
+    │   └── HubAccessError      it does not let us have the files
     ├── StorageError            the system failed to read or write (EIO, short read, disk full)
     ├── MemoryBudgetError       the model does not fit the memory limit
     ├── QueueFullError          too many requests wait already
@@ -85,6 +87,14 @@ class PackError(FlashMoeError):
 
 class ChecksumError(PackError):
     """Bytes of a packed model are not those that were written."""
+
+
+class HubError(FlashMoeError):
+    """The hub of models, or the way to it, failed."""
+
+
+class HubAccessError(HubError):
+    """The hub does not let us have the files: unknown, private or gated."""
 
 
 class StorageError(FlashMoeError):

@@ -169,7 +169,10 @@ def load_model(
     laps.end("expert cache")
     keeper = _keeper(plan, cache, ops)
     experts = StreamedExperts(cache, pack.manifest.experts, ops, settings.prefetch)
-    engine = _engine(plan, family.build(plan.config, weights), experts, keeper, ops)
+    decoder, rules = family.build(plan.config, weights), settings.rules
+    if rules.changes_layers:
+        decoder = decoder.with_rules(rules, cache.in_memory)
+    engine = _engine(plan, decoder, experts, keeper, ops)
     return LoadedModel(
         path=path,
         family=pack.manifest.family,
@@ -180,10 +183,10 @@ def load_model(
         rows=rows,
         text=text,
         fixed_figures=_fixed_figures(pack, plan, cache, settings.isa)
-        | {"open_seconds": laps.seconds},
+        | {"open_seconds": laps.seconds, "routing": rules.without_k().lossy},
         parallel=settings.parallel,
         prefix_bytes=plan.prefix_bytes,
-        results=_deciding(pack, plan, settings.isa),
+        results=(*_deciding(pack, plan, settings.isa), rules.without_k().lossy),
     )
 
 

@@ -18,7 +18,7 @@ from flashmoe.experts.budget import (
     parse_cache,
     swap_warning,
 )
-from flashmoe.experts.memory import read_system_memory
+from flashmoe.experts.memory import Limit, read_system_memory
 from flashmoe.experts.room import PromptCosts
 from flashmoe.models.registry import CARD_FAMILIES, family_name
 from flashmoe.models.specs import WeightSpecs
@@ -99,17 +99,8 @@ def make_plan(pack: StoredModel, family: ModuleType, settings: EngineSettings) -
     config, specs = facts.config, facts.specs
     prefix_bytes = _size(settings.prefix_ram, "--prefix-ram")
 
-    turned = pack.reader_bytes * settings.readers
-
     def parts(streamed: frozenset[str]) -> dict[str, int]:
-        rows = {f"rows of {name}": pack.rows(name).buffer_bytes for name in streamed}
-        return {
-            "resident weights": pack.resident_room(streamed),
-            **rows,
-            **_sequence_parts(facts, settings.parallel),
-            **({"kept prefixes": prefix_bytes} if prefix_bytes else {}),
-            **({"bytes being turned into experts": turned} if turned else {}),
-        }
+        return _parts(pack, facts, settings, streamed)
 
     sizes = _expert_sizes(pack, facts.native_experts_per_token, settings)
     streamed, budget = _choose(
@@ -130,6 +121,32 @@ def make_plan(pack: StoredModel, family: ModuleType, settings: EngineSettings) -
         costs=_prompt_costs(pack, budget, sizes, per_token, config.num_experts_per_tok, settings),
         adaptive=settings.cache == "auto",
     )
+
+
+def least_memory(pack: StoredModel, family: ModuleType, settings: EngineSettings) -> Budget:
+    """The sum below which the model does not run, whatever the limit. Raises as read_facts."""
+    facts = read_facts(pack, family, settings)
+    streamed = frozenset({EMBEDDING}) if HEAD in pack.manifest.tensors else frozenset[str]()
+    sizes = _expert_sizes(pack, facts.native_experts_per_token, settings)
+    parts = _parts(pack, facts, settings, streamed)
+    parts["interpreter and tokenizer"] = read_system_memory().process + _RESERVE
+    return make_budget(Limit(2**62, "none"), parts, sizes, 0)
+
+
+def _parts(
+    pack: StoredModel, facts: ModelFacts, settings: EngineSettings, streamed: frozenset[str]
+) -> dict[str, int]:
+    """Everything but the cache and the process, if these tensors stay in the file."""
+    prefix_bytes = _size(settings.prefix_ram, "--prefix-ram")
+    turned = pack.reader_bytes * settings.readers
+    rows = {f"rows of {name}": pack.rows(name).buffer_bytes for name in streamed}
+    return {
+        "resident weights": pack.resident_room(streamed),
+        **rows,
+        **_sequence_parts(facts, settings.parallel),
+        **({"kept prefixes": prefix_bytes} if prefix_bytes else {}),
+        **({"bytes being turned into experts": turned} if turned else {}),
+    }
 
 
 def _sequence_parts(facts: ModelFacts, parallel: int) -> dict[str, int]:

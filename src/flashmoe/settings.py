@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from flashmoe.errors import UsageError
+from flashmoe.routing import RoutingOptions
 
 # One reader per read in flight: 4-8 reads of an expert's size saturate an SSD.
 DEFAULT_READERS = 8
@@ -32,7 +33,7 @@ class EngineSettings:
     from being swapped out (mlock). device: "auto", "cpu" or "cuda". vram: hard limit of everything
     this process has on the card, in bytes or as text. parallel: sequences that may run at once,
     each with room for context_length tokens. prefix_ram: memory for beginnings of sequences that
-    are kept for later requests, in bytes or as text.
+    are kept for later requests, in bytes or as text. routing: lossy rules (routing.py).
     """
 
     ram: int | str | None = None
@@ -49,8 +50,12 @@ class EngineSettings:
     vram: int | str | None = None
     parallel: int = 1
     prefix_ram: int | str = 0
+    routing: RoutingOptions | str = ""
 
     def __post_init__(self) -> None:
+        rules = self.rules
+        if rules.k is not None and self.experts_per_token is None:
+            object.__setattr__(self, "experts_per_token", rules.k)
         for name in ("threads", "context_length", "experts_per_token", "readers", "parallel"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
@@ -59,6 +64,12 @@ class EngineSettings:
                 )
         _check_choice("verify", self.verify, ("first", "always", "never"))
         _check_choice("prefetch", self.prefetch, ("auto", "on", "off"))
+
+    @property
+    def rules(self) -> RoutingOptions:
+        """`routing`, parsed."""
+        given = self.routing
+        return RoutingOptions.parse(given) if isinstance(given, str) else given
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -77,6 +88,15 @@ def state_directory() -> Path:
     given = Path(os.environ.get("XDG_STATE_HOME", ""))
     # The specification has relative paths ignored.
     return (given if given.is_absolute() else Path.home() / ".local" / "state") / "flashmoe"
+
+
+def data_directory() -> Path:
+    """Where pulled models belong: FLASHMOE_HOME, else XDG_DATA_HOME or ~/.local/share."""
+    home = os.environ.get("FLASHMOE_HOME", "")
+    if home:
+        return Path(home).absolute()
+    given = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".local" / "share") / "flashmoe"
 
 
 def environment() -> dict[str, object]:

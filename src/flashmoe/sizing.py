@@ -49,14 +49,15 @@ def device_workspace_bytes(
     """Memory on a card for the temporaries of a forward pass over `chunk` tokens.
 
     The same arrays as on the host and a half-width copy of what is multiplied; routing sorts
-    64-bit indices; dequantised weights twice, those in use and those being made. An eighth is
-    added for what torch's allocator cannot reuse.
+    64-bit indices; dequantised matrices of a layer twice, that in use and that being made. An
+    eighth of these is added for what torch's allocator cannot reuse. Dequantised experts lie in
+    one workspace of `dequantized_bytes`, which is taken once.
     """
     k: int = config.num_experts_per_tok
     largest = max(m.rows * m.cols for m in specs.matrices if m.name.startswith("layers."))
     arrays = scratch_bytes(config, specs, chunk) + 6 * chunk * int(config.hidden_size)
-    total = arrays + 64 * chunk * k + 2 * (dequantized_bytes + 2 * largest)
-    return total + total // 8
+    passing = arrays + 64 * chunk * k + 2 * 2 * largest
+    return passing + passing // 8 + dequantized_bytes
 
 
 def floor_slots(num_experts_per_tok: int, readers: int) -> int:

@@ -48,6 +48,7 @@ class Stats:
     device_bytes: all that was planned there.
     open_seconds: what opening the model took, by part.
     native_experts_per_token: the model's own K; a smaller experts_per_token is lossy.
+    routing: the lossy rules that are on (flashmoe.routing), as they are written.
     """
 
     prompt_tokens: int = 0
@@ -81,6 +82,7 @@ class Stats:
     open_seconds: Mapping[str, float] = field(default_factory=dict)
     isa: str = ""
     threads: int = 0
+    routing: str = ""
     device: str = "cpu"
     device_reason: str = ""
     device_slots: int = 0
@@ -90,6 +92,15 @@ class Stats:
     def hit_rate(self) -> float:
         """Share of the wanted experts that were in memory, 0 to 1; 0 when none was wanted."""
         return _ratio(self.cache_hits, self.cache_hits + self.cache_misses)
+
+    @property
+    def lossy(self) -> str:
+        """What makes these answers not the model's own; empty: nothing."""
+        k, native = self.experts_per_token, self.native_experts_per_token
+        fewer = f"{k} of {native} experts per token" if k < native else ""
+        return "; ".join(
+            part for part in (fewer, self.routing and f"routing {self.routing}") if part
+        )
 
     @property
     def prefetch_share(self) -> float:

@@ -102,6 +102,10 @@ class Fields:
             for key, value in self._raw.items()
         }
 
+    def value(self, key: str) -> Any:
+        """Any JSON value."""
+        return self._get(key)
+
     def has(self, key: str) -> bool:
         """Whether the key is there."""
         return key in self._raw

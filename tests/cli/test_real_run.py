@@ -182,7 +182,7 @@ def test_eval(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert 0 < result["nll"] < 6
     assert result["scored_tokens"] == 2 * 63
-    assert result["tool_calls"] == {"held_to": None, "cases": 1, "valid_json": 0, "exact": 0}
+    assert {"cases": 1, "valid_json": 0, "exact": 0}.items() <= result["tool_calls"].items()
     assert run("eval", demo_model_path(), "--text", text, "--windows", 99).returncode == 2
 
 

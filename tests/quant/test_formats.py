@@ -13,8 +13,10 @@ from flashmoe.quant import Format, groups
 from flashmoe.quant.layout import Floats, from_bf16, to_bf16
 from tests.support.matrices import ALL_FORMATS, format_id
 
-formats = pytest.mark.parametrize("fmt", ALL_FORMATS, ids=format_id)
-grouped = pytest.mark.parametrize("fmt", ALL_FORMATS[1:], ids=format_id)
+# Codebooks cannot hold zero and clip the largest weights: see test_codebook.py.
+PLAIN = [fmt for fmt in ALL_FORMATS if fmt.name not in ("q2", "q3")]
+formats = pytest.mark.parametrize("fmt", PLAIN, ids=format_id)
+grouped = pytest.mark.parametrize("fmt", PLAIN[1:], ids=format_id)
 
 
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)

@@ -91,7 +91,7 @@ def test_layers_of_different_types_become_q8_and_a_warning(
     sizes = {**WIDE, **INNER["qwen3_moe"]}
     tensors = write_gguf(tmp_path / "m.gguf", "qwen3_moe", "Q4_K", others={1: "Q6_K"}, **sizes)
     flashmoe.pack(tmp_path / "m.gguf", tmp_path / "packed")
-    assert "experts differ in type (Q4_K, Q6_K): those become q8" in caplog.text
+    assert "experts differ in type (q4_k, q6_k): they become q8" in caplog.text
     pack = PackedModel.open(tmp_path / "packed")
     gate, _, _ = decode_record(pack.manifest.experts, read_record(pack, 1, 3))
     expected = tensors["model.layers.1.mlp.experts.3.gate_proj.weight"]

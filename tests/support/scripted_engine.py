@@ -52,7 +52,7 @@ class ScriptedBatchEngine:
 
     def __init__(self, on_layer: Callable[[], None] = lambda: None, context: int = 256) -> None:
         self.context_length, self.vocab_size = context, VOCAB
-        self.memory = ScriptedMemory()
+        self.memory, self.lossy = ScriptedMemory(), ""
         self.decoder = SimpleNamespace(layers=(None,) * LAYERS)
         self.ops = SimpleNamespace(all_finite=lambda x: bool(np.isfinite(x).all()))
         self.prefill, self.decode = PhaseTimes(), PhaseTimes()

@@ -21,9 +21,22 @@ struct CodecKernels {
     EncodeGroup encode_q8;
     EncodeGroup encode_q4;
     EncodeGroup encode_mxfp4;
+    EncodeGroup encode_q2;
+    EncodeGroup encode_q3;
 
     EncodeGroup encode(Format format) const {
-        return format == Format::q8 ? encode_q8 : format == Format::q4 ? encode_q4 : encode_mxfp4;
+        switch (format) {
+            case Format::q8:
+                return encode_q8;
+            case Format::q4:
+                return encode_q4;
+            case Format::q2:
+                return encode_q2;
+            case Format::q3:
+                return encode_q3;
+            default:
+                return encode_mxfp4;
+        }
     }
 };
 

@@ -2,6 +2,7 @@
 #include <cstring>
 #include <functional>
 
+#include "cpu/codebook/codebook.h"
 #include "cpu/codec/codec.h"
 #include "cpu/mxfp4/fp4.h"
 #include "flashmoe/kernels.h"
@@ -47,6 +48,31 @@ void decode_mxfp4(const uint8_t* unit, const uint8_t* tail, int64_t row, int64_t
     }
 }
 
+template <int kBits>
+void decode_codebook(const uint8_t* unit, const uint8_t* tail, int64_t row, int64_t group,
+                     float* out) {
+    const float scale = codebook_scale(tail[row]);
+    for (int64_t c = 0; c < group; ++c) {
+        const int code = codebook_code<kBits>(unit + c / 32 * kChunkBytes<kBits>, c % 32);
+        out[c] = static_cast<float>(kLevels<kBits>[code]) * scale;
+    }
+}
+
+auto group_decoder(Format format) {
+    switch (format) {
+        case Format::q8:
+            return decode_q8;
+        case Format::q4:
+            return decode_q4;
+        case Format::q2:
+            return decode_codebook<2>;
+        case Format::q3:
+            return decode_codebook<3>;
+        default:
+            return decode_mxfp4;
+    }
+}
+
 }  // namespace
 
 void decode_row(const MatrixView& w, int64_t row, float* out) {
@@ -57,9 +83,7 @@ void decode_row(const MatrixView& w, int64_t row, float* out) {
     }
     const uint8_t* bytes = w.block(row / kBlockRows) + 4 * lane;
     if (w.format == Format::bf16) return decode_bf16(bytes, w.cols, out);
-    const auto decode = w.format == Format::q8   ? decode_q8
-                        : w.format == Format::q4 ? decode_q4
-                                                 : decode_mxfp4;
+    const auto decode = group_decoder(w.format);
     const int64_t groups = w.cols / w.group, group_bytes = w.block_bytes() / groups;
     const int64_t tail = group_bytes - kBlockRows * w.tail_bytes() - 4 * lane;
     for (int64_t g = 0; g < groups; ++g, bytes += group_bytes)

@@ -26,6 +26,9 @@ uint32_t largest_encodable(Format format) {
             return 0x7F7F7FFF;  // above, rounding gives infinity
         case Format::q4:
             return 0x7E800000;  // 2^126: max - min must be finite
+        case Format::q2:
+        case Format::q3:
+            return 0x43000000;  // 128: the scale byte ends at 15
         default:
             break;  // block formats are copied
     }

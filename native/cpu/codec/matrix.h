@@ -14,10 +14,10 @@ constexpr int64_t kMaxGroup = 128;
 
 // Interleaved formats, then the block formats in the order of their table.
 #define FLASHMOE_NAME(name, cols, bytes) name,
-enum class Format { bf16, q8, q4, mxfp4, FLASHMOE_BLOCK_FORMATS(FLASHMOE_NAME) };
+enum class Format { bf16, q8, q4, mxfp4, q2, q3, FLASHMOE_BLOCK_FORMATS(FLASHMOE_NAME) };
 #undef FLASHMOE_NAME
 
-constexpr int kInterleavedFormats = 4;
+constexpr int kInterleavedFormats = 6;
 
 constexpr int block_index(Format format) { return static_cast<int>(format) - kInterleavedFormats; }
 constexpr bool is_block_format(Format format) { return block_index(format) >= 0; }
@@ -38,11 +38,16 @@ struct MatrixView {
             const BlockFormat run = block_format(format);
             return n / run.cols * run.bytes;
         }
-        const int64_t codes = format == Format::q8 ? group : group / 2;
+        const int64_t codes = group * code_bits() / 8;
         return n / group * (codes + tail_bytes());
     }
     // Stored bytes of scale (and bias) of one row's part of a group.
-    int64_t tail_bytes() const { return format == Format::mxfp4 ? 1 : 4; }
+    int64_t tail_bytes() const { return format == Format::q8 || format == Format::q4 ? 4 : 1; }
+    // Of the formats with groups.
+    int64_t code_bits() const {
+        if (format == Format::q8) return 8;
+        return format == Format::q2 ? 2 : format == Format::q3 ? 3 : 4;
+    }
     int64_t block_bytes() const { return kBlockRows * row_bytes(cols); }
     int64_t nbytes() const { return blocks() * block_bytes(); }
     const uint8_t* block(int64_t index) const { return data + index * block_bytes(); }

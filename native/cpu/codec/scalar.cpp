@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/codebook/codebook.h"
 #include "cpu/codec/codec.h"
 
 namespace flashmoe {
@@ -79,6 +80,40 @@ void encode_mxfp4(const float* w, int64_t group, uint8_t* bytes, uint8_t* tail) 
     *tail = static_cast<uint8_t>(scale);
 }
 
+// The scale byte next to a positive number, halves up.
+uint8_t codebook_byte(float scale) {
+    const uint32_t rounded = (std::bit_cast<uint32_t>(scale) + (1 << 19)) >> 20;
+    const int64_t byte = static_cast<int64_t>(rounded) - kScaleBase;
+    return static_cast<uint8_t>(std::clamp<int64_t>(byte, 0, 255));
+}
+
+// The number of middles between levels that lie below x.
+template <int kBits>
+int codebook_nearest(float x) {
+    int code = 0;
+    for (int i = 0; i + 1 < 1 << kBits; ++i)
+        code += x > 0.5f * static_cast<float>(kLevels<kBits>[i] + kLevels<kBits>[i + 1]);
+    return code;
+}
+
+template <int kBits>
+void encode_codebook(const float* w, int64_t group, uint8_t* bytes, uint8_t* tail) {
+    const float ratio = kBits == 2 ? 0.021f : 0.0257f;
+    *tail = codebook_byte(std::bit_cast<float>(largest(w, group)) * ratio);
+    const float scale = codebook_scale(*tail);
+    for (int64_t c = 0; c < group; ++c) {
+        uint8_t* chunk = bytes + c / 32 * kChunkBytes<kBits>;
+        const int64_t at = c % 32;
+        uint8_t& low = chunk[at / 16 * 32 + c % 4];
+        if (at % 16 < 4) low = 0;
+        if (kBits == 3 && at < 4) chunk[64 + at] = 0;
+        const int code = codebook_nearest<kBits>(w[c] / scale);
+        low = static_cast<uint8_t>(low | (code & 3) << (at % 16 / 4 * 2));
+        if (kBits == 3)
+            chunk[64 + c % 4] = static_cast<uint8_t>(chunk[64 + c % 4] | (code >> 2) << (at / 4));
+    }
+}
+
 }  // namespace
 
 void register_codec_scalar(CodecKernels& table) {
@@ -88,6 +123,8 @@ void register_codec_scalar(CodecKernels& table) {
     table.encode_q8 = encode_q8;
     table.encode_q4 = encode_q4;
     table.encode_mxfp4 = encode_mxfp4;
+    table.encode_q2 = encode_codebook<2>;
+    table.encode_q3 = encode_codebook<3>;
 }
 
 }  // namespace flashmoe

@@ -35,6 +35,8 @@ struct LinearKernels {
     Dot dot_q8;
     Dot dot_q4;
     Dot dot_mxfp4;  // see cpu/mxfp4
+    Dot dot_q2;     // see cpu/codebook
+    Dot dot_q3;
     // out[cols] = the weights of one stored row of a block format.
     using DecodeRow = void (*)(const uint8_t* row, int64_t cols, float* out);
     struct Block {
@@ -48,6 +50,8 @@ struct LinearKernels {
     Dot pair_q8 = nullptr;
     Dot pair_q4 = nullptr;
     Dot pair_mxfp4 = nullptr;
+    Dot pair_q2 = nullptr;
+    Dot pair_q3 = nullptr;
     // From that many tokens on the pair kernels are faster on rows without an index; 0: they are
     // not.
     int64_t run_tokens = 0;
@@ -67,6 +71,10 @@ struct LinearKernels {
                 return dot_q4;
             case Format::mxfp4:
                 return dot_mxfp4;
+            case Format::q2:
+                return dot_q2;
+            case Format::q3:
+                return dot_q3;
             default:
                 return blocks[block_index(format)].dot;
         }
@@ -81,6 +89,10 @@ struct LinearKernels {
                 return pair_q4;
             case Format::mxfp4:
                 return pair_mxfp4;
+            case Format::q2:
+                return pair_q2;
+            case Format::q3:
+                return pair_q3;
             default:
                 return nullptr;
         }

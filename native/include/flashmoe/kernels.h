@@ -7,6 +7,7 @@
 
 #include "cpu/attention/attention.h"
 #include "cpu/blocks/blocks.h"
+#include "cpu/codebook/codebook.h"
 #include "cpu/codec/codec.h"
 #include "cpu/delta/delta.h"
 #include "cpu/elementwise/elementwise.h"

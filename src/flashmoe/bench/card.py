@@ -22,6 +22,7 @@ from flashmoe.store.model import StoredModel, open_model
 
 if TYPE_CHECKING:
     from flashmoe.api import Model
+    from flashmoe.generate.engine import Session
 
 _RATE_BYTES = 1 << 30
 _RATE_ROUNDS = 10
@@ -95,15 +96,16 @@ def _disk_rate(pack: StoredModel) -> float:
 
 def _prefill(model: Model, options: CardOptions) -> list[dict[str, Any]]:
     """Each repetition is a sequence of its own; the first fills what was empty."""
-    rows = []
-    for number in range(options.repeat):
-        session = model.session()
-        ids = random_ids(session.engine.vocab_size, options.prompt, options.seed + number)
-        before = _counts(model)
-        begin = perf_counter()
-        session.feed(ids)
-        rows.append(_row(model, before, perf_counter() - begin, options.prompt))
-    return rows
+    return [_prompt(model, options, number) for number in range(options.repeat)]
+
+
+def _prompt(model: Model, options: CardOptions, number: int) -> dict[str, Any]:
+    session = model.session()
+    ids = random_ids(session.engine.vocab_size, options.prompt, options.seed + number)
+    before = _counts(model, session)
+    begin = perf_counter()
+    session.feed(ids)
+    return _row(before, _counts(model, session), perf_counter() - begin, options.prompt)
 
 
 def _decode(model: Model, options: CardOptions) -> list[dict[str, Any]]:
@@ -113,23 +115,22 @@ def _decode(model: Model, options: CardOptions) -> list[dict[str, Any]]:
     session.feed(ids[:32])
     rows = []
     for first in range(32, len(ids), options.tokens):
-        before = _counts(model)
+        before = _counts(model, session)
         begin = perf_counter()
         for id in ids[first : first + options.tokens]:
             session.step(id)
-        rows.append(_row(model, before, perf_counter() - begin, options.tokens))
+        seconds = perf_counter() - begin
+        rows.append(_row(before, _counts(model, session), seconds, options.tokens))
     return rows[1:]  # the first window warms the slots
 
 
-def _counts(model: Model) -> list[int]:
-    session = model.session()
+def _counts(model: Model, session: Session) -> list[int]:
     tiers: Any = getattr(session.engine.experts, "stats")  # noqa: B009
     return [tiers.wanted, tiers.device_hits, tiers.ram_hits, tiers.copied_bytes,
             tiers.idle_bytes, model.stats.bytes_read]  # fmt: skip
 
 
-def _row(model: Model, before: list[int], seconds: float, tokens: int) -> dict[str, Any]:
-    after = _counts(model)
+def _row(before: list[int], after: list[int], seconds: float, tokens: int) -> dict[str, Any]:
     wanted, device, ram, copied, idle, read = (b - a for a, b in zip(before, after, strict=True))
     share = {"card": device, "ram": ram, "disk": wanted - device - ram}
     return {

@@ -180,6 +180,7 @@ def _figures(
         "cache": {"slots": stats.cache_slots, "bytes": stats.cache_bytes},
         "threads": stats.threads,
         "experts_per_token": stats.experts_per_token,
+        "lossy": stats.lossy,
         "layers": len(pack.manifest.layers),
         "expert_files": len(pack.files),
         "direct_io": stats.direct_io,

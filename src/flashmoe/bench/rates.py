@@ -73,11 +73,16 @@ class RateMeter:
         return result.nbytes / result.seconds
 
     def _memory(self) -> float:
-        assert MEMORY_BYTES % READ_ALIGNMENT == 0
-        pool = _native.Pool(self.threads)
-        arena = _native.Arena(MEMORY_BYTES, huge_pages=True, threads=self.threads)
-        data, passes, begin = arena.view(0, MEMORY_BYTES), 0, perf_counter()
-        while (elapsed := perf_counter() - begin) < self.seconds or not passes:
-            _native.read_sum(pool, data)
-            passes += 1
-        return passes * MEMORY_BYTES / elapsed
+        return memory_rate(self.threads, self.seconds)
+
+
+def memory_rate(threads: int, seconds: float) -> float:
+    """Bytes per second that threads read from memory together. Takes MEMORY_BYTES meanwhile."""
+    assert MEMORY_BYTES % READ_ALIGNMENT == 0
+    pool = _native.Pool(threads)
+    arena = _native.Arena(MEMORY_BYTES, huge_pages=True, threads=threads)
+    data, passes, begin = arena.view(0, MEMORY_BYTES), 0, perf_counter()
+    while (elapsed := perf_counter() - begin) < seconds or not passes:
+        _native.read_sum(pool, data)
+        passes += 1
+    return passes * MEMORY_BYTES / elapsed

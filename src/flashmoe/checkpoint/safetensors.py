@@ -69,16 +69,23 @@ class TensorFile:
         os.close(self._fd)
 
     def _read_header(self) -> dict[str, Tensor]:
-        if self.size < 8:
-            raise CheckpointError("file is truncated", where=self.path, got=f"{self.size} bytes")
-        (length,) = struct.unpack("<Q", self.read(0, 8).tobytes())
-        limit = min(MAX_HEADER, self.size - 8)
-        if length > limit:
-            raise CheckpointError(
-                "bad header length", where=self.path, expected=f"at most {limit}", got=length
-            )
+        start = self.read(0, min(8, self.size)).tobytes()
+        length = header_length(start, self.size, self.path)
         header = self.read(8, length).tobytes()
         return parse_header(header, self.size - 8 - length, self.path)
+
+
+def header_length(start: bytes, size: int, path: Path) -> int:
+    """Bytes of the JSON header of a file of `size` bytes that begins with `start`."""
+    if size < 8:
+        raise CheckpointError("file is truncated", where=path, got=f"{size} bytes")
+    (length,) = struct.unpack_from("<Q", start)
+    limit = min(MAX_HEADER, size - 8)
+    if length > limit:
+        raise CheckpointError(
+            "bad header length", where=path, expected=f"at most {limit}", got=length
+        )
+    return int(length)
 
 
 def parse_header(header: bytes, data_bytes: int, path: Path) -> dict[str, Tensor]:

@@ -22,6 +22,11 @@ VERBS = (
     "run",
     "chat",
     "serve",
+    "pull",
+    "plan",
+    "list",
+    "show",
+    "rm",
     "pack",
     "info",
     "verify",
@@ -29,6 +34,7 @@ VERBS = (
     "eval",
     "synth",
     "bench",
+    "doctor",
 )
 
 INTERRUPTED = 130
@@ -55,6 +61,12 @@ class VerbGroup(TyperGroup):
 
     package: ClassVar[str] = __name__
     verbs: ClassVar[Sequence[str]] = VERBS
+    default_verb: ClassVar[str | None] = None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        if self.default_verb and args and args[0] not in (*self.verbs, "--help"):
+            args = [self.default_verb, *args]
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [verb for verb in self.verbs if find_spec(f"{self.package}.{verb}")]
@@ -82,7 +94,8 @@ class VerbGroup(TyperGroup):
 
 def _group_app(module: Any, name: str, callback: Any) -> typer.Typer:
     """The verbs of a package as one command."""
-    places = {"package": module.__name__, "verbs": module.VERBS}
+    default = getattr(module, "DEFAULT_VERB", None)
+    places = {"package": module.__name__, "verbs": module.VERBS, "default_verb": default}
     group = type("SubGroup", (VerbGroup,), places)
     app = typer.Typer(cls=group, name=name, no_args_is_help=True, **_STYLE)
     app.callback()(callback)

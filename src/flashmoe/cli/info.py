@@ -18,11 +18,12 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show family, sizes, bits, experts and bytes per token of a packed model."""
+    from flashmoe.library import find_model
     from flashmoe.models.registry import load_family
     from flashmoe.store.info import pack_info
     from flashmoe.store.model import open_model
 
-    packed = open_model(model)
+    packed = open_model(find_model(model))
     config = load_family(packed.manifest.family).read_config(packed.config)
     facts = pack_info(packed, config.num_experts_per_tok)
     print(json_module.dumps(dataclasses.asdict(facts)) if json else _as_text(facts))

@@ -29,6 +29,7 @@ def pack(
 ) -> None:
     """Pack a checkpoint for streaming. Interrupted, the same command resumes."""
     from flashmoe.cli.units import human_bytes
+    from flashmoe.library import find_model
     from flashmoe.store.pack import pack_checkpoint
     from flashmoe.store.packed import PackedModel
     from flashmoe.store.plan import PackOptions
@@ -36,7 +37,7 @@ def pack(
     options = PackOptions.parse(experts, dense, group)
     start = time.monotonic()
     with progress_bar("packing", quiet) as progress:
-        pack_checkpoint(source, destination, options, progress)
+        pack_checkpoint(find_model(source), destination, options, progress)
     if not quiet:
         size = human_bytes(PackedModel.open(destination).total_bytes)
         print(f"{destination}: {size} in {time.monotonic() - start:.1f} s")

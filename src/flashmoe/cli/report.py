@@ -33,20 +33,21 @@ def summary_line(answer: Answer, stats: Stats) -> str:
         f"{stats.bytes_read / 1e9:.3f} GB read",
         f"peak RSS {stats.peak_rss / 1e9:.3f} GB",
     ]
-    if _lossy(stats):
-        k, native = stats.experts_per_token, stats.native_experts_per_token
-        figures.append(f"lossy: {k} of {native} experts per token")
+    if stats.lossy:
+        figures.append(f"lossy: {stats.lossy}")
     return " | ".join(figures)
 
 
 def warnings(stats: Stats) -> list[str]:
     """What the reader of the answer must know about how it came about."""
     found = []
-    if _lossy(stats):
+    k, native = stats.experts_per_token, stats.native_experts_per_token
+    if k < native:
         found.append(
-            f"experts per token lowered from {stats.native_experts_per_token} to "
-            f"{stats.experts_per_token}: this is not the model's own answer"
+            f"experts per token lowered from {native} to {k}: this is not the model's own answer"
         )
+    if stats.routing:
+        found.append(f"routing {stats.routing}: this is not the model's own answer")
     if not stats.direct_io:
         found.append(
             "the file system refuses O_DIRECT: experts are read through the page cache, "
@@ -90,7 +91,7 @@ _CACHE = (
     "direct_io",
 )
 _MEMORY = ("peak_rss", "resident_bytes", "embedding_on_disk", "kv_bytes", "cache_bytes")
-_ENGINE = ("num_layers", "experts_per_token", "native_experts_per_token", "isa", "threads")
+_ENGINE = ("num_layers", "experts_per_token", "native_experts_per_token", "lossy", "isa", "threads")
 
 
 def _timings(stats: Stats) -> dict[str, Any]:
@@ -108,7 +109,3 @@ def _timings(stats: Stats) -> dict[str, Any]:
 
 def _fields(stats: Stats, names: Sequence[str]) -> dict[str, Any]:
     return {name: getattr(stats, name) for name in names}
-
-
-def _lossy(stats: Stats) -> bool:
-    return stats.experts_per_token < stats.native_experts_per_token

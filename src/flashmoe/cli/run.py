@@ -61,6 +61,10 @@ def run(
         int | None,
         _option("--experts", "Experts per token, fewer than the model's own: lossy.", "K"),
     ] = None,
+    routing: Annotated[
+        str | None,
+        _option("--routing", "Lossy routing: mass=0.9, ratio=0.3, margin=0.5, skip=0.75.", "RULES"),
+    ] = None,
     ram: Annotated[str | None, _option("--ram", "Hard memory limit, as 3G or 25%.", "SIZE")] = None,
     cache: Annotated[
         str | None, _option("--cache", "Memory for experts: auto, all, 0 or as 2G.", "SIZE")
@@ -111,6 +115,7 @@ def run(
         "threads": threads,
         "context_length": ctx,
         "experts_per_token": experts,
+        "routing": routing,
         "isa": isa,
         "lock": lock or None,
         "device": device,

@@ -75,6 +75,9 @@ def serve(
         int | None,
         _option("--experts", "Experts per token, fewer than the model's own: lossy.", "K"),
     ] = None,
+    routing: Annotated[
+        str | None, _option("--routing", "Lossy routing: mass=0.9, ratio=0.3 and so on.", "RULES")
+    ] = None,
     isa: Annotated[
         str | None, _option("--isa", "Kernels: auto, scalar, avx2, avx512, amx, neon.", "NAME")
     ] = None,
@@ -104,6 +107,7 @@ def serve(
         "prefetch": prefetch,
         "threads": threads,
         "experts_per_token": experts,
+        "routing": routing,
         "isa": isa,
         "lock": lock or None,
     }

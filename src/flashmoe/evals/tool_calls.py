@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashmoe.errors import UsageError
+from flashmoe.evals.json_schema import allowed
 from flashmoe.parsers.registry import reply_format
+from flashmoe.parsers.schema import schemas
 from flashmoe.text.prompting import chat_prompt
 
 if TYPE_CHECKING:
@@ -26,11 +28,16 @@ _MAX_TOKENS = 128
 
 @dataclass
 class ToolCallScore:
-    """valid_json: replies whose first call parses; exact: calls equal to the expected ones."""
+    """valid_json: replies whose first call parses; right_tool: calls of the expected tool; schema:
+    calls of an offered tool whose arguments its JSON schema allows; exact: calls equal to the
+    expected ones, by case in exact_cases."""
 
     cases: int = 0
     valid_json: int = 0
+    right_tool: int = 0
+    schema: int = 0
     exact: int = 0
+    exact_cases: list[bool] = field(default_factory=list, repr=False)
     output_ids: list[list[int]] = field(default_factory=list, repr=False)
 
 
@@ -69,10 +76,19 @@ def score_tool_calls(
         score.output_ids.append(ids)
         call = first_call(text)
         score.valid_json += call is not None
-        score.exact += call == case["expected"]
+        score.right_tool += call is not None and call["name"] == case["expected"]["name"]
+        score.schema += call is not None and follows_schema(call, case["tools"])
+        score.exact_cases.append(call == case["expected"])
+        score.exact += score.exact_cases[-1]
         if on_case is not None:
             on_case(number, len(cases))
     return score
+
+
+def follows_schema(call: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a call names one of the tools and its arguments are what that schema allows."""
+    schema = schemas(tools).get(str(call["name"]))
+    return schema is not None and allowed(call.get("arguments"), schema)
 
 
 def _free(model: Model, case: dict[str, Any]) -> tuple[str, list[int]]:

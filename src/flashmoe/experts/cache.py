@@ -15,6 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flashmoe import _native
 from flashmoe.experts.addresses import AddressBook, Addresses
 from flashmoe.experts.arena import take_arena
@@ -121,6 +124,11 @@ class ExpertCache:
     def resident(self) -> frozenset[Key]:
         """The (layer, expert) pairs that a `begin` would find now."""
         return self._residency.resident()
+
+    def in_memory(self, layer: int, ids: Ints) -> NDArray[np.bool_]:
+        """Which of the experts ids [n] a `begin` would find now."""
+        slots = [self._residency.slot_of((layer, expert)) for expert in ids.tolist()]
+        return np.array([slot is not None for slot in slots])
 
     def begin(self, layer: int, ids: Sequence[int]) -> Ticket:
         """Start the reads of the experts that are missing.

@@ -24,6 +24,11 @@ class MemoryKeeper:
         """Tokens per pass for a prompt of so many: a multiple of 64."""
         return self._costs.chunk(tokens, self._size.slots)
 
+    def sweep_chunk(self, tokens: int) -> int:
+        """Tokens per pass over a single layer, where so many follow each other: see
+        PromptCosts."""
+        return self._costs.sweep_chunk(tokens, self._size.slots)
+
     def prompt(self, chunk: int) -> AbstractContextManager[None]:
         """While the body runs there is room for the scratch of a pass over `chunk` tokens."""
         lent = self._costs.lent(chunk)

@@ -49,6 +49,19 @@ class PromptCosts:
         fitting = [chunk for chunk in chunks if self.lent(chunk) <= max(0, room)]
         return min(fitting, key=lambda chunk: (self.read_bytes(tokens, chunk, slots), -chunk))
 
+    def sweep_chunk(self, tokens: int, slots: int) -> int:
+        """Tokens per pass where all of `tokens` go through a layer before the next one is read.
+
+        The longest that leaves slots for all experts of a layer: then each is read once. Where
+        there are not so many slots, as for a prompt.
+        """
+        longest = min(-(-tokens // CHUNK_STEP) * CHUNK_STEP, LONGEST_CHUNK)
+        room = slots - max(self.floor, self.num_experts) if self.lendable else 0
+        if room < 0:
+            return self.chunk(tokens, slots)
+        chunks = range(CHUNK_STEP, longest + 1, CHUNK_STEP)
+        return max(chunk for chunk in chunks if self.lent(chunk) <= max(room, 0))
+
     def lent(self, chunk: int) -> int:
         """Slots that make room for the scratch of a chunk, beyond what the budget holds."""
         missing = self.scratch_per_token * (chunk - CHUNK_STEP) - self.spare

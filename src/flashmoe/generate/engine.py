@@ -36,6 +36,9 @@ class StepMemory(Protocol):
     def chunk(self, tokens: int) -> int:
         """Tokens per pass for a prompt of so many: a multiple of 64."""
 
+    def sweep_chunk(self, tokens: int) -> int:
+        """Tokens per pass over a single layer, for so many tokens: a multiple of 64."""
+
     def prompt(self, chunk: int) -> AbstractContextManager[None]:
         """While the body runs there is room for passes over `chunk` tokens."""
 
@@ -75,6 +78,7 @@ class Engine:
     context_length: int
     vocab_size: int
     kv_dtype: DTypeLike
+    lossy: str = ""  # what makes results not the model's own
     prefill: PhaseTimes = field(default_factory=PhaseTimes)
     decode: PhaseTimes = field(default_factory=PhaseTimes)
     closed: bool = False

@@ -23,9 +23,11 @@ from flashmoe.generate.engine import Engine, PhaseTimes, check_finite
 from flashmoe.layers.state import Batch, LayerState, Segment, SequenceState
 from flashmoe.models.decoder import Decoder, OnLayer
 from flashmoe.ops.base import Floats
+from flashmoe.ops.cuda import memory
 from flashmoe.ops.cuda.backend import CudaOps
 from flashmoe.ops.cuda.clock import Mark, durations
 from flashmoe.ops.cuda.handles import Normed
+from flashmoe.sizes import format_size
 
 # One decode step in so many is timed phase by phase.
 _TIMED_STEPS = 32
@@ -230,9 +232,15 @@ class _Place:
 
 @dataclass
 class GraphedEngine(Engine):
-    """An Engine on a card. States and graphs outlive a sequence and serve the next one."""
+    """An Engine on a card. States and graphs outlive a sequence and serve the next one.
+
+    tensor_bytes: what torch may take. pass_bytes: of that, what a chunk of a prompt takes beside
+    what stays; no sequence after the first is given any of it.
+    """
 
     num_experts_per_tok: int = 0
+    tensor_bytes: int = 0
+    pass_bytes: int = 0
     _free: list[_Place] = field(default_factory=list)
     _used: dict[int, _Place] = field(default_factory=dict)
 
@@ -256,22 +264,33 @@ class GraphedEngine(Engine):
             self._free.append(place)
 
     def _new_place(self) -> _Place:
+        with memory.within_limit("another sequence"):
+            if self._graphed:
+                torch.cuda.empty_cache()  # what stays shares no block with what passes
+            place = _Place(self._new_layers().layers, None)
+            if self._graphed:
+                place.graphs = self._captured(place.states)
+                self._check_room()
+        return place
+
+    def _new_layers(self) -> SequenceState:
+        return self.decoder.new_state(self.context_length, self.kv_dtype, self.ops.state)
+
+    def _captured(self, states: LayerStates) -> DecodeGraphs:
         ops: Any = self.ops
         experts: Any = self.experts
-        try:
-            states = self.decoder.new_state(
-                self.context_length, self.kv_dtype, self.ops.state
-            ).layers
-            if not self._graphed:
-                return _Place(states, None)
-            graphs = DecodeGraphs(self.decoder, experts, ops, states, self.num_experts_per_tok)
-        except torch.OutOfMemoryError as error:
+        return DecodeGraphs(self.decoder, experts, ops, states, self.num_experts_per_tok)
+
+    def _check_room(self) -> None:
+        needed = torch.cuda.memory_reserved() + self.pass_bytes
+        if needed > self.tensor_bytes:
             raise MemoryBudgetError(
-                "no room on the card for another sequence",
+                "no room on the card for another sequence beside a chunk of a prompt",
                 where="--vram",
+                expected=f"at most {format_size(self.tensor_bytes)}",
+                got=format_size(needed),
                 hint="Let another session go first, raise --vram or shorten the context",
-            ) from error
-        return _Place(states, graphs)
+            )
 
     def close(self) -> None:
         """Let weights, states and graphs go."""
@@ -288,7 +307,8 @@ class GraphedEngine(Engine):
         on_layer: OnLayer | None = None,
     ) -> Floats:
         if len(batch.ids) > 1 or not self._graphed:
-            return super()._run(batch, rows, times, out, on_layer)
+            with memory.within_limit(f"a pass over {len(batch.ids)} tokens"):
+                return super()._run(batch, rows, times, out, on_layer)
         start = perf_counter()
         logits = self._replay(batch)
         if on_layer is not None:
@@ -312,9 +332,18 @@ class GraphedEngine(Engine):
 
 
 def warm_up(engine: GraphedEngine, chunk: int) -> None:
-    """Run a full chunk and single tokens once: kernels are compiled and memory is taken now."""
-    state = engine.decoder.new_state(engine.context_length, engine.kv_dtype, engine.ops.state)
-    for tokens in (min(chunk, engine.context_length - 1), 1):
-        ids = np.zeros(tokens, dtype=np.int32)
-        engine.decoder.forward(Batch.single(state, ids), engine.experts, engine.ops)
-        engine.experts.end_step()
+    """Run a token and a full chunk once: kernels are compiled; the memory of the first sequence
+    and of a pass beside it is taken now."""
+    _pass(engine, engine._new_layers(), 1)  # what is captured has to be compiled
+    sequence = engine.new_state()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    kept = torch.cuda.memory_reserved()
+    _pass(engine, sequence, min(chunk, engine.context_length - 1))
+    engine.pass_bytes = torch.cuda.max_memory_reserved() - kept
+
+
+def _pass(engine: GraphedEngine, state: SequenceState, tokens: int) -> None:
+    ids = np.zeros(tokens, dtype=np.int32)
+    engine.decoder.forward(Batch.single(state, ids), engine.experts, engine.ops)
+    engine.experts.end_step()

@@ -85,7 +85,8 @@ class Usage:
     cached_tokens: of the prompt, that were not run again. completion_tokens: generated, the stop
     token among them. prefill_seconds: from the start of the work to the first token;
     decode_seconds: from there to the last. expert_hits, expert_misses, bytes_read: of the passes
-    that this request took part in, each pass split evenly among the tokens that it ran.
+    that this request took part in, each pass split evenly among the tokens that it ran. lossy: what
+    makes the answer not the model's own, empty if nothing does.
     """
 
     prompt_tokens: int = 0
@@ -97,6 +98,7 @@ class Usage:
     expert_hits: int = 0
     expert_misses: int = 0
     bytes_read: int = 0
+    lossy: str = ""
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,8 @@ class Scheduler:
         state.reset()
         if self._prefixes is not None and request.prompt_logprobs is None:
             self._prefixes.restore(request.prompt_ids, state)
-        sequence = RunningSequence(request, state, self._tokenizer, on_event, queue_seconds)
+        told = on_event, queue_seconds, self.engine.lossy
+        sequence = RunningSequence(request, state, self._tokenizer, *told)
         self.running.append(sequence)
         return sequence
 

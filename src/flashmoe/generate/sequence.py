@@ -43,9 +43,10 @@ class RunningSequence:
         tokenizer: Tokenizer,
         on_event: OnEvent,
         queue_seconds: float = 0.0,
+        lossy: str = "",
     ) -> None:
         self.request, self.state = request, state
-        self.cached = state.position
+        self.cached, self._lossy = state.position, lossy
         self.cancelled = self.over = self.failed = False
         self.ids = list(request.prompt_ids)  # prompt, then answer
         self.costs = Costs()
@@ -177,4 +178,5 @@ class RunningSequence:
             expert_hits=round(self.costs.hits),
             expert_misses=round(self.costs.misses),
             bytes_read=round(self.costs.bytes_read),
+            lossy=self._lossy,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from flashmoe.layers.choice import Chooser
 from flashmoe.ops.base import Floats, Ints, Ops, Residents
 from flashmoe.ops.parts import DenseMlpWeights, Routed, RouterWeights, SharedExpertWeights
 
@@ -65,18 +66,21 @@ class DenseMlp:
 class SparseMoe:
     """Router over the experts; the likeliest are computed and summed.
 
-    Step by step: ops/composed.py, norm_and_route and add_shared_expert.
+    Step by step: ops/composed.py, norm_and_route and add_shared_expert. chooser: lossy rules, where
+    the user asked for them.
     """
 
     layer: int
     router: RouterWeights
     shared: SharedExpertWeights | None = None
+    chooser: Chooser | None = None
 
     def add_to(
         self, h: Floats, experts: RoutedExperts, ops: Ops, following: Routes | None = None
     ) -> None:
         """h [T, H] += routed (and shared) experts of norm(h). following: the next layer's."""
-        ahead = following if experts.wants_ahead else None
+        # Rules change what the next layer will want: no guesses then.
+        ahead = following if experts.wants_ahead and self.chooser is None else None
         routed = self._route(h, experts.residents, ops, ahead)
         if routed is None:
             return
@@ -91,6 +95,8 @@ class SparseMoe:
         self, h: Floats, residents: Residents | None, ops: Ops, ahead: Routes | None
     ) -> Routed | None:
         """None: nothing is left to do, the token's experts were all resident."""
+        if self.chooser is not None:
+            return self.chooser.route(h, ops)
         if residents is not None and len(h) == 1:
             return ops.route_or_add_token(h, self.router, self.shared, self.layer, residents)
         return ops.norm_and_route(h, self.router, None if ahead is None else ahead.router)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from flashmoe.errors import UsageError
+from flashmoe.layers.choice import Chooser, InMemory
 from flashmoe.layers.embedding import Embedding, ResidentEmbedding
 from flashmoe.layers.moe import RoutedExperts, Routes, SparseMoe
 from flashmoe.layers.sandwich import SandwichMoe
 from flashmoe.layers.state import Batch, LayerState, Rotary, SequenceState, StateMemory, Step
-from flashmoe.ops.base import Floats, Matrix, Ops
+from flashmoe.ops.base import Floats, Ints, Matrix, Ops
 from flashmoe.ops.parts import (
     AttentionBiases,
     AttentionWeights,
@@ -22,6 +25,7 @@ from flashmoe.ops.parts import (
     RouterWeights,
     SigmoidRouting,
 )
+from flashmoe.routing import RoutingOptions
 
 # Called as (layers done, layers) after each layer of a pass.
 OnLayer = Callable[[int, int], None]
@@ -131,12 +135,48 @@ class Decoder:
     more_ropes: tuple[Rotary, ...] = ()
     embedding_scale: float = 1.0
 
+    def with_rules(self, options: RoutingOptions, in_memory: InMemory) -> Decoder:
+        """The same decoder, its layers of experts under lossy rules. Raises UsageError where the
+        rules name another number of layers, or for a family that has none."""
+        moes = [layer.mlp for layer in self.layers if isinstance(layer.mlp, SparseMoe)]
+        if any(isinstance(layer.mlp, SandwichMoe) for layer in self.layers):
+            raise UsageError("this family's routing has no such rules", where="routing")
+        if options.per_layer and len(options.per_layer) != len(moes):
+            raise UsageError(
+                "another number of layers",
+                where="routing: per_layer",
+                expected=f"{len(moes)} counts",
+                got=len(options.per_layer),
+            )
+        numbers = {id(moe): n for n, moe in enumerate(moes)}
+
+        def ruled(mlp: Mlp) -> Mlp:
+            if not isinstance(mlp, SparseMoe):
+                return mlp
+            number = numbers[id(mlp)]
+            chooser = Chooser(options, mlp.layer, number, mlp.router, in_memory)
+            return dataclasses.replace(mlp, chooser=chooser)
+
+        layers = [dataclasses.replace(layer, mlp=ruled(layer.mlp)) for layer in self.layers]
+        return dataclasses.replace(self, layers=tuple(layers))
+
     def new_state(
         self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
     ) -> SequenceState:
         """An empty sequence of up to context_length tokens. memory: Ops.state of the backend."""
         states = [layer.mixer.new_state(context_length, kv_dtype, memory) for layer in self.layers]
         return SequenceState(context_length, states)
+
+    def embed(self, ids: Ints, ops: Ops) -> Floats:
+        """ids int32 [T] -> the first hidden states [T, H]; they hold until the next call."""
+        h = self.embed_tokens.rows(ids, ops)
+        if self.embedding_scale != 1.0:
+            h *= np.float32(self.embedding_scale)
+        return h
+
+    def step(self, batch: Batch) -> Step:
+        """What the layers of a pass over the batch share."""
+        return Step.of(batch, self.rope, *self.more_ropes)
 
     def forward(
         self, batch: Batch, experts: RoutedExperts, ops: Ops, on_layer: OnLayer | None = None
@@ -146,10 +186,7 @@ class Decoder:
         The result holds until the next `forward`.
         """
         ops.clock.phase = "other"
-        h = self.embed_tokens.rows(batch.ids, ops)
-        if self.embedding_scale != 1.0:
-            h *= np.float32(self.embedding_scale)
-        step = Step.of(batch, self.rope, *self.more_ropes)
+        h, step = self.embed(batch.ids, ops), self.step(batch)
         for number, (layer, following) in enumerate(self._with_following, 1):
             layer.mixer.add_to(h, step, ops)
             layer.mlp.add_to(h, experts, ops, following)

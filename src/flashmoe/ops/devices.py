@@ -1,8 +1,12 @@
-"""Is there a GPU? Answered from the file system, so that torch is not imported to hear "no"."""
+"""Is there a GPU, and which? Answered without torch, which is not imported to hear "no"."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +14,69 @@ from flashmoe.errors import UsageError
 
 DeviceName = Literal["cpu", "cuda"]
 DEVICES = ("auto", "cpu", "cuda")
+_QUERY = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
+_QUERY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A card. vram: its memory in bytes, None where only /proc was there to ask."""
+
+    name: str
+    vram: int | None
+    driver: str
+
+
+def find_gpus(
+    root: Path = Path("/"), query: Callable[[], str | None] | None = None
+) -> tuple[Gpu, ...]:
+    """The cards of this machine; none without a driver.
+
+    root: where /dev and /proc begin. query: what nvidia-smi prints, None where it is missing or
+    fails; the driver's files in /proc, which do not tell how much memory there is, are read then.
+    """
+    if not driver_present(root):
+        return ()
+    answer = (query or _ask_nvidia_smi)()
+    return _from_proc(root) if answer is None else tuple(map(_parsed, answer.splitlines()))
+
+
+def _ask_nvidia_smi() -> str | None:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    command = (program, *_QUERY)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # a driver that does not match it, or hangs: /proc may still tell
+    return done.stdout
+
+
+def _parsed(line: str) -> Gpu:
+    """NVIDIA H200, 143771, 580.159.03: memory in MiB, or "[N/A]"."""
+    name, memory, driver = (part.strip() for part in line.rsplit(",", 2))
+    return Gpu(name, int(memory) << 20 if memory.isdigit() else None, driver)
+
+
+def _from_proc(root: Path) -> tuple[Gpu, ...]:
+    base = root / "proc/driver/nvidia"
+    files = sorted(base.glob("gpus/*/information"))
+    return tuple(Gpu(_model(file.read_text()), None, _driver(base / "version")) for file in files)
+
+
+def _model(text: str) -> str:
+    """Of a file whose lines are "Key: value"."""
+    fields = dict(line.partition(":")[::2] for line in text.splitlines())
+    return fields.get("Model", "unknown").strip()
+
+
+def _driver(version: Path) -> str:
+    """NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.03  Release Build ..."""
+    words = version.read_text().split() if version.exists() else []
+    return next((word for word in words if word[:1].isdigit() and "." in word), "unknown")
 
 
 def driver_present(root: Path = Path("/")) -> bool:

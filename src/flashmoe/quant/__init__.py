@@ -11,6 +11,7 @@ from flashmoe.errors import UsageError
 from flashmoe.quant import (
     affine,
     bf16,
+    codebook,
     gguf_iq4,
     gguf_k,
     gguf_legacy,
@@ -43,7 +44,9 @@ class Codec(Protocol):
         """Stored bytes -> float32 [rows, cols]."""
 
 
-ENCODED: dict[str, Codec] = {module.NAME: module for module in (bf16, q8, q4, mxfp4)}
+ENCODED: dict[str, Codec] = {
+    codec.NAME: codec for codec in (bf16, q8, q4, mxfp4, codebook.Q2, codebook.Q3)
+}
 """Formats that any weights can be converted to; docs/format.md lists them and the others."""
 BLOCK_FORMATS = (
     *gguf_legacy.FORMATS,

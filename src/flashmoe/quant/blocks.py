@@ -47,7 +47,8 @@ class BlockFormat:
 
     def decode(self, data: Bytes, rows: int, cols: int, group: int) -> Floats:
         """The weights that the bytes mean -> float32 [rows, cols]."""
-        return self.unpack(data.reshape(-1, self.nbytes)).reshape(-1, cols)[:rows]
+        runs = data.reshape(-1, self.nbytes)[: rows * cols // self.cols]
+        return self.unpack(runs).reshape(rows, cols)
 
 
 def pad_rows(rows: Bytes) -> Bytes:

@@ -39,10 +39,11 @@ def encode(w: Floats, group: int) -> Bytes:
     divisor = np.where(scale == 0, np.float32(1), scale)
     exact = (grouped - bias[..., None]) / divisor[..., None]
     code = np.where(scale[..., None] == 0, 0, np.clip(np.rint(exact), 0, 15))
-    return _join(code.astype(np.uint8), scale_bits, bias_bits)
+    return join(code.astype(np.uint8), scale_bits, bias_bits)
 
 
-def _join(code: Bytes, scale_bits: np.ndarray, bias_bits: np.ndarray) -> Bytes:
+def join(code: Bytes, scale_bits: np.ndarray, bias_bits: np.ndarray) -> Bytes:
+    """Codes [rows, groups, group], bf16 bits [rows, groups] -> bytes; rows: a multiple of 8."""
     rows, groups, group = code.shape
     blocks = rows // layout.ROWS
     halves = code.reshape(rows, groups, group // 8, 2, 4)
@@ -58,7 +59,7 @@ def from_runs(rows: Bytes, group: int) -> Bytes:
     packed = runs[..., : group // 2]
     code = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], group)
     tail = np.ascontiguousarray(runs[..., group // 2 :]).view("<u2")
-    return _join(code, tail[..., 0], tail[..., 1])
+    return join(code, tail[..., 0], tail[..., 1])
 
 
 def _tail(bits: np.ndarray) -> Bytes:

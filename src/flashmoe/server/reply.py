@@ -90,6 +90,7 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
         expert_hits=sum(u.expert_hits for u in usages),
         expert_misses=sum(u.expert_misses for u in usages),
         bytes_read=sum(u.bytes_read for u in usages),
+        lossy=next((u.lossy for u in usages if u.lossy), ""),
     )
 
 
@@ -111,7 +112,9 @@ def timings(usage: Usage) -> dict[str, Any]:
 
 
 def vendor(usage: Usage, **more: Any) -> dict[str, Any]:
-    """Our own object: share of experts found in memory, gigabytes read, seconds waited."""
+    """Our own object: share of experts found in memory, gigabytes read, seconds waited.
+
+    `lossy`: only where the answer is not the model's own, what made it so."""
     wanted = usage.expert_hits + usage.expert_misses
     figures = {
         "hit_rate": round(usage.expert_hits / wanted, 4) if wanted else None,
@@ -120,7 +123,8 @@ def vendor(usage: Usage, **more: Any) -> dict[str, Any]:
         "gb_read": round(usage.bytes_read / 1e9, 6),
         "queue_seconds": round(usage.queue_seconds, 3),
     }
-    return figures | {name: value for name, value in more.items() if value}
+    told = {"lossy": usage.lossy, **more}
+    return figures | {name: value for name, value in told.items() if value}
 
 
 def _rate(count: int, seconds: float) -> float | None:

@@ -10,13 +10,15 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, Protocol
 
 from flashmoe import _native
 from flashmoe.checkpoint.directory import Source
 from flashmoe.checkpoint.quantization import read_quantization
+from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.errors import CheckpointError, StorageError, UsageError
 from flashmoe.files import storage_errors, sync, sync_directory, write_exactly
 from flashmoe.models.registry import family_name, load_family
@@ -38,6 +40,43 @@ from flashmoe.store.stream import item_pieces
 Progress = Callable[[int, int], None]
 # Work lost at most when a pack is killed; syncing more often costs throughput.
 SYNC_BYTES = 128 << 20
+
+
+class Described(Protocol):
+    """What the plan of a pack needs of a checkpoint: no tensor's bytes."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def small_files(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Content of those of the named text files that exist."""
+
+
+class Feed(Protocol):
+    """A source that arrives while it is packed."""
+
+    def batches(self, items: Sequence[Item]) -> Iterable[Sequence[Item]]:
+        """All of these items, which are missing, in an order that suits the source."""
+
+    def written(self, batch: Sequence[Item]) -> None:
+        """A batch is in the journal: its source will not be read for it again."""
+
+    def source_bytes(self, items: Sequence[Item]) -> int:
+        """Disk space that the source will take at most while these are packed."""
+
+
+class _AtOnce:
+    """The feed of a checkpoint that is there."""
+
+    def batches(self, items: Sequence[Item]) -> Iterable[Sequence[Item]]:
+        return [items]
+
+    def written(self, batch: Sequence[Item]) -> None:
+        pass
+
+    def source_bytes(self, items: Sequence[Item]) -> int:
+        return 0
 
 
 def pack_checkpoint(
@@ -70,12 +109,16 @@ def pack_open_checkpoint(
     options: PackOptions,
     progress: Progress | None = None,
     sync_bytes: int = SYNC_BYTES,
+    feed: Feed | None = None,
 ) -> fmt.Manifest:
-    """Like pack_checkpoint, from anything that reads like a checkpoint."""
+    """Like pack_checkpoint, from anything that reads like a checkpoint.
+
+    feed: decides the order of work; None: the pack's own. The result does not depend on it.
+    """
     _expect_free(destination)
     plan = plan_pack(checkpoint, options)
     work = destination.with_name(destination.name + ".partial")
-    manifest = _Packer(checkpoint, plan, work, progress, sync_bytes).run()
+    manifest = _Packer(checkpoint, plan, work, progress, sync_bytes, feed or _AtOnce()).run()
     _publish(work, destination)
     return manifest
 
@@ -85,7 +128,7 @@ def _expect_free(destination: Path) -> None:
         raise UsageError("destination already exists", where=destination)
 
 
-def plan_pack(checkpoint: Source, options: PackOptions) -> PackPlan:
+def plan_pack(checkpoint: Described, options: PackOptions) -> PackPlan:
     """What packing would write; errors as for pack_checkpoint."""
     family = family_name(checkpoint.config)
     module = load_family(family)
@@ -112,7 +155,9 @@ class _Packer:
         work: Path,
         progress: Progress | None,
         sync_bytes: int,
+        feed: Feed,
     ) -> None:
+        self._feed = feed
         self._checkpoint, self._plan, self._work = checkpoint, plan, work
         self._pack = work / "pack"
         self._progress, self._sync_bytes = progress, sync_bytes
@@ -154,8 +199,9 @@ class _Packer:
         return {key: crc for key, crc in journalled.items() if key in kept}
 
     def _check_space(self, done: Mapping[str, int]) -> None:
-        finished = sum(item.nbytes for item in self._plan.items if item.key in done)
-        needed = self._plan.total_bytes - finished
+        missing = [item for item in self._plan.items if item.key not in done]
+        finished = self._plan.data_bytes - sum(item.nbytes for item in missing)
+        needed = self._plan.total_bytes - finished + self._feed.source_bytes(missing)
         with storage_errors("cannot query free space", self._work):
             free = shutil.disk_usage(self._work).free
         if free < needed:
@@ -170,13 +216,15 @@ class _Packer:
     def _write_items(self, journal: Journal, done: dict[str, int]) -> None:
         missing = [item for item in self._plan.items if item.key not in done]
         self._report(self._plan.data_bytes - sum(item.nbytes for item in missing))
-        for item in missing:
-            done[item.key] = self._write_item(item)
-            self._pending[item.key] = done[item.key]
-            self._dirty.add(item.file)
-            if self._pending_bytes >= self._sync_bytes:
-                self._flush(journal)
-        self._flush(journal)
+        for batch in self._feed.batches(missing):
+            for item in batch:
+                done[item.key] = self._write_item(item)
+                self._pending[item.key] = done[item.key]
+                self._dirty.add(item.file)
+                if self._pending_bytes >= self._sync_bytes:
+                    self._flush(journal)
+            self._flush(journal)
+            self._feed.written(batch)
 
     def _write_item(self, item: Item) -> int:
         """Writes all bytes of an item -> their CRC-32C."""

@@ -56,13 +56,17 @@ class Layer:
 
     def arena(self, ops: Any, slots: list[int]) -> tuple[Any, Any]:
         """The records in those slots, on the device, and the slot table."""
-        from flashmoe.ops.cuda.routed import ExpertArena
+        import torch
+
+        from flashmoe.ops.cuda.routed import ExpertArena, workspace_bytes
 
         placed = np.empty_like(self.records)
         placed[slots] = self.records
         words = ops.integers(placed.reshape(-1).view(np.int32))
         table = ops.integers(np.array(slots, dtype=np.int32))
-        return ExpertArena(words, self.layout.record_bytes, self.layout), table
+        nbytes = workspace_bytes(self.layout, EXPERTS)
+        workspace = torch.empty(nbytes, dtype=torch.uint8, device=ops.device)
+        return ExpertArena(words, self.layout.record_bytes, self.layout, workspace), table
 
 
 def _small(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from flashmoe.ops.cuda.clock import DeviceClock
 from flashmoe.ops.cuda.handles import DeviceMatrix, NewKeys, Normed, Rotated
 from flashmoe.ops.cuda.kernels import attention as attending
 from flashmoe.ops.cuda.kernels import dequantize, rows
+from flashmoe.ops.cuda.memory import WeightArena
 from flashmoe.ops.cuda.products import FEW_TOKENS, next_power
 from flashmoe.ops.cuda.routed import RoutedProducts
 from flashmoe.ops.parts import (
@@ -52,6 +53,7 @@ class CudaOps(ComposedParts):
         self.routed = RoutedProducts(device)
         self._new_keys: NewKeys | None = None  # stored with the attention that follows
         self._counters = torch.zeros(FEW_TOKENS, dtype=torch.int32, device=device)
+        self._weights: WeightArena | None = None
 
     def begin_pass(self) -> None:
         self.clock.take()
@@ -64,14 +66,23 @@ class CudaOps(ComposedParts):
 
     # Between host and device.
 
+    def take_weights(self, nbytes: int) -> None:
+        """Memory for all matrices and vectors from now on (WeightArena.room)."""
+        self._weights = WeightArena(nbytes, self.device)
+
     def matrix(self, fmt: Format, rows: int, cols: int, data: NDArray[np.uint8]) -> DeviceMatrix:
         """A copy in device memory."""
-        words = torch.from_numpy(data.view(np.int32)).to(self.device, copy=True)
+        words = self._copied(torch.from_numpy(data.view(np.int32)))
         return DeviceMatrix(fmt, rows, cols, words)
 
     def vector(self, values: NDArray[np.float32]) -> torch.Tensor:
         """A copy in device memory."""
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, copy=True)
+        return self._copied(torch.from_numpy(np.ascontiguousarray(values)))
+
+    def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._weights is None:
+            return tensor.to(self.device, copy=True)
+        return self._weights.copy(tensor)
 
     def state(self, shape: tuple[int, ...], dtype: DTypeLike) -> torch.Tensor:
         """Zeros that a sequence keeps."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +45,42 @@ def cap_tensors(device: torch.device, nbytes: int) -> None:
     """Let torch's allocator take at most so many bytes of the card: past it, it raises."""
     total = torch.cuda.mem_get_info(device)[1]
     torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / total), device)
+
+
+@contextmanager
+def within_limit(what: str) -> Iterator[None]:
+    """Raises MemoryBudgetError where torch finds no memory inside. what: the memory is for."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryBudgetError(
+            f"no room on the card for {what}",
+            where="--vram",
+            hint="Raise --vram, shorten the context, let other sequences go, or --device cpu",
+        ) from error
+
+
+class WeightArena:
+    """Weights that stay, one after the other in one tensor of `nbytes`: torch would round each of
+    them up to 2 MB."""
+
+    ALIGN = 256
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self._bytes = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self._used = 0
+
+    @classmethod
+    def room(cls, nbytes: int, tensors: int) -> int:
+        """Bytes for so many tensors of `nbytes` altogether."""
+        return nbytes + tensors * cls.ALIGN
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of it behind those before. Raises RuntimeError if the arena is full."""
+        begin = self._used
+        self._used += -(-tensor.nbytes // self.ALIGN) * self.ALIGN
+        place = self._bytes[begin : begin + tensor.nbytes].view(tensor.dtype)
+        return place.view(tensor.shape).copy_(tensor)
 
 
 class PinnedArena:

@@ -142,21 +142,39 @@ class Source:
     slots: torch.Tensor | None = None
     counts: torch.Tensor | None = None
 
+    @property
+    def padded_rows(self) -> int:
+        """Rows of whole blocks."""
+        return -(-self.rows // 8) * 8
+
+    @property
+    def dequantized_bytes(self) -> int:
+        """Of one matrix as halves."""
+        return 2 * self.padded_rows * self.cols
+
     @staticmethod
     def of(matrix: DeviceMatrix) -> Source:
         """A single matrix."""
         return Source(matrix.data, matrix.format, matrix.rows, matrix.cols)
 
 
-def dequantize(source: Source, first: int = 0, count: int = 1, *, pairs: bool) -> torch.Tensor:
+def dequantize(
+    source: Source, first: int = 0, count: int = 1, *, pairs: bool,
+    workspace: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Matrices first..first + count as halves [count, rows padded to 8, cols].
 
-    pairs: rows that alternate by 8 become two halves.
+    pairs: rows that alternate by 8 become two halves. workspace: uint8, where they go; else memory
+    of their own.
     """
     fmt, cols = source.fmt, source.cols
     kind = torch.float16 if fmt.group else torch.bfloat16
-    padded = -(-source.rows // 8) * 8
-    out = torch.empty((count, padded, cols), dtype=kind, device=source.words.device)
+    padded = source.padded_rows
+    shape = (count, padded, cols)
+    if workspace is None:
+        out = torch.empty(shape, dtype=kind, device=source.words.device)
+    else:
+        out = workspace[: count * source.dequantized_bytes].view(kind).view(shape)
     units = cols // UNIT_COLS[fmt.name]
     step = min(64, next_power(units))
     grouped = source.slots is not None

@@ -17,18 +17,29 @@ from flashmoe.ops.cuda.kernels import rows as row_kernels
 from flashmoe.quant import Format
 
 # Dequantised weights that are alive at a time, in bytes: experts are taken in pieces of this size.
-WORKSPACE_BYTES = 512 << 20
+_PIECE_BYTES = 512 << 20
 # Units of all the experts of a token that a program of the down projection takes at a time.
 DOWN_TILE = {"UNITS": 1024, "num_warps": 8}
 
 
+def workspace_bytes(shape: ExpertShape, num_experts: int) -> int:
+    """Size of ExpertArena.workspace: a piece, at least one expert and at most a whole layer."""
+    one = 4 * -(-shape.intermediate_size // 8) * 8 * -(-shape.hidden_size // 8) * 8
+    return min(max(_PIECE_BYTES, one), num_experts * one)
+
+
 @dataclass(frozen=True)
 class ExpertArena:
-    """Slots of expert records in device memory. words: int32, `record_bytes` per slot."""
+    """Slots of expert records in device memory. words: int32, `record_bytes` per slot.
+
+    workspace: uint8 [workspace_bytes], where dequantised weights lie. It is taken once: a
+    block of that size that torch had handed out in pieces meanwhile could not be had again.
+    """
 
     words: torch.Tensor
     record_bytes: int
     shape: ExpertShape
+    workspace: torch.Tensor
 
     @property
     def bias_words(self) -> int:
@@ -170,15 +181,16 @@ class ManyTokens:
         tiles = self._tiles.only(slots >= 0)
         first_bias, second_bias = self._arena.biases(slots)
         gate_up, down = _sources(self._arena, slots, tiles.counts)
-        for first, count in _pieces(gate_up, self._experts):
-            w = products.dequantize(gate_up, first, count, pairs=True)
+        workspace = self._arena.workspace
+        for first, count in self._pieces(gate_up):
+            w = products.dequantize(gate_up, first, count, pairs=True, workspace=workspace)
             products.hidden_rows(
                 self._planes, w, self._hidden, tiles, topk=self._topk, grouped=True, first=first,
                 clamped=self._arena.clamped, bias=first_bias,
             )  # fmt: skip
         planes = products.split(self._hidden, self._arena.shape.down)
-        for first, count in _pieces(down, self._experts):
-            w = products.dequantize(down, first, count, pairs=False)
+        for first, count in self._pieces(down):
+            w = products.dequantize(down, first, count, pairs=False, workspace=workspace)
             products.grouped_rows(
                 planes, w, self._arena.shape.hidden_size, self._rows, tiles, first, second_bias
             )
@@ -189,6 +201,11 @@ class ManyTokens:
         row_kernels.combine[(len(out), triton.cdiv(hidden_size, 1024))](
             self._rows, weights, out, COLS=hidden_size, TOPK=self._topk, BLOCK=1024
         )
+
+    def _pieces(self, source: products.Source) -> list[tuple[int, int]]:
+        """(first, count) of the experts whose dequantised weights fit the workspace at a time."""
+        size, experts = self._arena.workspace.nbytes // source.dequantized_bytes, self._experts
+        return [(first, min(size, experts - first)) for first in range(0, experts, size)]
 
 
 def _hidden(
@@ -221,12 +238,6 @@ def _sources(
             arena.words, shape.down, hidden, inner, shape.down_offset // 4, words, slots, counts
         ),
     )
-
-
-def _pieces(source: products.Source, experts: int) -> list[tuple[int, int]]:
-    """(first, count) of the experts whose dequantised weights fit the workspace at a time."""
-    size = max(1, WORKSPACE_BYTES // (2 * source.rows * source.cols))
-    return [(first, min(size, experts - first)) for first in range(0, experts, size)]
 
 
 def _empty(device: torch.device, *shape: int) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""What of this machine matters for streaming experts, and what to do about it."""

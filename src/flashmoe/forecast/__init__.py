@@ -1,0 +1,1 @@
+"""How a model would run on this machine, told before it does."""
