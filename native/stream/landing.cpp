@@ -43,6 +43,7 @@ constexpr uint32_t deal(uint32_t codes) {
 template <class T>
 struct Same {
     using Item = T;
+    static constexpr bool kChanges = false;  // what is checked
     static T turn(T value) { return value; }
     static uint32_t bad(T) { return 0; }
 };
@@ -85,6 +86,7 @@ struct E4m3 : Same<uint8_t> {
 // by a shift, into the exponent where it must; any other by one more in the exponent.
 template <class Float, int kDoublings>
 struct Bias : Float {
+    static constexpr bool kChanges = true;
     static uint16_t turn(uint16_t scale) {
         uint32_t size = scale & 0x7FFFu;
         for (int i = 0; i < kDoublings && !Float::bad(size); ++i)
@@ -99,15 +101,20 @@ struct Bias : Float {
 template <class Rule, bool kApart>
 uint32_t each(const Move& move, const uint8_t* rows, uint8_t* target) {
     using Item = typename Rule::Item;
+    // Copies: the compiler must take it that a write to the target may change the move.
+    const size_t run = move.run, row_bytes = move.row_bytes;
     const size_t apart = kApart ? move.apart : sizeof(Item);
     uint32_t bad = 0;
-    for (size_t i = 0; i < move.run; i += sizeof(Item))
-        for (size_t r = 0; r < kRows; ++r) {
-            const Item value = load<Item>(rows + r * move.row_bytes + i);
+    for (size_t i = 0; i < run; i += sizeof(Item)) {
+        uint8_t* place = target + (kApart ? i : i * kRows);
+        for (size_t r = 0; r < kRows; ++r, place += apart) {
+            const Item value = load<Item>(rows + r * row_bytes + i);
             const Item turned = Rule::turn(value);
-            bad |= Rule::bad(value) | Rule::bad(turned);
-            std::memcpy(target + (kApart ? i : i * kRows) + r * apart, &turned, sizeof turned);
+            bad |= Rule::bad(value);
+            if constexpr (Rule::kChanges) bad |= Rule::bad(turned);
+            std::memcpy(place, &turned, sizeof turned);
         }
+    }
     return bad;
 }
 

@@ -111,7 +111,7 @@ def test_timing() -> None:
         (["run", "a " * 200, "--ctx", "100"], 2, "the prompt does not fit the context"),
         (["run", "a", "--isa", "mmx"], 2, "isa: this machine cannot run these kernels"),
         (["run", "a", "--ram", "20M"], 1, "the model does not fit the memory limit"),
-        (["info", "/tmp"], 1, "/tmp: not a packed model"),
+        (["info", "/usr"], 1, "/usr: not a packed model"),
         (["verify", "/nowhere"], 2, "/nowhere: is not a directory"),
         (["eval", demo_model_path()], 2, "nothing to measure"),
         (["eval", demo_model_path(), "--text", "/nowhere"], 2, "/nowhere"),

@@ -9,7 +9,8 @@ from statistics import fmean
 from flashmoe.store.landing import Landing
 
 # Processor time of turning a record, ms per 10^9 bytes read: measured, docs/inplace.md.
-COPY_MS_PER_GB = 142.0
+COPY_MS_PER_GB = 142.0  # between that of bf16 and that of many small groups
+DEAL_MS_PER_GB = 259.0
 MXFP4_MS_PER_GB = 560.0
 
 
@@ -36,14 +37,20 @@ class Gain:
 def gain(landings: Sequence[Landing]) -> Gain:
     """What packing would change for these experts, e.g. those of a layer; at least one."""
     read = fmean(sum(piece.nbytes for piece in one.pieces()) for one in landings)
-    rate = MXFP4_MS_PER_GB if landings[0].program.mxfp4 else COPY_MS_PER_GB
     return Gain(
         record_bytes=landings[0].nbytes,
         read_bytes=read,
         extents=fmean(_extents(one) for one in landings),
         reads=fmean(len(one.pieces()) for one in landings),
-        landing_ms=rate * read / 1e9,
+        landing_ms=_rate(landings[0]) * read / 1e9,
     )
+
+
+def _rate(landing: Landing) -> float:
+    if landing.program.mxfp4:
+        return MXFP4_MS_PER_GB
+    dealt = any(move.turn == "deal" for move in landing.program.moves)
+    return DEAL_MS_PER_GB if dealt else COPY_MS_PER_GB
 
 
 def _extents(landing: Landing) -> int:
