@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 import flashmoe
 from flashmoe.api import Model
+from flashmoe.errors import MemoryBudgetError
 from flashmoe.experts.budget import Budget
 from flashmoe.models.registry import CARD_FAMILIES
 from flashmoe.ops import reference_linear
@@ -163,3 +165,36 @@ def test_all_that_is_on_the_card_stays_below_the_limit(tiny_packs: TinyPacks) ->
         free, total = torch.cuda.mem_get_info()
         assert total - free <= limit  # nobody else is on a card that tests run on
         assert torch.cuda.max_memory_reserved() <= limit
+
+
+def test_running_out_at_load_is_a_memory_budget_error(
+    tiny_packs: TinyPacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card()
+    import torch
+
+    import flashmoe.cuda as cuda
+
+    def full(*given: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cuda, "load_weights", full)
+    with pytest.raises(MemoryBudgetError, match="this model and a chunk of a prompt"):
+        open_on_card(tiny_packs.get("qwen3_moe"))
+
+
+@pytest.mark.parametrize("reserved", [40, 41])
+def test_another_sequence_leaves_room_for_a_prompt(
+    monkeypatch: pytest.MonkeyPatch, reserved: int
+) -> None:
+    card()
+    import torch
+
+    from flashmoe.generate.graphed import GraphedEngine
+
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved)
+    engine = object.__new__(GraphedEngine)
+    engine.tensor_bytes, engine.pass_bytes = 100, 60
+    refused = pytest.raises(MemoryBudgetError, match="another sequence beside a chunk")
+    with refused if reserved > 40 else nullcontext():
+        engine._check_room()

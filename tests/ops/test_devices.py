@@ -94,3 +94,32 @@ def test_the_cpu_does_not_import_torch() -> None:
         "sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_gpus_are_named_by_nvidia_smi(card: Path) -> None:
+    text = "NVIDIA H200, 143771, 580.159.03\nNVIDIA GB10, [N/A], 580.95.05\n"
+    found = devices.find_gpus(card, lambda: text)
+    assert found == (
+        devices.Gpu("NVIDIA H200", 143771 << 20, "580.159.03"),
+        devices.Gpu("NVIDIA GB10", None, "580.95.05"),
+    )
+
+
+def test_gpus_are_named_by_proc_where_nvidia_smi_is_missing(card: Path) -> None:
+    place = card / "proc/driver/nvidia"
+    (place / "gpus/0000:01:00.0").mkdir(parents=True)
+    (place / "gpus/0000:01:00.0/information").write_text(
+        "Model: \t\t NVIDIA GeForce RTX 4090\nIRQ:   \t\t 126\nBus Type: \t PCIe\n"
+    )
+    (place / "version").write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 2024\n"
+    )
+    found = devices.find_gpus(card, lambda: None)
+    assert found == (devices.Gpu("NVIDIA GeForce RTX 4090", None, "550.54.14"),)
+
+
+def test_without_a_driver_nobody_is_asked(tmp_path: Path) -> None:
+    def asked() -> str:
+        raise AssertionError
+
+    assert devices.find_gpus(tmp_path, asked) == ()
