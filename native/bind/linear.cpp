@@ -49,8 +49,7 @@ void assign_activations(Activations& acts, Pool& pool, Array<const float, 2> x, 
 void expect_input(const char* op, const Activations& acts, const MatrixView& w) {
     expect(acts.x.is_valid(), op, "activations: nothing was assigned");
     expect_equal(op, "matrix columns", acts.quantized.cols(), w.cols);
-    if (w.group)
-        expect_equal(op, "group of the activations", w.group, acts.quantized.group());
+    if (w.group) expect_equal(op, "group of the activations", w.group, acts.quantized.group());
 }
 
 void linear_call(Pool& pool, const Activations& acts, const std::vector<const Matrix*>& matrices,

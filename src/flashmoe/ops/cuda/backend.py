@@ -209,7 +209,7 @@ class CudaOps(ComposedParts):
         rows.kv_store[(len(k.x),)](
             k.x, v, *k.turn, k_cache, v_cache, self.position(start), k.eps,
             k.x.stride(0), v.stride(0), context, heads,
-            **_head_constants(k), ROWS=next_power(heads),
+            **k.constants, ROWS=next_power(heads),
         )  # fmt: skip
 
     def attention(
@@ -243,7 +243,7 @@ class CudaOps(ComposedParts):
             keys.x, q.x if new is None else new.v, keys.turn[0], keys.eps,
             STORE=new is not None, HEADS=heads, GROUP=group,
             ROWS=max(16, next_power(group)), SPLITS=_SPLITS, BN=32, WINDOW=window,
-            **_head_constants(q), num_warps=4,
+            **q.constants, num_warps=4,
         )  # fmt: skip
         self._new_keys = None
         out = self.empty(tokens, heads, dim)
@@ -261,7 +261,7 @@ class CudaOps(ComposedParts):
         turned = torch.empty((tokens, heads, dim), dtype=k.dtype, device=self.device)
         rows.rotate[(triton.cdiv(heads, 4), tokens)](
             q.x, *q.turn, turned, q.eps, q.x.stride(0), q.x.stride(1), heads,
-            **_head_constants(q), ROWS=4,
+            **q.constants, ROWS=4,
         )  # fmt: skip
         out = self.empty(tokens, heads, dim)
         wide = k.dtype == torch.float32 or dim > 128
@@ -389,13 +389,3 @@ class CudaOps(ComposedParts):
 
     def empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
-
-
-def _head_constants(x: Rotated) -> dict[str, Any]:
-    dim = x.x.shape[2]
-    return {
-        "D": dim,
-        "HALF": x.cos.shape[1],
-        "NORM": x.weight is not None,
-        "BLOCK": next_power(dim),
-    }

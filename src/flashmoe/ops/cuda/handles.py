@@ -78,6 +78,17 @@ class Rotated:
         """As kernels take it: weight (or anything), cos, sin."""
         return self.cos if self.weight is None else self.weight, self.cos, self.sin
 
+    @property
+    def constants(self) -> dict[str, int | bool]:
+        """What kernels that read heads are compiled for."""
+        dim = self.x.shape[2]
+        return {
+            "D": dim,
+            "HALF": self.cos.shape[1],
+            "NORM": self.weight is not None,
+            "BLOCK": triton.next_power_of_2(dim),
+        }
+
     def __len__(self) -> int:
         return len(self.x)
 
