@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def find_model(given: str | Path) -> Path:
     What is neither is returned unchanged: whoever opens it has the better error.
     """
     path = Path(given)
-    if path.exists() or not _NAME.fullmatch(str(given)):
+    if not _NAME.fullmatch(str(given)) or os.path.lexists(path):
         return path
     library = Library()
     places = (library.root / folder / str(given) for folder in FOLDERS)
