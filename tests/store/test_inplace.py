@@ -57,7 +57,21 @@ GGUF = {f"gguf-{kind}": kind for kind in ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_X
 # Families that only transformers can make.
 ORACLES = sorted({*FAMILIES.values()} - {*CONFIGS})
 MIXES = {f"gguf-mix-{name}": name for name in ("Q4_K_M", "UD")}
-KINDS = [*FAMILIES_AT_BF16, "mxfp4", *QUANTISED, *GGUF, *MIXES]
+# As mlx-lm's mixed recipes: layers, matrices and groups differ.
+MLX_MIX = made.mlx(
+    4,
+    64,
+    "BF16",
+    {
+        "model.layers.0.mlp.switch_mlp.down_proj": (6, 64),
+        "model.layers.1.mlp.switch_mlp.gate_proj": (8, 32),
+        "model.layers.1.mlp.switch_mlp.up_proj": (8, 32),
+        "model.layers.1.self_attn.v_proj": (4, 32),
+        "model.layers.2.mlp.switch_mlp.down_proj": (4, 32),
+        "lm_head": (6, 64),
+    },
+)
+KINDS = [*FAMILIES_AT_BF16, "mxfp4", "mlx-mix", *QUANTISED, *GGUF, *MIXES]
 oracles = [pytest.param(name, marks=pytest.mark.oracle) for name in ORACLES]
 
 
@@ -74,6 +88,8 @@ def make(root: Path, kind: str) -> tuple[Path, Path]:
 def write(path: Path, kind: str) -> Path:
     if kind == "mxfp4":
         return mxfp4.write_pair(path)[0]
+    if kind == "mlx-mix":
+        return made.write_pair(path, MLX_MIX, num_hidden_layers=3)[0]
     if kind in QUANTISED:
         return made.write_pair(path, QUANTISED[kind])[0]
     if kind in GGUF:

@@ -129,9 +129,7 @@ class Primitives(Protocol):
         """x [T, H] / rms(x) * weight."""
 
     def linear(self, x: Floats, *matrices: Matrix) -> tuple[Floats, ...]:
-        """x [T, cols] @ W.T for each matrix -> [T, rows] each.
-
-        The quantised ones among the matrices share one group size."""
+        """x [T, cols] @ W.T for each matrix -> [T, rows] each."""
 
     def linear_add(self, x: Floats, matrix: Matrix, out: Floats) -> None:
         """out [T, rows] += x @ W.T."""
