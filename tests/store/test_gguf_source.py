@@ -9,7 +9,9 @@ import pytest
 
 import flashmoe
 from flashmoe.errors import ConfigError
+from flashmoe.models.gguf_config import read_config
 from flashmoe.ops.reference import ReferenceOps
+from flashmoe.store.gguf_source import GgufCheckpoint
 from flashmoe.store.packed import PackedModel
 from tests.store.support import contents, decode_record, read_record
 from tests.support.gguf_files import ARCH, write_gguf
@@ -101,3 +103,35 @@ def test_an_architecture_without_family_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", "qwen3_moe", extra={"general.architecture": "falcon"})
     with pytest.raises(ConfigError, match=r"GGUF architecture is not supported.*got 'falcon'"):
         flashmoe.pack(tmp_path / "m.gguf", tmp_path / "packed")
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+def test_half_precision_is_rounded_like_any_float(kind: str, tmp_path: Path) -> None:
+    sizes = {**WIDE, **INNER["qwen3_moe"]}
+    tensors = write_gguf(tmp_path / "m.gguf", "qwen3_moe", kind, **sizes)
+    for name in ("q8", "same"):
+        flashmoe.pack(tmp_path / "m.gguf", tmp_path / name, experts=name, group=32)
+        pack = PackedModel.open(tmp_path / name)
+        layout = pack.manifest.experts
+        parts = decode_record(layout, read_record(pack, 1, 2))
+        assert layout.gate_up.name == ("bf16" if name == "same" else "q8")
+        for got, part in zip(parts, ("gate", "up", "down"), strict=True):
+            w = tensors[f"model.layers.1.mlp.experts.2.{part}_proj.weight"]
+            expected = layout.gate_up.decode(layout.gate_up.encode(w), *w.shape)
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_deepseek_without_groups_of_experts_is_one_group_and_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_gguf(tmp_path / "m.gguf", "deepseek_v3")
+    with GgufCheckpoint(tmp_path / "m.gguf") as checkpoint:
+        stated = checkpoint.config
+        metadata = dict(checkpoint.files[tmp_path / "m.gguf"].metadata)
+    assert stated["n_group"] > 1
+    assert caplog.text == ""
+    for key in ("expert_group_count", "expert_group_used_count"):
+        del metadata[f"deepseek2.{key}"]
+    config = read_config(metadata, [], tmp_path / "m.gguf")
+    assert (config["n_group"], config["topk_group"]) == (1, 1)
+    assert "does not say in which groups experts are chosen" in caplog.text

@@ -201,7 +201,7 @@ def _deepseek_v3(metadata: Metadata, tensors: Collection[str]) -> Config:
     values = metadata.integer("attention.value_length_mla", 0)
     keys = keys or metadata.integer("attention.key_length")
     groups = metadata.integer("expert_group_count", 0)
-    if not groups and metadata.integer("expert_gating_func") == SIGMOID:
+    if not groups:
         _log.warning("the file does not say in which groups experts are chosen: all are one group")
     groups = groups or 1
     config = {
