@@ -85,17 +85,16 @@ def test_experts_are_kept_as_they_are(family: str, kind: str, tmp_path: Path) ->
     assert error <= (LOGITS_FLIPPED if kind == "MXFP4" else LOGITS_REFERENCE)
 
 
-def test_layers_of_different_types_become_q8_and_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_layers_keep_their_types(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sizes = {**WIDE, **INNER["qwen3_moe"]}
     tensors = write_gguf(tmp_path / "m.gguf", "qwen3_moe", "Q4_K", others={1: "Q6_K"}, **sizes)
     flashmoe.pack(tmp_path / "m.gguf", tmp_path / "packed")
-    assert "experts differ in type (q4_k, q6_k): they become q8" in caplog.text
+    assert caplog.text == ""
     pack = PackedModel.open(tmp_path / "packed")
-    gate, _, _ = decode_record(pack.manifest.experts, read_record(pack, 1, 3))
-    expected = tensors["model.layers.1.mlp.experts.3.gate_proj.weight"]
-    assert 0 < np.abs(gate - expected).max() <= np.abs(expected).max() / 127
+    for layer, layout in pack.manifest.layouts.items():
+        gate, _, _ = decode_record(layout, read_record(pack, layer, 3))
+        expected = tensors[f"model.layers.{layer}.mlp.experts.3.gate_proj.weight"]
+        np.testing.assert_array_equal(gate, expected)
 
 
 def test_an_architecture_without_family_is_refused(tmp_path: Path) -> None:

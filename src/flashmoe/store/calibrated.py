@@ -34,7 +34,8 @@ class CalibratedExperts:
 
     def __init__(self, calibration: Calibration, plan: PackPlan) -> None:
         self._layout = plan.manifest.experts
-        formats = {self._layout.gate_up.name, self._layout.down.name}
+        layouts = plan.manifest.layouts.values()
+        formats = {one.name for layout in layouts for one in (layout.gate_up, layout.down)}
         plain = self._layout.activation == "swiglu" and not self._layout.bias
         if not plain or not formats <= set(gptq.CALIBRATED):
             raise UsageError(
