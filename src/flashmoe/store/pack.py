@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from flashmoe.store import format as fmt
 from flashmoe.store.calibrated import CalibratedExperts
 from flashmoe.store.calibration import Calibration
 from flashmoe.store.journal import Journal
+from flashmoe.store.loss import losses
 from flashmoe.store.manifest import to_json
 from flashmoe.store.opening import open_checkpoint
 from flashmoe.store.plan import (
@@ -39,6 +41,8 @@ from flashmoe.store.plan import (
     stored_by,
 )
 from flashmoe.store.stream import item_pieces
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 # Work lost at most when a pack is killed; syncing more often costs throughput.
@@ -129,6 +133,9 @@ def pack_open_checkpoint(
         options = dataclasses.replace(options, calibration=inputs.record)
     plan = plan_pack(checkpoint, options)
     calibrated = None if inputs is None else CalibratedExperts(inputs, plan)
+    if feed is None:  # else nothing has arrived that could be looked at
+        for loss in losses(checkpoint, plan):
+            _log.warning("%s", loss)
     work = destination.with_name(destination.name + ".partial")
     packer = _Packer(checkpoint, plan, work, progress, sync_bytes, feed or _AtOnce(), calibrated)
     manifest = packer.run()
