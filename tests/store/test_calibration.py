@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flashmoe.errors import CheckpointError, FlashMoeError, UsageError
+from flashmoe.errors import CheckpointError, UsageError
 from flashmoe.store.calibration import Calibration, CalibrationWriter
 
 HIDDEN, EXPERTS, K, TOKENS = 16, 4, 2, 6
@@ -47,7 +48,8 @@ def read(path: Path) -> None:
     for layer in (0, 1):
         inputs = found.layer(layer, HIDDEN, EXPERTS)
         x, weights = inputs.of_expert(1)
-        assert np.isfinite(x).all() and np.isfinite(weights).all()
+        assert np.isfinite(x).all()
+        assert np.isfinite(weights).all()
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -57,10 +59,8 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, position: int, junk: byte
     data = bytearray(path.read_bytes())
     data[position : position + len(junk)] = junk
     path.write_bytes(data)
-    try:
+    with suppress(CheckpointError, UsageError):
         read(path)
-    except FlashMoeError as error:
-        assert isinstance(error, CheckpointError | UsageError)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -26,6 +26,7 @@ from flashmoe.strict_json import parse
 KIND = "flashmoe calibration"
 MAX_HEADER = 16 << 20
 _DTYPES = {"BF16": "<u2", "I32": "<i4", "F32": "<f4"}
+Mapped = np.memmap[Any, np.dtype[Any]]
 _FIELDS = {"x": "BF16", "ids": "I32", "weights": "F32"}
 
 
@@ -55,7 +56,7 @@ class CalibrationWriter:
         self._rows = dict.fromkeys(layers, 0)
         tokens, hidden, k = sizes
         self._shapes = {"x": (tokens, hidden), "ids": (tokens, k), "weights": (tokens, k)}
-        self._data: dict[str, np.memmap[Any, Any]] = {}
+        self._data: dict[str, Mapped] = {}
 
     def open(self, about: Mapping[str, str], done: int = 0) -> None:
         """about: what the text was; part of the file. done: tokens of every layer that an earlier
@@ -181,12 +182,10 @@ def _read_head(path: Path) -> tuple[dict[str, Any], int]:
     return head, 8 + length
 
 
-def _map(
-    path: Path, head: Mapping[str, Any], start: int, mode: Any
-) -> dict[str, np.memmap[Any, Any]]:
+def _map(path: Path, head: Mapping[str, Any], start: int, mode: Any) -> dict[str, Mapped]:
     """The tensors of a file by name. Raises CheckpointError where header and file disagree."""
     size = path.stat().st_size
-    tensors: dict[str, np.memmap[Any, Any]] = {}
+    tensors: dict[str, Mapped] = {}
     for name, entry in head.items():
         if name == "__metadata__":
             continue
