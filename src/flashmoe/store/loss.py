@@ -12,6 +12,7 @@ from flashmoe import _native
 from flashmoe.checkpoint.directory import Source
 from flashmoe.checkpoint.safetensors import to_float32
 from flashmoe.quant import Format
+from flashmoe.quant.gptq import CALIBRATED
 from flashmoe.store import format as fmt
 from flashmoe.store.plan import EXACT, EncodeMatrix, PackPlan
 from flashmoe.store.row_sources import Columns, Rows, RowSource, Transposed
@@ -52,6 +53,11 @@ def converts(part: EncodeMatrix) -> bool:
     """Whether a quantised matrix is stored in a format that does not keep its weights."""
     others = (source for source in part.sources if exact_format(source) != part.format)
     return not part.copies and any(_quantised(source) for source in others)
+
+
+def rounds(part: EncodeMatrix) -> bool:
+    """Whether a matrix that is not quantised is stored in 4 bits or fewer."""
+    return part.format.name in CALIBRATED and not part.copies and not converts(part)
 
 
 def losses(checkpoint: Source, plan: PackPlan, chosen: Chosen = converts) -> tuple[Loss, ...]:

@@ -40,6 +40,7 @@ from flashmoe.store.plan import (
     make_plan,
     stored_by,
 )
+from flashmoe.store.sensitivity import formats_for_bits
 from flashmoe.store.stream import item_pieces
 
 _log = logging.getLogger(__name__)
@@ -131,6 +132,8 @@ def pack_open_checkpoint(
     inputs = None if calibration is None else Calibration(calibration)
     if inputs is not None:
         options = dataclasses.replace(options, calibration=inputs.record)
+    if options.experts_bits is not None:
+        options = _with_formats(checkpoint, options, inputs)
     plan = plan_pack(checkpoint, options)
     calibrated = None if inputs is None else CalibratedExperts(inputs, plan)
     if feed is None:  # else nothing has arrived that could be looked at
@@ -141,6 +144,21 @@ def pack_open_checkpoint(
     manifest = packer.run()
     _publish(work, destination)
     return manifest
+
+
+def _with_formats(
+    checkpoint: Source, options: PackOptions, inputs: Calibration | None
+) -> PackOptions:
+    """The options with the formats by layer that options.experts_bits stands for."""
+    if inputs is None or options.experts_bits is None:
+        raise UsageError(
+            "a size needs a calibration", where="--experts-bits", expected="--calibration"
+        )
+    plain = dataclasses.replace(options, keep_experts="never", down=None, experts_bits=None)
+    plan = plan_pack(checkpoint, plain)
+    CalibratedExperts(inputs, plan)
+    chosen = formats_for_bits(checkpoint, inputs, plan, options.experts_bits, options.experts.group)
+    return dataclasses.replace(plain, by_layer=chosen)
 
 
 def _expect_free(destination: Path) -> None:

@@ -40,6 +40,7 @@ class PackOptions:
     by_layer: the formats of some layers' experts, whatever the other options say.
     distinct: experts files to write; layers beyond share them in turn, instead of their own
     experts. For made-up models only; None: every layer has its own.
+    experts_bits: mean bits per expert weight, for which by_layer is chosen when packing.
     """
 
     experts: Format
@@ -50,16 +51,29 @@ class PackOptions:
     down: Format | None = None
     calibration: str = ""
     by_layer: Mapping[int, fmt.ExpertFormats] = field(default_factory=dict)
+    experts_bits: float | None = None
 
     @classmethod
-    def parse(cls, experts: str, dense: str, group: int, down: str | None = None) -> PackOptions:
+    def parse(
+        cls,
+        experts: str,
+        dense: str,
+        group: int,
+        down: str | None = None,
+        bits: float | None = None,
+    ) -> PackOptions:
         """From the option values of the command line."""
+        if bits is not None and (experts != "auto" or down is not None):
+            hint = "It chooses the formats of experts itself"
+            got = experts if down is None else f"{experts}, down {down}"
+            raise UsageError("--experts-bits beside a format", expected="auto", got=got, hint=hint)
         return cls(
             _option("--experts", experts, group, auto="q4"),
             _option("--dense", dense, group, auto="q8"),
             keep_experts=KEEP.get(experts, "never"),
             keep_dense=KEEP.get(dense, "never"),
             down=None if down is None else _option("--experts-down", down, group, auto="q4"),
+            experts_bits=bits,
         )
 
 
