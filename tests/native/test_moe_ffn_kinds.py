@@ -93,7 +93,7 @@ def assert_expert(y: Floats, x: Floats, experts: Experts, e: int) -> None:
 
 
 @formats
-@pytest.mark.parametrize("activation", ["swiglu", "swiglu_clamped", "geglu_tanh"])
+@pytest.mark.parametrize("activation", ["swiglu", "swiglu_clamped", "swiglu_limited", "geglu_tanh"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("counts", [[1, 1, 1], [70, 0, 5]], ids=str)
 def test_matches_the_reference(
