@@ -204,7 +204,7 @@ class CompressedAttention:
         """What a token sees: the window, oldest first, then entries -> [n, D]."""
         window, ring = self.weights.window, state.rows.shape[1]
         places = np.arange(max(position + 1 - window, 0), position + 1) % ring
-        rows = state.rows[0].take(places, axis=0)
+        rows: Array = state.rows[0].take(places, axis=0)
         if state.entries is None:
             return rows
         entries = state.entries

@@ -41,7 +41,7 @@ class CompressorWeights:
     @property
     def overlap(self) -> int:
         """Windows before its own that an entry looks at: 0 or 1."""
-        return self.bias.shape[1] // len(self.norm) - 1
+        return int(self.bias.shape[1]) // len(self.norm) - 1
 
     @property
     def kept(self) -> int:

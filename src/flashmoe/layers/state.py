@@ -170,7 +170,7 @@ class CompressedCache:
     def kept(self, position: int) -> bool:
         """Whether all earlier positions are still there after `position` tokens."""
         lengths = [self.rows.shape[1], *(len(one.tail) for one in self.compressed)]
-        return position <= min(lengths)
+        return bool(position <= min(lengths))
 
 
 Kind = TypeVar("Kind", KvCache, LatentCache, IndexedCache, DeltaState, CompressedCache)
