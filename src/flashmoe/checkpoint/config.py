@@ -170,6 +170,16 @@ class ConfigReader:
                 self.fail(name, " | ".join(allowed), item)
         return tuple(value)
 
+    def letters(self, name: str, known: dict[str, str], length: int) -> tuple[str, ...] | None:
+        """What the letters of a string of `length` mean, or a list of such words; None if the key
+        is absent or null."""
+        if not isinstance(self._raw.get(name), str):
+            return self.choices(name, tuple(known.values()), length)
+        value: str = self._get((name,), None)
+        if len(value) != length or set(value) - known.keys():
+            self.fail(name, f"{length} letters out of {''.join(known)}", value)
+        return tuple(known[letter] for letter in value)
+
     def integers(self, name: str, count: int, allowed: tuple[int, ...]) -> tuple[int, ...] | None:
         """The first `count` of a list of at least so many integers out of `allowed`; None if the
         key is absent or null."""
