@@ -9,7 +9,6 @@ Sums are added up in an order that does not depend on the number of rows.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -93,13 +92,10 @@ def leave(h: Floats, y: Floats, mixed: Mixed) -> None:
 
 def _projected(h: Floats, maps: Floats, eps: float) -> Floats:
     """maps [R, N] . rows of h [T, N], each divided by its root mean square -> [T, R]."""
-    out = np.empty((len(h), len(maps)), dtype=np.float32)
-    for rows in _pieces(len(h)):
-        part = h[rows]
-        for r, weights in enumerate(maps):
-            out[rows, r] = (part * weights).sum(axis=1)
-        mean = np.square(part).sum(axis=1, keepdims=True) / np.float32(h.shape[1])
-        out[rows] /= np.sqrt(mean + np.float32(eps))
+    # Not BLAS, whose order of additions depends on the number of rows.
+    squares = np.einsum("tn,tn->t", h, h)[:, None] / np.float32(h.shape[1])
+    out: Floats = np.einsum("tn,rn->tr", h, maps)
+    out /= np.sqrt(squares + np.float32(eps))
     return out
 
 
@@ -115,17 +111,13 @@ def _weighted(h: Floats, weights: Floats) -> Floats:
 def _doubly_stochastic(c: Floats, iterations: int, eps: np.float32) -> Floats:
     """c [T, S, S]: softmax of each row, then columns and rows divided by their sums in turn."""
     c = np.exp(c - c.max(axis=2, keepdims=True))
-    c = c / _total(c, 2) + eps
-    c /= _total(c, 1) + eps
+    c /= c.sum(axis=2, keepdims=True)
+    c += eps
+    c /= c.sum(axis=1, keepdims=True) + eps
     for _ in range(iterations - 1):
-        c /= _total(c, 2) + eps
-        c /= _total(c, 1) + eps
+        c /= c.sum(axis=2, keepdims=True) + eps
+        c /= c.sum(axis=1, keepdims=True) + eps
     return c
-
-
-def _total(c: Floats, axis: int) -> Floats:
-    parts: list[Floats] = np.split(c, c.shape[axis], axis=axis)
-    return functools.reduce(np.add, parts)
 
 
 def _sigmoid(x: Floats) -> Floats:
