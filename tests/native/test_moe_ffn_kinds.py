@@ -124,6 +124,16 @@ def test_gelu_far_from_zero(isa: str) -> None:
         np.testing.assert_allclose(got, expected, rtol=CLAMPED, atol=GELU_TAIL * abs(up))
 
 
+def test_the_limits_of_a_plain_swiglu(isa: str) -> None:
+    values = [-200.0, -10.1, -3.0, 0.5, 9.9, 10.0, 10.1, 200.0]
+    for gate in values:
+        for up in values:
+            g, u = min(gate, 10.0), min(max(up, -10.0), 10.0)
+            expected = g / (1 + np.exp(min(-g, 700.0))) * u
+            got = one_value(gate, up, "swiglu_limited")
+            assert abs(got - expected) <= CLAMPED * abs(expected) + 1e-30, (gate, up)
+
+
 def test_the_clamps_are_where_they_should_be(isa: str) -> None:
     """One hidden value whose gate and up are biases, read out by one weight of 1."""
     gates = [-200.0, -8.0, 0.5, 6.9, 7.0, 7.1, 200.0]
