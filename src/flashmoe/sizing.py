@@ -22,7 +22,7 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
     lives beside it; each routed expert of a token gives a row of hidden_size and works on
     moe_intermediate_size values; a guess scores all experts once more. The head runs on HEAD_ROWS
     rows at a time. Sparse attention keeps the places of index_topk keys per token. A residual of
-    hc_mult streams has so many rows of hidden_size more, before and after a part of a layer.
+    hc_mult streams is held twice more in parts, as are queries beside their results (DeepSeek-V4).
     """
     widths: Counter[str] = Counter()
     for matrix in specs.matrices:
@@ -31,12 +31,15 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
     k: int = config.num_experts_per_tok
     per_token: int = (
         2 * max(widths.values())
-        + (k + _HIDDEN_COPIES + 2 * getattr(config, "hc_mult", 0)) * config.hidden_size
+        + (k + _HIDDEN_COPIES) * config.hidden_size
         + 2 * k * config.moe_intermediate_size
         + config.num_experts
         + 2 * k
     )
     fixed = (HEAD_ROWS + 1) * int(config.vocab_size)
+    streams: int = getattr(config, "hc_mult", 0)
+    if streams:
+        per_token += 2 * streams * config.hidden_size + config.num_attention_heads * config.head_dim
     topk: int = getattr(config, "index_topk", 0)
     if topk:
         per_token += topk

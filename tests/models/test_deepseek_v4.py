@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import flashmoe
 from flashmoe.checkpoint.directory import Checkpoint
@@ -37,6 +39,8 @@ from tests.support.tiny_v4 import CONFIG
         ({"num_hash_layers": None}, "num_hash_layers: key is missing"),
         ({"o_groups": 3}, "o_groups: .*a divisor of 4"),
         ({"qk_rope_head_dim": 15}, "qk_rope_head_dim: .*even"),
+        ({"qk_rope_head_dim": 16, "partial_rotary_factor": 0.5}, "qk_rope_head_dim: .*32, got 16"),
+        ({"compress_rope_theta": 1.0}, "compress_rope_theta: .*more than 1"),
         ({"scoring_func": "sigmoid"}, "scoring_func: unsupported value"),
         ({"swiglu_limit": 7.0}, "swiglu_limit: unsupported value"),
     ],
@@ -67,6 +71,19 @@ def test_published_keys_and_those_of_transformers_say_the_same() -> None:
         },
     }
     assert deepseek_v4.read_config(raw) == deepseek_v4.read_config(CONFIG)
+
+
+@given(data=st.data())
+def test_a_damaged_config_is_a_typed_error(data: st.DataObject) -> None:
+    """Any key gone, or of any other value."""
+    values = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+        max_leaves=4,
+    )
+    raw = {**CONFIG, data.draw(st.sampled_from(sorted(CONFIG))): data.draw(values)}
+    with contextlib.suppress(ConfigError):
+        deepseek_v4.read_config(raw)
 
 
 def test_bytes_of_the_state() -> None:
@@ -213,4 +230,3 @@ def test_a_table_that_names_no_expert_is_refused() -> None:
         table = np.full((512, 2), wrong, dtype=np.float32)
         with pytest.raises(ConfigError, match="bad expert of a token"):
             deepseek_v4._table(0, config, Weights({}, {name: table}))
-    assert dataclasses.replace(config).mixing_rows == 24

@@ -247,6 +247,8 @@ class ConfigReader:
         """`rope_parameters` that are this object itself."""
         yarn = self._rope_kind(allow_yarn)
         partial = self.number("partial_rotary_factor", default=default_partial)
+        if partial > 1:
+            self.fail("partial_rotary_factor", "a number in (0, 1]", partial)
         return Rope(self.number("rope_theta"), partial, yarn)
 
     def full_rope(self, allow_yarn: bool = False) -> Rope:

@@ -10,7 +10,6 @@ the result does not depend on how a prompt was cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,11 +110,11 @@ class CompressedAttention:
         spans = step.spans(self.layer, CompressedCache)
         self._compress(x, spans, ops)
         chosen = self._choose(x, low, (cos, sin), spans, ops)
-        q = self._queries(low, (cos, sin), ops)
-        outs = [o for span in spans for o in self._attend(q, kv, span, chosen, ops)]
-        out = ops.concat(outs)
-        rotate_last(out, cos, -sin)
-        leave(h, self._output(out, ops), mixed)
+        heads = self._queries(low, (cos, sin), ops)
+        for span in spans:
+            self._attend(heads, kv, span, chosen, ops)
+        rotate_last(heads, cos, -sin)
+        leave(h, self._output(heads, ops), mixed)
 
     def _queries(self, low: Floats, rope: tuple[Floats, Floats], ops: Ops) -> Floats:
         """low [T, Q] -> [T, Hq, D], normed and rotated."""
@@ -184,9 +183,9 @@ class CompressedAttention:
         return span.begin + int((self._seen(span) <= self.weights.indexer.topk).sum())
 
     def _attend(
-        self, q: Floats, kv: Floats, span: Span[CompressedCache], chosen: Ints | None, ops: Ops
-    ) -> Iterator[Floats]:
-        """Results [1, Hq, D] of a sequence's rows, one by one."""
+        self, heads: Floats, kv: Floats, span: Span[CompressedCache], chosen: Ints | None, ops: Ops
+    ) -> None:
+        """Of a sequence's rows of heads [T, Hq, D] each query makes room for its result."""
         begin, end, start, state = span
         scale, ring = float(kv.shape[1] ** -0.5), state.rows.shape[1]
         for first, last in window_pieces(begin, end, self.weights.window):
@@ -195,10 +194,8 @@ class CompressedAttention:
             for row, position in zip(range(first, last), at, strict=True):
                 picked = None if chosen is None else chosen[row]
                 keys = self._keys(state, int(position), picked)[None]
-                sinks = self.weights.sinks
-                yield ops.attention(
-                    q[row : row + 1], keys, keys, keys.shape[1] - 1, scale, 0, sinks
-                )
+                one, last_key = heads[row : row + 1], keys.shape[1] - 1
+                one[...] = ops.attention(one, keys, keys, last_key, scale, 0, self.weights.sinks)
 
     def _keys(self, state: CompressedCache, position: int, picked: Ints | None) -> Array:
         """What a token sees: the window, oldest first, then entries -> [n, D]."""

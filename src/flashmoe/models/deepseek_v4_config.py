@@ -150,8 +150,12 @@ def _rotations(reader: ConfigReader, head_dim: int) -> tuple[int, Rope, Rope]:
     if yarn is not None and yarn.attention_factor is None:
         yarn = dataclasses.replace(yarn, attention_factor=1.0)
     rotary_dim = reader.rotated(main, head_dim)
+    if rotary_dim != round(share * head_dim) and reader.has("qk_rope_head_dim"):
+        reader.fail("qk_rope_head_dim", rotary_dim, share * head_dim)
     if reader.rotated(compressed, head_dim) != rotary_dim:
         reader.fail("partial_rotary_factor", "the same in both rotations", compressed)
+    if yarn is not None and compressed.theta <= 1:
+        reader.fail("compress_rope_theta", "more than 1", compressed.theta)
     return rotary_dim, main, dataclasses.replace(compressed, yarn=yarn)
 
 
