@@ -15,6 +15,7 @@ import flashmoe
 from flashmoe.checkpoint.directory import Checkpoint
 from flashmoe.errors import CheckpointError, ConfigError
 from flashmoe.models import deepseek_v4
+from flashmoe.models.decoder import Weights
 from flashmoe.models.deepseek_v4_config import HASH, HEAVY, SCORED, SLIDING, SPARSE
 from flashmoe.store.packed import PackedModel
 from tests.store.support import read_record
@@ -222,8 +223,6 @@ def test_an_expert_named_twice_counts_twice(tiny: Any, tmp_path: Path) -> None:
 
 
 def test_a_table_that_names_no_expert_is_refused() -> None:
-    from flashmoe.models.decoder import Weights
-
     config = deepseek_v4.read_config(CONFIG)
     name = "layers.0.mlp.gate.tid2eid"
     for wrong in (8.0, -1.0, 0.5):
