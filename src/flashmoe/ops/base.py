@@ -57,9 +57,9 @@ __all__ = [
 
 # What makes one value of a gate and an up value.
 # swiglu: silu(gate) * up. swiglu_clamped (gpt-oss): with g = min(gate, 7) and u = up in [-7, 7],
-# g * sigmoid(1.702 g) * (u + 1). geglu_tanh (Gemma): gelu(gate) * up, gelu in its tanh
-# approximation.
-Activation = Literal["swiglu", "swiglu_clamped", "geglu_tanh"]
+# g * sigmoid(1.702 g) * (u + 1). swiglu_limited (DeepSeek-V4): silu(min(gate, 10)) * u with u = up
+# in [-10, 10]. geglu_tanh (Gemma): gelu(gate) * up, gelu in its tanh approximation.
+Activation = Literal["swiglu", "swiglu_clamped", "swiglu_limited", "geglu_tanh"]
 
 
 class ExpertShape(Protocol):

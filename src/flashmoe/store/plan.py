@@ -14,6 +14,7 @@ from typing import Literal
 
 from flashmoe.checkpoint.names import Names
 from flashmoe.checkpoint.quantization import Quantization
+from flashmoe.checkpoint.safetensors import INTEGER_TYPES, WEIGHT_TYPES
 from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
 from flashmoe.errors import CheckpointError, ConfigError, UsageError
 from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
@@ -288,7 +289,7 @@ def _encode(
 
 def _vector(spec: VectorSpec, names: Names) -> CopyVector:
     tensor = names.take(spec.source)
-    check_shape(tensor, spec.shape)
+    check_shape(tensor, spec.shape, tuple(INTEGER_TYPES) if spec.below else WEIGHT_TYPES)
     # MLX has added the 1 of 1 + w itself.
     mlx = names.quantization is not None and names.quantization.method == "mlx"
     add = 0.0 if mlx else spec.offset
