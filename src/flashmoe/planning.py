@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -20,14 +20,16 @@ from flashmoe.experts.budget import (
 )
 from flashmoe.experts.memory import Limit, read_system_memory
 from flashmoe.experts.room import PromptCosts
+from flashmoe.experts.tiers import device_budget
 from flashmoe.models.registry import CARD_FAMILIES, family_name
 from flashmoe.models.specs import WeightSpecs
+from flashmoe.ops.card_sizes import CAPTURED_BYTES, CONTEXT_BYTES, weight_bytes, workspace_bytes
 from flashmoe.ops.parts import CHUNK_STEP
 from flashmoe.ops.threads import default_threads
 from flashmoe.quant import BLOCK_FORMATS
 from flashmoe.settings import DEFAULT_CONTEXT, EngineSettings
 from flashmoe.sizes import parse_size
-from flashmoe.sizing import floor_slots, scratch_bytes
+from flashmoe.sizing import device_workspace_bytes, floor_slots, scratch_bytes
 from flashmoe.store.consistency import check_against
 from flashmoe.store.format import MANIFEST, Manifest
 from flashmoe.store.model import StoredModel
@@ -37,6 +39,8 @@ _log = logging.getLogger(__name__)
 # What the process takes beyond the named parts: allocator slack, thread stacks, kernel memory.
 _RESERVE = 48 << 20
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
+# Tokens per prefill chunk where a card has room: weights are dequantised once per chunk.
+CARD_CHUNKS = (4096, 2048, 1024, 512, 256, 128, 64)
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,56 @@ def _prompt_costs(
         floor=sizes.floor_slots,
         lendable=settings.cache != "all",
     )
+
+
+def card_budget(pack: StoredModel, facts: ModelFacts, limit: Limit) -> tuple[int, Budget]:
+    """Tokens per prefill chunk on a card, and the sum of its memory, slots for experts included.
+
+    Raises MemoryBudgetError, with the sum, if the smallest chunk does not fit.
+    """
+    layout = pack.manifest.experts
+    total = len(pack.manifest.layers) * layout.num_experts
+    sizes = ExpertSizes(layout.record_bytes, total, facts.config.num_experts_per_tok)
+
+    def budget(chunk: int) -> Budget:
+        return device_budget(limit, _card_parts(pack, facts, chunk), sizes)
+
+    return _largest_chunk([c for c in CARD_CHUNKS if _useful(c, facts)], budget)
+
+
+def _card_parts(pack: StoredModel, facts: ModelFacts, chunk: int) -> dict[str, int]:
+    layout = pack.manifest.experts
+    workspace = device_workspace_bytes(
+        facts.config, facts.specs, chunk, workspace_bytes(layout, layout.num_experts)
+    )
+    return {
+        "CUDA context, kernels, graphs": CONTEXT_BYTES,
+        "resident weights": card_weight_bytes(pack, facts),
+        f"state of {facts.context_length} tokens": facts.state_bytes,
+        "captured decode steps": CAPTURED_BYTES,
+        f"workspace of {chunk}-token chunks": workspace,
+    }
+
+
+def card_weight_bytes(pack: StoredModel, facts: ModelFacts) -> int:
+    """What the resident weights take on a card."""
+    tensors = len(facts.specs.matrices) + len(facts.specs.vectors)
+    return weight_bytes(pack.resident_bytes, tensors)
+
+
+def _largest_chunk(chunks: Sequence[int], budget: Callable[[int], Budget]) -> tuple[int, Budget]:
+    """The first of the chunks, falling, whose sum fits; what the last one raises if none does."""
+    for chunk in chunks[:-1]:
+        try:
+            return chunk, budget(chunk)
+        except MemoryBudgetError:
+            continue  # a smaller chunk needs less workspace
+    return chunks[-1], budget(chunks[-1])
+
+
+def _useful(chunk: int, facts: ModelFacts) -> bool:
+    """Whether a chunk is no longer than the context needs."""
+    return chunk == CARD_CHUNKS[-1] or chunk < 2 * facts.context_length
 
 
 def card_lacks(manifest: Manifest) -> str | None:
