@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 
 from flashmoe import _native
-from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_limit
+from flashmoe.experts.budget import Budget
 from flashmoe.experts.cache import ExpertCache
 from flashmoe.experts.device import CopyQueue, DeviceExperts
 from flashmoe.experts.mapped import MappedExperts, preload
@@ -34,10 +34,15 @@ from flashmoe.ops.cuda.backend import CudaOps
 from flashmoe.ops.cuda.rotary import DeviceRotary
 from flashmoe.ops.cuda.routed import ExpertArena
 from flashmoe.ops.threads import default_threads
-from flashmoe.planning import ModelFacts, card_budget, card_weight_bytes, read_facts
+from flashmoe.planning import (
+    ModelFacts,
+    card_budget,
+    card_weight_bytes,
+    pinned_slots,
+    read_facts,
+)
 from flashmoe.settings import EngineSettings
 from flashmoe.sizes import parse_size
-from flashmoe.sizing import floor_slots
 from flashmoe.store.model import StoredModel, open_model
 
 # Pinned slots through which the experts pass on their way in when all of them stay on the card.
@@ -261,18 +266,8 @@ def _open_tiers(
 
 def _ram_slots(pack: StoredModel, plan: CardPlan, settings: EngineSettings) -> int:
     """Pinned slots in RAM: what --ram leaves beside the process."""
-    layout = pack.manifest.experts
-    sizes = ExpertSizes(
-        slot_bytes=layout.record_bytes,
-        total=len(pack.manifest.layers) * layout.num_experts,
-        floor=floor_slots(plan.facts.native_experts_per_token, settings.readers),
-    )
-    system = read_system_memory()
-    ram = settings.ram
-    if isinstance(ram, str):
-        ram = parse_size(ram, option="--ram", whole=system.physical)
-    parts = {"interpreter, torch and tokenizer": system.process + _HOST_RESERVE}
-    return make_budget(memory_limit(system, ram), parts, sizes, "auto").slots
+    process = read_system_memory().process + _HOST_RESERVE
+    return pinned_slots(pack, plan.facts, settings, process)
 
 
 def _fixed_figures(

@@ -230,6 +230,18 @@ def card_budget(pack: StoredModel, facts: ModelFacts, limit: Limit) -> tuple[int
     return _largest_chunk([c for c in CARD_CHUNKS if _useful(c, facts)], budget)
 
 
+def pinned_slots(
+    pack: StoredModel, facts: ModelFacts, settings: EngineSettings, process: int
+) -> int:
+    """Experts that RAM holds beside a card: what --ram leaves beside a process of so many bytes.
+
+    Raises MemoryBudgetError if those of a token do not fit.
+    """
+    sizes = _expert_sizes(pack, facts.native_experts_per_token, settings)
+    parts = {"interpreter, torch and tokenizer": process}
+    return make_budget(_ram_limit(settings), parts, sizes, "auto").slots
+
+
 def _card_parts(pack: StoredModel, facts: ModelFacts, chunk: int) -> dict[str, int]:
     layout = pack.manifest.experts
     workspace = device_workspace_bytes(
@@ -299,14 +311,16 @@ def _expert_sizes(
 
 
 def _budget(parts: Mapping[str, int], sizes: ExpertSizes, settings: EngineSettings) -> Budget:
-    system = read_system_memory()
-    ram = settings.ram
-    if isinstance(ram, str):
-        ram = parse_size(ram, option="--ram", whole=system.physical)
     cache = settings.cache
     wanted = parse_cache(cache, sizes) if isinstance(cache, str) else cache
-    parts = {**parts, "interpreter and tokenizer": system.process + _RESERVE}
-    return make_budget(memory_limit(system, ram), parts, sizes, wanted)
+    parts = {**parts, "interpreter and tokenizer": read_system_memory().process + _RESERVE}
+    return make_budget(_ram_limit(settings), parts, sizes, wanted)
+
+
+def _ram_limit(settings: EngineSettings) -> Limit:
+    """The tightest of --ram, cgroup and machine."""
+    ram = None if settings.ram is None else _size(settings.ram, "--ram")
+    return memory_limit(read_system_memory(), ram)
 
 
 def _warn_of_swap(budget: Budget) -> None:
