@@ -23,10 +23,14 @@ def plan(
     ram: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory limit.")] = None,
     ctx: Annotated[int | None, typer.Option(help="Context length in tokens.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    card: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A card that is not here, as 'RTX 4090'; with --vram."),
+    ] = None,
     vram: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Memory on the card; with --device cuda also of one not here."
+            metavar="SIZE", help="Memory limit on the card; of one that is not here its memory."
         ),
     ] = None,
     experts: Annotated[str, typer.Option(help="Format, if not packed yet.")] = "q4",
@@ -52,10 +56,12 @@ def plan(
     from flashmoe.settings import EngineSettings, environment
     from flashmoe.store.plan import PackOptions
 
+    device = device or (None if card is None else "cuda")
     given = {"ram": ram, "device": device, "vram": vram, "context_length": ctx}
     chosen = environment() | {name: value for name, value in given.items() if value is not None}
     basis = Basis(
         settings=EngineSettings(**chosen),  # type: ignore[arg-type]
+        card=card,
         options=PackOptions.parse(experts, dense, group),
         rates=rates,
         trace=None if trace is None else read_trace(trace),
@@ -118,4 +124,6 @@ def _value(figure: Figure) -> str:
         return human_bytes(figure.value)
     if figure.unit == "bytes/s":
         return f"{human_bytes(figure.value)}/s"
-    return f"{figure.value:.0%}" if figure.unit == "share" else f"{figure.value:.1f} {figure.unit}"
+    if figure.unit == "share":
+        return f"{figure.value:.0%}"
+    return f"{figure.value:.{0 if figure.value >= 100 else 1}f} {figure.unit}"

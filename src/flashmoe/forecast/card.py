@@ -73,10 +73,11 @@ class Tiers:
         return min(1.0, max(self.on_card, self.in_ram) / self.everything)
 
 
-def assumed_rates(name: str) -> CardRates:
-    """Of a card that nobody measured here, by its name; of an unknown one those of a slow card."""
-    _, memory, bus = next(row for row in ASSUMED if row[0] in name)
-    return CardRates(_COPY_SHARE * memory * 1e9, bus * 1e9)
+def assumed_rates(name: str) -> tuple[CardRates, str]:
+    """Of a card that nobody measured here, by its name, and what they are taken from."""
+    part, memory, bus = next(row for row in ASSUMED if row[0] in name)
+    note = f"data sheet of {part}" if part else "as a slow card"
+    return CardRates(_COPY_SHARE * memory * 1e9, bus * 1e9), note
 
 
 def host_plans(sizes: Sizes, tiers: Tiers) -> bool:
@@ -112,11 +113,14 @@ def card_tokens_per_second(
 def card_first_token_seconds(
     sizes: Sizes, rates: CardRates, disk: float, tiers: Tiers, tokens: int
 ) -> float:
-    """A prompt in one pass: whole layers sweep over the bus unless all experts are on the card."""
+    """A prompt in one pass: whole layers sweep over the bus unless all experts are on the card.
+
+    RAM that does not hold all of them helps no sweep: what it keeps is gone when its turn comes.
+    """
     touched = touched_share(sizes, tokens)
     everything = sizes.experts * sizes.record
     computing = 2 * sizes.active_parameters * tokens / (FLOPS_PER_COPY_BYTE * rates.copy)
     if tiers.on_card >= tiers.everything:
         return computing
-    reading = max(0.0, touched - tiers.kept) * everything / disk
+    reading = 0.0 if tiers.in_ram >= tiers.everything else touched * everything / disk
     return max(computing, touched * everything / rates.bus, reading) / PREFILL_EFFICIENCY

@@ -61,11 +61,11 @@ def _unused(gpus: Sequence[Gpu], settings: EngineSettings) -> str:
 
 
 def _assumed(settings: EngineSettings) -> Gpu:
-    """A card of which only the memory is known."""
+    """A card of which only what may be used of its memory is known."""
     if settings.vram is None:
         hint = "Name the memory of the card to plan for, as --vram 24G"
         raise UsageError("no card is here", where="--device cuda", hint=hint)
-    return Gpu(ASSUMED_CARD, _vram(settings, 0), "none")
+    return Gpu(ASSUMED_CARD, None, "none")
 
 
 def _vram(settings: EngineSettings, whole: int) -> int:

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from flashmoe.forecast.source import Kind
 
-Origin = Literal["header", "measured", "recorded", "assumed", "estimated", "replayed"]
+Origin = Literal["header", "measured", "recorded", "assumed", "limit", "estimated", "replayed"]
 Unit = Literal["bytes", "bytes/s", "tok/s", "s", "share"]
 Verdict = Literal["good", "slow", "impossible"]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-EFFICIENCY: Final = 0.85
-"""Share of the bound that decode reaches: 0.83 to 0.93 in bench/results/decode.jsonl."""
+READ_EFFICIENCY: Final = 0.9
+"""Share of the disk's rate that decode reaches: from bench/results/decode.jsonl, as the next."""
+LAYER_SECONDS: Final = 0.22e-3
+"""What a layer of a token takes whatever its size: Python, threads that start and wait."""
 FLOPS_PER_CORE: Final = 80e9
 """Of a prompt's matrix products with AVX-512: from bench/results/prefill.jsonl."""
 
@@ -61,10 +63,10 @@ class Rates:
 def tokens_per_second(sizes: Sizes, rates: Rates, hits: float) -> float:
     """Decode: reads overlap with computing, so the slower of the two counts."""
     misses = (1 - hits) * sizes.chosen
-    reading = misses * sizes.miss_bytes / rates.disk
+    reading = misses * sizes.miss_bytes / rates.disk / READ_EFFICIENCY
     computing = (sizes.dense + sizes.per_token) / rates.memory
     turning = misses * sizes.turning / rates.cores
-    return EFFICIENCY / max(reading, computing + turning)
+    return 1 / (max(reading, computing + turning) + sizes.layers * LAYER_SECONDS)
 
 
 def first_token_seconds(sizes: Sizes, rates: Rates, tokens: int, share: float) -> float:

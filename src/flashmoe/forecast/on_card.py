@@ -46,7 +46,8 @@ def known_card(name: str, source: str) -> KnownCard:
     rows = recorded.recorded_rows(recorded.record_folders(Path.cwd())) if source == "auto" else []
     found = recorded.card_rates(rows, name)
     if found is None:
-        return KnownCard(assumed_rates(name), "assumed", "from its name")
+        rates, note = assumed_rates(name)
+        return KnownCard(rates, "assumed", note)
     rates, day = found
     return KnownCard(rates, "recorded", f"{day} on such a card")
 
@@ -59,7 +60,7 @@ def card_speed(
     speed = card_tokens_per_second(sizes, rates, disk.value, tiers, hits.rate)
     first = card_first_token_seconds(sizes, rates, disk.value, tiers, PROMPT_TOKENS)
     figures = [
-        Figure("memory on the card", limit.nbytes, "bytes", "measured", limit.origin),
+        Figure("memory on the card", limit.nbytes, "bytes", "limit", limit.origin),
         *_tier_figures(sizes, tiers, hits),
         Figure("card, copy", rates.copy, "bytes/s", card.origin, card.note),
         Figure("RAM to card", rates.bus, "bytes/s", card.origin, card.note),

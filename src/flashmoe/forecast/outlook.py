@@ -25,13 +25,24 @@ from flashmoe.store.plan import PackOptions
 
 @dataclass(frozen=True)
 class Basis:
-    """What an outlook starts from. gpus: of this machine, None: to be found."""
+    """What an outlook starts from.
+
+    rates: as for machine_rates. gpus: those of this machine, None: to be found. card: the name of
+    one that is not here and is planned for.
+    """
 
     settings: EngineSettings
     options: PackOptions
     rates: str = "auto"
     trace: Trace | None = None
     gpus: Sequence[Gpu] | None = None
+    card: str | None = None
+
+    def cards(self) -> Sequence[Gpu]:
+        """What may be planned for: `card`, though it is not here, or those that are."""
+        if self.card is not None:
+            return (Gpu(self.card, None, "none"),)
+        return find_gpus() if self.gpus is None else self.gpus
 
 
 def outlook(given: str, basis: Basis) -> Outlook:
@@ -40,8 +51,7 @@ def outlook(given: str, basis: Basis) -> Outlook:
     Raises UsageError, CheckpointError, PackError, HubError, StorageError.
     """
     candidate = read_candidate(given, basis.options)
-    gpus = find_gpus() if basis.gpus is None else basis.gpus
-    choice = choose(candidate.pack, basis.settings, gpus)
+    choice = choose(candidate.pack, basis.settings, basis.cards())
     config = load_family(candidate.pack.manifest.family).read_config(candidate.pack.config)
     active = active_parameters(candidate.pack, config, candidate.kind == "pack")
     sizes = sizes_of(candidate.pack.manifest, config, active)
