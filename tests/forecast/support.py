@@ -11,9 +11,11 @@ from flashmoe.forecast.model import Sizes
 RESULTS = Path(__file__).parents[2] / "bench/results"
 
 
-def recorded(verb: str) -> list[dict[str, Any]]:
-    """The committed lines of a file, oldest first."""
-    return [json.loads(line) for line in (RESULTS / f"{verb}.jsonl").read_text().splitlines()]
+def recorded(verb: str, *times: str) -> list[dict[str, Any]]:
+    """The committed lines of a file that were measured at these times, as they begin."""
+    lines = (RESULTS / f"{verb}.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if row["time"].startswith(times)]
 
 
 def sizes_of_row(row: dict[str, Any], touched: float) -> Sizes:

@@ -22,7 +22,7 @@ from tests.support.tolerances import FORECAST_ERROR
 
 SIZES = Sizes(48, 128, 8, 2_654_208, 710_000_000, 3_041_869_824)
 RATES = CardRates(2.12e12, 55e9)
-ROWS = recorded("cuda")
+ROWS = recorded("cuda", "2026-11-23T19:5", "2026-11-23T20:01")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row["command"] for row in ROWS])

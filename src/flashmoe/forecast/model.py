@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-READ_EFFICIENCY: Final = 0.9
-"""Share of the disk's rate that decode reaches: from bench/results/decode.jsonl, as the next."""
-LAYER_SECONDS: Final = 0.22e-3
+READ_EFFICIENCY: Final = 0.87
+"""Share of the disk's rate that decode reaches: from bench/results/decode.jsonl, as the next two."""
+LAYER_SECONDS: Final = 0.17e-3
 """What a layer of a token takes whatever its size: Python, threads that start and wait."""
+READ_SECONDS: Final = 0.3e-3
+"""The least that a layer waits if any of its experts has to be read, however small."""
 FLOPS_PER_CORE: Final = 80e9
 """Of a prompt's matrix products with AVX-512: from bench/results/prefill.jsonl."""
 
@@ -63,7 +65,8 @@ class Rates:
 def tokens_per_second(sizes: Sizes, rates: Rates, hits: float) -> float:
     """Decode: reads overlap with computing, so the slower of the two counts."""
     misses = (1 - hits) * sizes.chosen
-    reading = misses * sizes.miss_bytes / rates.disk / READ_EFFICIENCY
+    waiting = sizes.layers * (1 - hits**sizes.experts_per_token) * READ_SECONDS
+    reading = max(misses * sizes.miss_bytes / rates.disk / READ_EFFICIENCY, waiting)
     computing = (sizes.dense + sizes.per_token) / rates.memory
     turning = misses * sizes.turning / rates.cores
     return 1 / (max(reading, computing + turning) + sizes.layers * LAYER_SECONDS)
