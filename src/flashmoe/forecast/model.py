@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 READ_EFFICIENCY: Final = 0.87
-"""Share of the disk's rate that decode reaches: from bench/results/decode.jsonl, as the next two."""
+"""Share of the disk's rate that decode reaches: fitted to bench/results/decode.jsonl, as are
+the next two."""
 LAYER_SECONDS: Final = 0.17e-3
 """What a layer of a token takes whatever its size: Python, threads that start and wait."""
 READ_SECONDS: Final = 0.3e-3
