@@ -21,10 +21,11 @@ from flashmoe.cli.eval.options import (
     WindowCount,
     WindowTokens,
 )
+from flashmoe.cli.models import ModelPath
 
 
 def model(
-    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
+    model: ModelPath,
     text: Text = None,
     windows: WindowCount = 40,
     window_tokens: WindowTokens = 512,
