@@ -10,8 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from flashmoe.parsers import call_rules, deepseek, glm, harmony, hermes, kimi, minimax, qwen_xml
+from flashmoe.parsers import (
+    call_rules,
+    deepseek,
+    gemma,
+    glm,
+    harmony,
+    hermes,
+    kimi,
+    minimax,
+    qwen_xml,
+)
 from flashmoe.parsers.base import CallGrammar, ReplyFormat, ReplyParser, Tools
+from flashmoe.parsers.gemma_rules import gemma_rules
 from flashmoe.parsers.json_text import dumped
 from flashmoe.parsers.machine import Markers
 from flashmoe.parsers.plain import THINK, PlainParser
@@ -30,9 +41,9 @@ class _Maker(Protocol):
 
 @dataclass(frozen=True)
 class TaggedFormat:
-    """A format with one marker that opens calls, and <think> for reasoning.
+    """A format with one marker that opens calls, and a pair of markers around reasoning.
 
-    open: the opening marker, None for a format without calls.
+    open: the opening marker, None for a format without calls. think: the pair.
     """
 
     name: str
@@ -40,16 +51,17 @@ class TaggedFormat:
     open: str | None
     build: Build = field(repr=False)
     rules: Rules = field(repr=False)
+    think: tuple[str, str] = THINK
 
     @property
     def think_start(self) -> int | None:
         """See ReplyFormat."""
-        return self.markers.id(THINK[0])
+        return self.markers.id(self.think[0])
 
     @property
     def think_end(self) -> int | None:
         """See ReplyFormat."""
-        return self.markers.id(THINK[1])
+        return self.markers.id(self.think[1])
 
     def parser(self, opens_reasoning: bool = False, tools: Tools = ()) -> ReplyParser:
         """See ReplyFormat."""
@@ -190,6 +202,17 @@ def _kimi(tokenizer: Tokenizer, template: str) -> ReplyFormat:
     )
 
 
+def _gemma(tokenizer: Tokenizer, template: str) -> ReplyFormat:
+    return TaggedFormat(
+        "gemma",
+        Markers(tokenizer, gemma.MARKERS),
+        gemma.OPEN,
+        lambda m, o, t: gemma.GemmaParser(m, o),
+        lambda m, t, several: gemma_rules(m, t),
+        gemma.THINK,
+    )
+
+
 def _harmony(tokenizer: Tokenizer, template: str) -> ReplyFormat:
     return HarmonyFormat(Markers(tokenizer, harmony.MARKERS))
 
@@ -197,6 +220,7 @@ def _harmony(tokenizer: Tokenizer, template: str) -> ReplyFormat:
 # The more special come first: several formats write <tool_call>.
 _SIGNS: tuple[tuple[_Maker, tuple[str, ...]], ...] = (
     (_harmony, (harmony.CHANNEL, harmony.MESSAGE)),
+    (_gemma, (gemma.OPEN,)),
     (_deepseek, (deepseek.SECTION.call,)),
     (_kimi, (kimi.SECTION.call,)),
     (_xml("minimax", minimax.TAGS), (minimax.TAGS.open,)),
