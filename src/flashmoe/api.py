@@ -17,14 +17,14 @@ from flashmoe.demo import demo_model_path
 from flashmoe.errors import PackError, UsageError
 from flashmoe.experts.memory import peak_resident
 from flashmoe.experts.recorded import OnExperts, RecordedExperts
-from flashmoe.generate.engine import Engine, PhaseTimes, Session
+from flashmoe.generate.engine import Engine, PhaseTimes, Prefixes, Session
 from flashmoe.generate.loop import Piece, Progress
 from flashmoe.generate.loop import generate as run_loop
 from flashmoe.generate.prefix import PrefixCache, root_of
 from flashmoe.generate.prefix_files import PrefixFiles
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
-from flashmoe.generate.scheduler import Prefixes, Scheduler
+from flashmoe.generate.scheduler import Scheduler
 from flashmoe.library import find_model
 from flashmoe.loading import TOKENIZER, LoadedModel, TextParts, load_model
 from flashmoe.ops.devices import DeviceName, pick_device, settle_device

@@ -43,6 +43,12 @@ class ScriptedSession:
         self.position = 0 if back and self.forgets else position
         return self.position
 
+    def restore(self, ids: Sequence[int], prefixes: object) -> int:
+        raise AssertionError("nothing is kept here")
+
+    def keep(self, ids: Sequence[int], prefixes: object) -> None:
+        raise AssertionError("nothing is kept here")
+
 
 class TalkingModel(ScriptedModel):
     """A scripted model with one session."""

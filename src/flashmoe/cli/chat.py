@@ -62,6 +62,10 @@ def chat(
     cache: Annotated[
         str | None, _option("--cache", "Memory for experts: auto, all, 0 or as 2G.", "SIZE")
     ] = None,
+    prefix_ram: Annotated[
+        str | None,
+        _option("--prefix-ram", "Memory for states of prompts (hybrid models), kept.", "SIZE"),
+    ] = None,
     threads: Annotated[int | None, _option("--threads", "Kernel threads.")] = None,
     ctx: Annotated[int | None, _option("--ctx", "Context length in tokens.")] = None,
     experts: Annotated[
@@ -96,6 +100,7 @@ def chat(
     engine = {
         "ram": ram,
         "cache": cache,
+        "prefix_ram": prefix_ram,
         "threads": threads,
         "context_length": ctx,
         "experts_per_token": experts,
@@ -109,7 +114,8 @@ def chat(
         shown, keyboard = _view()
         loaded = _loaded(stack, model, given)
         stop = Stop()
-        talk = Chat(loaded, shown, box, options, stop, rounds)
+        prefixes = loaded.prefix_cache() if prefix_ram is not None else None
+        talk = Chat(loaded, shown, box, options, stop, rounds, prefixes)
         if load is not None:
             talk.messages, talk.options = saved(load)
         if opening is not None:
