@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -89,6 +89,9 @@ class Recorder:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def table(self, rows: Mapping[str, str]) -> None:
+        self.notes.append("\n".join(f"{name} {text}" for name, text in rows.items()))
 
     def error(self, text: str) -> None:
         self.notes.append(text)
