@@ -174,6 +174,21 @@ def test_a_malformed_call_is_content(tmp_path: Path, name: str, text: str, as_to
     assert events_of(text, tokenizer, reply) == Reply(content=text)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_where_there_are_no_tools_a_call_is_content(
+    tmp_path: Path, name: str, as_tokens: bool
+) -> None:
+    """A client may keep to a notation of its own in the system prompt."""
+    tokenizer, reply = made_format(tmp_path, name, as_tokens=as_tokens)
+    opening, closing = THINK[name]
+    text = f"{opening}Hm{closing}I look.\n{CALLS[name]}"
+    steps = steps_of(tokenizer, tokenizer.encode(text))
+    got, parser = Reply(), reply.parser(calls=False)
+    for event in [e for id, piece in steps for e in parser.push(id, piece)] + parser.finish():
+        got.add(event)
+    assert got == Reply("Hm", f"I look.\n{CALLS[name]}")
+
+
 def test_a_marker_inside_a_json_string_is_text(tmp_path: Path, as_tokens: bool) -> None:
     tokenizer, reply = made_format(tmp_path, "hermes", as_tokens=as_tokens)
     call = '{"name": "f", "arguments": {"x": "</tool_call>"}}'

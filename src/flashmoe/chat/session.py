@@ -169,7 +169,8 @@ class Chat:
 
     def _written(self, reply: Reply, prompt: Prompt, logits: Logits) -> Iterator[list[ReplyEvent]]:
         """The events of each token, taken into the reply."""
-        parser = self._format.parser(prompt.opens_reasoning, self._tools.schemas)
+        tools = self._tools.schemas
+        parser = self._format.parser(prompt.opens_reasoning, tools, calls=bool(tools))
         mask = self._mask(prompt, len(logits))
         calls = sum(len(message.get("tool_calls", ())) for message in self.messages)
         for events in self._writer.write(logits, self.options.sampling, parser, mask, reply):

@@ -24,14 +24,14 @@ from flashmoe.parsers import (
 from flashmoe.parsers.base import CallGrammar, ReplyFormat, ReplyParser, Tools
 from flashmoe.parsers.gemma_rules import gemma_rules
 from flashmoe.parsers.json_text import dumped
-from flashmoe.parsers.machine import Markers
+from flashmoe.parsers.machine import CallMachine, Markers
 from flashmoe.parsers.plain import THINK, PlainParser
 from flashmoe.parsers.schema import function_of
 from flashmoe.parsers.xml_calls import Tags, XmlParser
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.tokenizer import Tokenizer
 
-Build = Callable[[Markers, bool, Tools], ReplyParser]
+Build = Callable[[Markers, bool, Tools], CallMachine]
 Rules = Callable[[Markers, Tools, bool], str]
 
 
@@ -63,9 +63,14 @@ class TaggedFormat:
         """See ReplyFormat."""
         return self.markers.id(self.think[1])
 
-    def parser(self, opens_reasoning: bool = False, tools: Tools = ()) -> ReplyParser:
+    def parser(
+        self, opens_reasoning: bool = False, tools: Tools = (), *, calls: bool = True
+    ) -> ReplyParser:
         """See ReplyFormat."""
-        return self.build(self.markers, opens_reasoning, tools)
+        parser = self.build(self.markers, opens_reasoning, tools)
+        if not calls:
+            parser.without_calls()
+        return parser
 
     def calls(self, tools: Tools, *, several: bool = True) -> CallGrammar | None:
         """See ReplyFormat."""
@@ -91,8 +96,10 @@ class HarmonyFormat:
     think_start: None = None
     think_end: None = None
 
-    def parser(self, opens_reasoning: bool = False, tools: Tools = ()) -> ReplyParser:
-        """See ReplyFormat."""
+    def parser(
+        self, opens_reasoning: bool = False, tools: Tools = (), *, calls: bool = True
+    ) -> ReplyParser:
+        """See ReplyFormat; a message to a function is a call in any case."""
         return harmony.HarmonyParser(self.markers)
 
     def calls(self, tools: Tools, *, several: bool = True) -> CallGrammar | None:
