@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from flashmoe.cli.eval.options import Cache, Json, Ram, ToolCalls, WindowCount, WindowTokens
+from flashmoe.cli.eval.options import (
+    Cache,
+    Journal,
+    Json,
+    Ram,
+    ToolCalls,
+    WindowCount,
+    WindowTokens,
+)
 
 DEFAULT_RULES = (
     "k=6;k=5;k=4;k=3;k=2;mass=0.9;mass=0.8;mass=0.7;mass=0.6;mass=0.5;ratio=0.3;ratio=0.5;"
@@ -27,13 +35,10 @@ def knobs(
     tool_calls: ToolCalls = None,
     ram: Ram = None,
     cache: Cache = "25%",
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append each row as a JSON line, at once.")
-    ] = None,
+    journal: Journal = None,
     json: Json = False,
 ) -> None:
     """NLL, KL, tool calls, bytes per token and speed under lossy rules of routing."""
-    from flashmoe.bench.record import append
     from flashmoe.cli.bench.options import engine_settings
     from flashmoe.cli.bench.output import status
     from flashmoe.evals.knobs import measure_knobs
@@ -41,14 +46,12 @@ def knobs(
 
     # Guesses are not made under rules, so none here either: bytes are compared like with like.
     engine = engine_settings(ram=ram, cache=cache, prefetch="off")
-    options = EvalOptions(text, windows, window_tokens, tool_calls=tool_calls, engine=engine)
+    options = EvalOptions(
+        text, windows, window_tokens, tool_calls=tool_calls, directory=journal, engine=engine
+    )
     chosen = [rule.strip() for rule in rules.split(";") if rule.strip()]
     with status() as show:
-        rows = []
-        for row in measure_knobs(model, chosen, options, show):
-            rows.append(row)
-            if out is not None:
-                append(row, out)
+        rows = list(measure_knobs(model, chosen, options, show))
     print(json_module.dumps(rows) if json else _table(rows))
 
 
