@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashmoe.errors import UsageError
+from flashmoe.evals.leaks import passages
 from flashmoe.evals.perplexity import read_text
 from flashmoe.store.calibration import CalibrationWriter
 from flashmoe.store.packed import PackedModel
 from flashmoe.text.prompting import chat_prompt
+from flashmoe.text.shingles import sketch
 
 if TYPE_CHECKING:
     from flashmoe.api import Model
@@ -50,7 +52,8 @@ def calibrate(
     if not total:
         raise UsageError("nothing to calibrate on", where="calibrate", expected="texts or --sample")
     writer = _writer(model, output, total)
-    writer.open({"text": describe(texts, total, sample, seed)})
+    shingles = sketch(text for w in windows for text in passages(model.tokenizer, w))
+    writer.open({"text": describe(texts, total, sample, seed), "shingles": shingles.encode()})
     done = 0
     with model.watch_experts(writer.add):
         for window in windows:

@@ -118,9 +118,7 @@ class _Run:
             sums.append(float(token_nll(logits, ids[first:]).sum()))
             counts.append(len(logits))
         nll = sum(sums) / sum(counts)
-        score = TextScore(
-            len(sums), windows.tokens, sum(counts), nll, windows.stride, sums, counts
-        )
+        score = TextScore(len(sums), windows.tokens, sum(counts), nll, windows.stride, sums, counts)
         return {"rule": rule, "nll": nll} | _cost(model), score
 
 
