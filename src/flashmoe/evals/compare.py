@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import flashmoe
+from flashmoe.errors import UsageError
 from flashmoe.evals.divergence import Reference
 from flashmoe.evals.journal import Journal, digest, key_of
 from flashmoe.evals.leaks import Leak, case_sketch, check, record_text, text_sketch
@@ -47,12 +48,15 @@ def compare(
     """All figures for a report: `inputs`, `reference`, `models`, `pairs`, `warnings`.
 
     Models are opened one after the other. What options.directory has of an earlier run over the
-    same packs, texts and settings is not measured again. Raises what `evaluate` raises.
+    same packs, texts and settings is not measured again. Raises UsageError for a reference without
+    a text, and what `evaluate` raises.
     """
+    if reference is not None and options.text is None:
+        raise UsageError("a reference needs a text", where="--reference", expected="--text")
     paths, journal = [find_model(path) for path in models], _journal(options)
     with kept_in(options.directory) as directory:
         run = _Comparison(options, progress, directory, journal, noise)
-        if reference is not None and options.text is not None:
+        if reference is not None:
             run.open_reference(find_model(reference))
         rows = [run.row(name.name, path) for name, path in zip(models, paths, strict=True)]
         inputs, sketches = run.inputs(paths[0])

@@ -53,7 +53,7 @@ def scatter(title: str, x_label: str, y_label: str, points: Sequence[Point]) -> 
     for number, name in enumerate(names):
         chosen = sorted((p for p in points if p.series == name), key=lambda p: p.x)
         parts += _series(chosen, x, y, _COLORS[number % len(_COLORS)])
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
+    head = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}"'
     style = f'width="{_WIDTH}" height="{_HEIGHT}" role="img" font-family="sans-serif"'
     return f"{head} {style}>\n{chr(10).join(parts)}\n</svg>\n"
 
@@ -106,7 +106,9 @@ def _series(points: Sequence[Point], x: _Axis, y: _Axis, color: str) -> Iterator
             f'<circle cx="{place}" cy="{y.place(p.y)}" r="4" fill="{color}">'
             f"<title>{told}</title></circle>"
         )
-        yield _text(float(place) + 7, float(y.place(p.y)) - 6, p.label, "start", color=color)
+        near_edge = float(place) > _LEFT + 0.75 * (_WIDTH - _LEFT)
+        side, anchor = (-7, "end") if near_edge else (7, "start")
+        yield _text(float(place) + side, float(y.place(p.y)) - 6, p.label, anchor, color=color)
 
 
 def _line(x1: str, y1: str, x2: str, y2: str, color: str) -> str:

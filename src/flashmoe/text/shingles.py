@@ -1,8 +1,9 @@
 """Whether two texts share passages: sketches of their shingles.
 
 A shingle is 13 words in a row, in lower case, as in GPT-3's check for contamination (Brown et al.
-2020, appendix C); a text of 6 to 12 words, such as a turn of a chat, is one. Of a long text a sketch keeps those with the smallest hashes (Broder 1997): of
-another text, the shingles with hashes as small then tell which share of it is in the first.
+2020, appendix C); a text of 6 to 12 words, such as a turn of a chat, is one. Of a long text a
+sketch keeps those with the smallest hashes (Broder 1997): of another text, the shingles with hashes
+as small then tell which share of it is in the first.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ class Sketch:
             raw = np.frombuffer(base64.b64decode(encoded, validate=True), np.uint8)
             wide = np.zeros((len(raw) // _HASH_BYTES, 8), np.uint8)
             wide[:, 8 - _HASH_BYTES :] = raw.reshape(-1, _HASH_BYTES)
-            return cls(wide.reshape(-1).view(">u8").astype(np.uint64), int(total))
+            found = cls(wide.reshape(-1).view(">u8").astype(np.uint64), int(total))
+            if not min(found.total, 1) <= len(wide) <= found.total:
+                raise ValueError("not so many hashes")
+            return found
         except (ValueError, binascii.Error) as error:
             raise PackError("shingles are damaged", where=where, got=text[:40]) from error
 
