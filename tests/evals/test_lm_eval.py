@@ -20,7 +20,7 @@ from flashmoe.evals.perplexity import log_softmax
 pytest.importorskip("lm_eval.api.model", reason="needs the 'lm-eval' extra")
 from lm_eval.api.instance import Instance
 
-from flashmoe.evals.lm_eval import HarnessModel, sampling_of
+from flashmoe.evals.lm_eval import HarnessModel, run_tasks, sampling_of
 
 CONTEXT = 96
 
@@ -127,11 +127,7 @@ metric_list: [{{metric: acc}}]
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the harness's own
-        import lm_eval
-        from lm_eval.tasks import TaskManager
-
-        manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-        found = lm_eval.simple_evaluate(
-            model=harness, tasks=["ours"], task_manager=manager, bootstrap_iters=0
-        )
-    assert found["results"]["ours"]["acc,none"] in (0.0, 1.0)
+        found = run_tasks(harness, ["ours"], include=tmp_path)
+        with pytest.raises(UsageError, match="unknown task; got nothing-like-it"):
+            run_tasks(harness, ["nothing-like-it"], include=tmp_path)
+    assert found["ours"]["acc,none"] in (0.0, 1.0)

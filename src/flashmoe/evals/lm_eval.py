@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
@@ -157,6 +158,38 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         finally:
             scheduler.close()
         return ["".join(parts) for parts in texts]
+
+
+def run_tasks(
+    harness: HarnessModel,
+    names: Sequence[str],
+    *,
+    limit: int | None = None,
+    shots: int | None = None,
+    chat: bool = False,
+    include: Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The harness's results: figures by task, as `acc,none`.
+
+    limit: documents of each task at most. shots: examples before each question; None: the task's.
+    chat: questions go through the chat template. include: a folder of further tasks. Raises
+    UsageError for a task that the harness does not know.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=None if include is None else str(include))
+    if unknown := [name for name in names if not manager.match_tasks([name])]:
+        raise UsageError("unknown task", where="lm-eval", got=", ".join(unknown))
+    found = simple_evaluate(
+        model=harness,
+        tasks=list(names),
+        task_manager=manager,
+        limit=limit,
+        num_fewshot=shots,
+        apply_chat_template=chat,
+    )
+    return dict(found["results"])
 
 
 def sampling_of(given: Mapping[str, Any]) -> SamplingOptions:
