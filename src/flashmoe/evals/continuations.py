@@ -15,7 +15,7 @@ from flashmoe.ops.base import Floats, Ints
 if TYPE_CHECKING:
     from flashmoe.api import Model
 
-# Tokens of padding that a common pass may have for each token of text.
+# Share of a common pass's rows that may be padding.
 _PADDING: Final = 0.25
 
 Ids = Sequence[int]
@@ -78,15 +78,12 @@ def score_continuations(
 
 
 def groups(sequences: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """Sequences by length, the longest first, cut where padding would be more than a quarter."""
+    """Sequences by length, the longest first, cut where one would be more than a quarter shorter
+    than the longest of its group."""
     result: list[list[tuple[int, ...]]] = []
-    tokens = 0
     for ids in sorted(sequences, key=len, reverse=True):
-        tokens += len(ids)
-        width = len(result[-1][0]) if result else 0
-        if not result or (len(result[-1]) + 1) * width > (1 + _PADDING) * tokens:
+        if not result or len(ids) < (1 - _PADDING) * len(result[-1][0]):
             result.append([])
-            tokens = len(ids)
         result[-1].append(ids)
     return result
 
