@@ -13,7 +13,9 @@ from flashmoe.cli.eval.options import (
     HeldTo,
     Journal,
     Json,
+    NoiseFloor,
     Ram,
+    Reference,
     Routing,
     Stride,
     Text,
@@ -32,12 +34,8 @@ def model(
     stride: Stride = None,
     tool_calls: ToolCalls = None,
     held_to: HeldTo = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="A pack to be close to, such as one in bf16.")
-    ] = None,
-    noise_floor: Annotated[
-        bool, typer.Option(help="Measure what bf16 rounding makes of the reference, too.")
-    ] = True,
+    reference: Reference = None,
+    noise_floor: NoiseFloor = True,
     journal: Journal = None,
     ram: Ram = None,
     cache: Cache = None,
