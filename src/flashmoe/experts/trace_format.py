@@ -137,9 +137,12 @@ def header_of(fields: dict[str, Any]) -> TraceHeader:
 def _check(header: TraceHeader) -> None:
     router, experts = header.router, header.num_experts
     per_layer: Sequence[Sequence[Any]] = router.correction
+    texts = header.flashmoe, header.model, header.family, header.identity, header.lossy
     good = {
-        "num_experts": 1 <= experts < NO_EXPERT,
-        "num_experts_per_tok": 1 <= header.num_experts_per_tok <= experts,
+        "text": all(isinstance(text, str) for text in texts),
+        "num_experts": isinstance(experts, int) and 1 <= experts < NO_EXPERT,
+        "num_experts_per_tok": isinstance(header.num_experts_per_tok, int)
+        and 1 <= header.num_experts_per_tok <= experts,
         "layers": len(header.layers) > 0
         and all(0 <= layer <= 0xFFFF for layer in header.layers)
         and len({*header.layers}) == len(header.layers),

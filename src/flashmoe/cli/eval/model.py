@@ -18,6 +18,7 @@ from flashmoe.cli.eval.options import (
     Stride,
     Text,
     ToolCalls,
+    Trace,
     WindowCount,
     WindowTokens,
 )
@@ -41,6 +42,7 @@ def model(
     ram: Ram = None,
     cache: Cache = None,
     routing: Routing = None,
+    trace: Trace = None,
     json: Json = False,
 ) -> None:
     """Measure a model: NLL per token of a text, distance from a reference, tool calls."""
@@ -52,7 +54,7 @@ def model(
 
     if reference is not None and text is None:
         raise UsageError("a reference needs a text", where="--reference", expected="--text")
-    engine = engine_settings(ram=ram, cache=cache, routing=routing)
+    engine = engine_settings(ram=ram, cache=cache, routing=routing, trace=trace)
     options = EvalOptions(
         text, windows, window_tokens, stride, tool_calls, held_to, journal, engine
     )
