@@ -128,3 +128,6 @@ q4, of activations to 8 bits, over one layer; a wrong scale or nibble order is o
 # Log probabilities of a reference are kept as float32: an error of 1e-6 in each of about 10, summed
 # with their probabilities into a divergence of order 1.
 KL_KEPT = 1e-5
+
+# Probabilities of a trace sum to 1 but for float32 rounding of at most 512 of them.
+TRACE_SUM_ATOL = 1e-5

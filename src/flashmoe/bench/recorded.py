@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from struct import Struct
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -132,7 +133,8 @@ class _Reader:
         elif kind == fmt.PASS:
             self._take_pass(body)
         else:
-            self.last = _unpack(fmt.DONE_BODY, body)
+            hits, misses = _unpack(fmt.DONE_BODY, body)
+            self.last = hits, misses
 
     def _take_pass(self, body: memoryview) -> None:
         number, slots, hits, misses = _unpack(fmt.PASS_HEAD, body[: fmt.PASS_HEAD.size])
@@ -179,7 +181,8 @@ class _Reader:
         return UsageError(f"byte {at} is no part of a trace ({read})", where=self.path, got=got)
 
 
-def _unpack(shape: fmt.struct.Struct, body: memoryview) -> tuple[int, ...]:
+def _unpack(shape: Struct, body: memoryview) -> tuple[int, ...]:
     if len(body) != shape.size:
         raise ValueError(f"{len(body)} bytes instead of {shape.size}")
-    return shape.unpack(body)
+    values: tuple[int, ...] = shape.unpack(body)
+    return values

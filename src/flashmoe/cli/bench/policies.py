@@ -107,19 +107,38 @@ def _as_text(replays: list[Replay]) -> str:
         tables.append(_table("read per token", replays, read))
     if any(replay.routing for replay in replays):
         kept = lambda replay: f"{percent(replay.mass)} by {replay.experts:.2f}"  # noqa: E731
-        tables.append(_table("router mass kept, by experts per layer", replays, kept))
+        tables.append(_table("router mass kept, by experts per layer", replays, kept, merge=True))
     return "\n\n".join(tables)
 
 
-def _table(title: str, replays: list[Replay], cell: Callable[[Replay], str]) -> str:
+def _table(
+    title: str, replays: list[Replay], cell: Callable[[Replay], str], merge: bool = False
+) -> str:
+    """merge: rules that give the same whatever policy and size have one row."""
     from flashmoe.cli.bench.output import table
 
     sizes = list(dict.fromkeys((replay.slots, replay.share) for replay in replays))
-    names = dict.fromkeys((replay.routing, replay.policy) for replay in replays)
-    cells = {(r.routing, r.policy, r.slots): cell(r) for r in replays}
+    names: _Names = dict.fromkeys((replay.routing, replay.policy) for replay in replays)
+    cells: _Cells = {(r.routing, r.policy, r.slots): cell(r) for r in replays}
+    if merge:
+        names, cells = _merged(names, cells)
     header = (title, *(f"{slots} slots ({share:.0%})" for slots, share in sizes))
     rows = [
         (f"{routing}  {policy}".strip(), *(cells[routing, policy, slots] for slots, _ in sizes))
         for routing, policy in names
     ]
     return table(header, rows)
+
+
+_Names = dict[tuple[str, str], None]
+_Cells = dict[tuple[str, str, int], str]
+
+
+def _merged(names: _Names, cells: _Cells) -> tuple[_Names, _Cells]:
+    by_rule: dict[str, set[str]] = {}
+    for (routing, _, _), text in cells.items():
+        by_rule.setdefault(routing, set()).add(text)
+    same = {routing for routing, texts in by_rule.items() if len(texts) == 1}
+    shown = {(r, p): (r or "as recorded", "") if r in same else (r, p) for r, p in names}
+    merged = {(*shown[r, p], size): text for (r, p, size), text in cells.items()}
+    return dict.fromkeys(shown.values()), merged
