@@ -20,6 +20,7 @@ from flashmoe.cli.eval.options import (
     Stride,
     Text,
     ToolCalls,
+    Trace,
     WindowCount,
     WindowTokens,
 )
@@ -40,6 +41,7 @@ def model(
     ram: Ram = None,
     cache: Cache = None,
     routing: Routing = None,
+    trace: Trace = None,
     json: Json = False,
 ) -> None:
     """Measure a model: NLL per token of a text, distance from a reference, tool calls."""
@@ -51,7 +53,7 @@ def model(
 
     if reference is not None and text is None:
         raise UsageError("a reference needs a text", where="--reference", expected="--text")
-    engine = engine_settings(ram=ram, cache=cache, routing=routing)
+    engine = engine_settings(ram=ram, cache=cache, routing=routing, trace=trace)
     options = EvalOptions(
         text, windows, window_tokens, stride, tool_calls, held_to, journal, engine
     )
