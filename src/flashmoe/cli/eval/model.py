@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from flashmoe.cli.eval.options import (
     Cache,
