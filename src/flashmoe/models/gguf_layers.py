@@ -38,8 +38,7 @@ def as_on_the_hub(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> Entr
 
 def _consumed(entries: Entries) -> set[str]:
     """Tensors of which others were made."""
-    gone = [".experts.gate_proj.bias", ".experts.up_proj.bias", ".experts.down_proj.bias"]
-    gone += [".attn_k_b.weight", ".attn_v_b.weight"]
+    gone = [".attn_k_b.weight", ".attn_v_b.weight"]
     if any(name.endswith(".in_proj_qkvz.weight") for name in entries):
         gone += [".in_proj_qkv.weight", ".in_proj_z.weight"]
     return {name for name in entries if name.endswith(tuple(gone))}
@@ -72,20 +71,6 @@ def _mixtral(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> Iterator[
         for letter, count in heads.items():
             if name.endswith(f".self_attn.{letter}_proj.weight"):
                 yield name, reordered(tensor, name, unrotated(count, count * config["head_dim"]))
-
-
-def _gpt_oss(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> Iterator[tuple[str, Entry]]:
-    """Biases of gate and up in turn, as they are published."""
-    for name, gate in tensors.items():
-        if not name.endswith(".experts.gate_proj.bias"):
-            continue
-        stem = name.removesuffix("gate_proj.bias")
-        both = (gate, tensors[f"{stem}up_proj.bias"])
-        new, shape = f"{stem}gate_up_proj_bias", (gate.shape[0], 2 * gate.shape[1])
-        yield new, made_floats(new, shape, both, lambda g, u: np.stack([g, u], axis=2))
-        down = tensors[f"{stem}down_proj.bias"]
-        new = f"{stem}down_proj_bias"
-        yield new, made_floats(new, down.shape, (down,), lambda bias: bias)
 
 
 def _deepseek_v3(
@@ -174,7 +159,6 @@ def _qwen3_5_moe(
 
 CHANGES: dict[str, Change] = {
     "mixtral": _mixtral,
-    "gpt_oss": _gpt_oss,
     "deepseek_v3": _deepseek_v3,
     "qwen3_next": _qwen3_next,
     "qwen3_5_moe_text": _qwen3_5_moe,

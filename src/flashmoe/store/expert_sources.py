@@ -28,15 +28,28 @@ def expert_matrices(spec: ExpertsSpec, names: Names) -> list[Matrices]:
     return fuse(spec, fused, names.take(spec.fused_down))
 
 
-def expert_biases(spec: ExpertsSpec, names: Names) -> list[tuple[Rows, Rows]] | None:
-    """Of each expert gate and up in turn [2 I], and down [H]; None if the experts have none."""
+def expert_biases(spec: ExpertsSpec, names: Names) -> list[tuple[tuple[Rows, ...], Rows]] | None:
+    """Of each expert gate and up, in turn [2 I] or apart [I] each, and down [H]; None if the
+    experts have none."""
     if not spec.gate_up_bias:
         return None
     count, hidden, inner = spec.num_experts, spec.hidden_size, spec.intermediate_size
-    gate_up, down = names.take(spec.gate_up_bias), names.take(spec.down_bias)
-    check_shape(gate_up, (count, 2 * inner))
+    both = names.find(spec.gate_up_bias)
+    apart = [names.take(_bias_name(name)) for name in (spec.gate, spec.up)] if both is None else []
+    down = names.take(spec.down_bias if both is not None else _bias_name(spec.down))
+    pairs = [both] if both is not None else apart
+    for tensor in pairs:
+        check_shape(tensor, (count, 2 * inner // len(pairs)))
     check_shape(down, (count, hidden))
-    return [(Rows(gate_up, e, 1, 2 * inner), Rows(down, e, 1, hidden)) for e in range(count)]
+    return [
+        (tuple(Rows(one, e, 1, one.shape[1]) for one in pairs), Rows(down, e, 1, hidden))
+        for e in range(count)
+    ]
+
+
+def _bias_name(weight: str) -> str:
+    """Of the biases of all experts [E, rows], as GGUF has them."""
+    return weight.replace(".experts.{expert}.", ".experts.").removesuffix(".weight") + ".bias"
 
 
 def _single(spec: ExpertsSpec, names: Names, expert: int) -> Matrices:

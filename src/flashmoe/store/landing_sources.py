@@ -153,17 +153,24 @@ def _move(field: Field, target: _Target) -> tuple[Move, Origin]:
 
 def _bias(part: CopyBias) -> Iterator[tuple[Move, Origin]]:
     """Each number is a row of its own: blocks of 8 of them, gate and up in turn where paired."""
-    source, turns = part.source, 2 if part.paired else 1
+    turns = 2 if part.paired else 1
+    step = turns // len(part.sources)
+    for which in range(turns):
+        source = part.sources[which // step]
+        yield _biases(source, which % step, step, part.at + 4 * ROWS * which, turns)
+
+
+def _biases(source: Rows, first: int, step: int, at: int, turns: int) -> tuple[Move, Origin]:
+    """Numbers first, first + step, ... of a row; of `turns` blocks in the record they have one."""
     if source.dtype not in ("BF16", "F32"):
         raise _refused(source.tensor, f"{source.dtype} biases must be converted")
     turn, finite, item = _BIASES[source.dtype]
-    count, start = source.cols // turns, source.first * source.cols
+    count = source.cols // step
     if count % ROWS:
         raise _refused(source.tensor, f"{count} biases are not whole blocks")
-    for which in range(turns):
-        first = start + which
-        field = Field(source.tensor, first, turns, item, item, item, 0, 1, turn, finite)
-        yield _move(field, _Target(count, part.at + 4 * ROWS * which, 0, 4 * ROWS * turns))
+    first += source.first * source.cols
+    field = Field(source.tensor, first, step, item, item, item, 0, 1, turn, finite)
+    return _move(field, _Target(count, at, 0, 4 * ROWS * turns))
 
 
 _BIASES: Mapping[str, tuple[Turn, Finite, int]] = {

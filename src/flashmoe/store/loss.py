@@ -14,7 +14,8 @@ from flashmoe.checkpoint.safetensors import to_float32
 from flashmoe.quant import Format
 from flashmoe.quant.gptq import CALIBRATED
 from flashmoe.store import format as fmt
-from flashmoe.store.plan import EXACT, EncodeMatrix, PackPlan
+from flashmoe.store.choosing import EXACT
+from flashmoe.store.plan import EncodeMatrix, PackPlan
 from flashmoe.store.row_sources import Columns, Rows, RowSource, Transposed
 from flashmoe.store.sources import exact_format
 from flashmoe.store.stream import encoded_rows, read_rows

@@ -6,11 +6,9 @@ All that can be wrong with names, shapes, types and options is found here, befor
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from flashmoe.checkpoint.names import Names
 from flashmoe.checkpoint.quantization import Quantization
@@ -20,17 +18,12 @@ from flashmoe.errors import CheckpointError, ConfigError, UsageError
 from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
 from flashmoe.quant import ENCODED, Format, groups
 from flashmoe.store import format as fmt
+from flashmoe.store.choosing import EXACT, Keep, choose
 from flashmoe.store.expert_sources import Matrices, expert_biases, expert_matrices
 from flashmoe.store.manifest import to_json
 from flashmoe.store.row_sources import Rows, RowSource, Transposed, check_shape
-from flashmoe.store.sources import KeptRows, exact_format, take_rows
+from flashmoe.store.sources import KeptRows, take_rows
 
-_log = logging.getLogger(__name__)
-EXACT = Format("bf16")
-# For matrices that must have one format and come in several: gate and up of a layer's experts.
-MIXED = Format("q8", 32)
-Keep = Literal["never", "quantised", "always"]
-"""Which matrices stay in the format that holds them exactly: none, quantised ones, all."""
 KEEP: dict[str, Keep] = {"auto": "quantised", "same": "always"}
 
 
@@ -109,19 +102,20 @@ class EncodeMatrix:
 
 @dataclass(frozen=True)
 class CopyBias:
-    """Write the only row of the source as float32 to `at` within the item.
+    """Write the only row of the sources as float32 to `at` within the item.
 
-    paired: gate and up alternate one by one in the source and, as their rows do, by 8 in the item.
+    paired: gate and up, as their rows do, alternate by 8 in the item; they do so one by one in the
+    only source, or are a source each.
     """
 
-    source: Rows
+    sources: tuple[Rows, ...]
     paired: bool
     at: int
 
     @property
     def nbytes(self) -> int:
         """Bytes that it becomes."""
-        return 4 * self.source.cols
+        return 4 * sum(source.cols for source in self.sources)
 
 
 @dataclass(frozen=True)
@@ -251,7 +245,7 @@ def _matrix(spec: MatrixSpec, names: Names, options: PackOptions) -> EncodeMatri
     keep, format_ = options.keep_dense, options.dense
     if spec.role == "exact":
         keep, format_ = (keep if keep == "never" else "quantised"), EXACT
-    format_ = _choose(keep, format_, [sources], spec.name)
+    format_ = choose(keep, format_, [sources], spec.name)
     return _encode(sources, spec.interleave, format_, 0)
 
 
@@ -296,21 +290,6 @@ def _vector(spec: VectorSpec, names: Names) -> CopyVector:
     return CopyVector(Rows(tensor, 0, 1, math.prod(spec.shape)), add)
 
 
-def _choose(
-    keep: Keep, otherwise: Format, matrices: Iterable[Sequence[RowSource]], what: str
-) -> Format:
-    """The one format of matrices, each of some sources: what holds all of them exactly, or not."""
-    found = {exact_format(source) for sources in matrices for source in sources}
-    if keep == "quantised" and len(found) > 1 and not found & {None, EXACT}:
-        names = ", ".join(sorted(format_.name for format_ in found if format_))
-        _log.warning("%s differ in type (%s): they become %s", what, names, MIXED.name)
-        return MIXED
-    exact = next(iter(found)) if len(found) == 1 else None
-    if keep == "never" or exact is None or (keep == "quantised" and exact == EXACT):
-        return otherwise
-    return exact
-
-
 def _layouts(
     experts: Sequence[ExpertsSpec],
     options: PackOptions,
@@ -349,8 +328,8 @@ def _formats(
     if layer in options.by_layer:
         return options.by_layer[layer].gate_up, options.by_layer[layer].down
     keep, otherwise, what = options.keep_experts, options.experts, f"experts of layer {layer}"
-    gate_up = _choose(keep, otherwise, [(gate, up) for gate, up, _ in matrices], what)
-    down = _choose(keep, options.down or otherwise, [(down,) for _, _, down in matrices], what)
+    gate_up = choose(keep, otherwise, [(gate, up) for gate, up, _ in matrices], what)
+    down = choose(keep, options.down or otherwise, [(down,) for _, _, down in matrices], what)
     return gate_up, down
 
 
@@ -369,7 +348,7 @@ def _records(
         return records
     first, second = layout.bias_offset, layout.bias_offset + 8 * layout.intermediate_size
     return [
-        (*record, CopyBias(gate_up, True, first), CopyBias(down, False, second))
+        (*record, CopyBias(gate_up, True, first), CopyBias((down,), False, second))
         for record, (gate_up, down) in zip(records, biases, strict=True)
     ]
 

@@ -55,8 +55,10 @@ def _vector(checkpoint: Source, part: CopyVector) -> Bytes:
 
 
 def _bias(checkpoint: Source, part: CopyBias) -> Bytes:
-    values = _floats(checkpoint, part.source)
-    if part.paired:
+    values = np.stack([_floats(checkpoint, source) for source in part.sources])
+    if len(part.sources) > 1:
+        values = values.reshape(2, -1, INTERLEAVE).swapaxes(0, 1)
+    elif part.paired:
         values = values.reshape(-1, INTERLEAVE, 2).swapaxes(1, 2)
     return _bytes(values)
 
