@@ -22,6 +22,7 @@ from tests.store.support import read_record
 from tests.support import oracle, tiny_v4
 from tests.support.oracle import assert_close_and_same_choice
 from tests.support.packs import assert_same_bits, transcript
+from tests.support.serving import ask, run_all, scheduler_of
 from tests.support.tiny_v4 import CONFIG
 
 
@@ -185,6 +186,32 @@ def test_cuts_anywhere_change_no_bit(packed: Path) -> None:
             np.testing.assert_array_equal(
                 model.session().feed_all(LONG.tolist(), chunk=chunk), whole
             )
+
+
+@pytest.mark.oracle
+def test_sequences_beside_each_other_keep_their_bits(packed: Path) -> None:
+    """Also where they go on from a prefix that ends inside a window of 32 and of 4 positions."""
+    prompts = [LONG[:150].tolist(), LONG[:131].tolist(), LONG[5:60].tolist()]
+    with flashmoe.load(packed, parallel=3, prefix_ram=32 << 20, context_length=256) as model:
+        alone = [run_all(scheduler_of(model, 1, None), [ask(p, 9)])[0].bits for p in prompts]
+        together = run_all(scheduler_of(model, 3, None), [ask(p, 9) for p in prompts])
+        assert [one.bits for one in together] == alone
+        kept = model.prefix_cache()
+        run_all(scheduler_of(model, 1, kept), [ask(prompts[0][:80], 2)])
+        again = run_all(scheduler_of(model, 3, kept), [ask(p, 9) for p in prompts])
+        assert [one.bits for one in again] == alone
+        assert (again[0].cached, again[2].cached) == (64, 0)
+
+
+@pytest.mark.oracle
+def test_going_back_begins_again(packed: Path) -> None:
+    """What entries under way were made of is gone once a window is over."""
+    with flashmoe.load(packed) as model:
+        session = model.session()
+        session.feed(LONG[:100].tolist())
+        assert session.rewind(90) == 0
+        expected = model.logits(LONG[:95])[-1]
+        np.testing.assert_array_equal(session.feed(LONG[:95].tolist()), expected)
 
 
 @pytest.mark.oracle
