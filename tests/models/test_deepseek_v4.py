@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 import flashmoe
 from flashmoe.checkpoint.directory import Checkpoint
 from flashmoe.errors import CheckpointError, ConfigError
+from flashmoe.generate.hidden import HiddenStates
+from flashmoe.generate.sweep import Sweep
 from flashmoe.models import deepseek_v4
 from flashmoe.models.decoder import Weights
 from flashmoe.models.deepseek_v4_config import HASH, HEAVY, SCORED, SLIDING, SPARSE
@@ -201,6 +203,20 @@ def test_sequences_beside_each_other_keep_their_bits(packed: Path) -> None:
         again = run_all(scheduler_of(model, 3, kept), [ask(p, 9) for p in prompts])
         assert [one.bits for one in again] == alone
         assert (again[0].cached, again[2].cached) == (64, 0)
+
+
+@pytest.mark.oracle
+def test_layer_by_layer_it_is_the_same(packed: Path, tmp_path: Path) -> None:
+    """Hidden states between layers hold all streams, and experts by token get their tokens."""
+    windows = LONG[:390].reshape(3, 130)
+    with flashmoe.load(packed) as model:
+        engine: Any = model.session().engine
+        with HiddenStates(tmp_path, windows.size, engine.decoder.width, "key") as store:
+            Sweep(engine, windows).run(store)
+            h = store.read(0, windows.size)
+        got = engine.logits_of(h, engine.prefill, np.empty((len(h), 512), np.float32))
+        for window, rows in zip(windows, got.reshape(3, 130, -1), strict=True):
+            np.testing.assert_array_equal(model.session().feed_all(window.tolist()), rows)
 
 
 @pytest.mark.oracle
