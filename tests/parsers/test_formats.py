@@ -55,6 +55,8 @@ CALLS = {
     '</parameter>\n<parameter name="days">3</parameter>\n'
     '<parameter name="deep">{"a": [1, "}"]}</parameter>\n</invoke>\n</minimax:tool_call>',
     "dsml": DSML_CALL,
+    "gemma": '<|tool_call>call:f{city:<|"|>Ro"me\n<b> é<|"|>,days:3,deep:{a:[1,<|"|>}<|"|>]}}'
+    "<tool_call|>",
 }
 FORMATS = sorted(CALLS)
 # The markers around reasoning, the opening one up to its text.

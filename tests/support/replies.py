@@ -42,9 +42,7 @@ DSML_CALL = (
     '<｜DSML｜parameter name="city" string="true">Ro"me\n<b> é</｜DSML｜parameter>\n'  # noqa: RUF001
     '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'  # noqa: RUF001
     '<｜DSML｜parameter name="deep" string="false">{"a": [1, "}"]}</｜DSML｜parameter>\n'  # noqa: RUF001
-    "</｜DSML｜invoke>\n</｜DSML｜tool_calls>",  # noqa: RUF001
-    "gemma": '<|tool_call>call:f{city:<|"|>Ro"me\n<b> é<|"|>,days:3,deep:{a:[1,<|"|>}<|"|>]}}'
-    "<tool_call|>"
+    "</｜DSML｜invoke>\n</｜DSML｜tool_calls>"  # noqa: RUF001
 )
 _KIMI = ["section_begin", "section_end"]
 MARKERS = {
