@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import flashmoe
 from flashmoe.checkpoint.directory import Checkpoint
@@ -77,17 +75,18 @@ def test_published_keys_and_those_of_transformers_say_the_same() -> None:
     assert deepseek_v4.read_config(raw) == deepseek_v4.read_config(CONFIG)
 
 
-@given(data=st.data())
-def test_a_damaged_config_is_a_typed_error(data: st.DataObject) -> None:
+JUNK: list[Any] = [
+    *(None, True, -1, 0, 3, 0.5, 1e40, float("nan"), "", "x", [], [0], [[]], {}),
+    *({"type": "x"}, {"type": "yarn"}, {"main": 3}, {"main": {}, "compress": {}}),
+]
+
+
+@pytest.mark.parametrize("key", sorted(CONFIG))
+def test_a_damaged_config_is_a_typed_error(key: str) -> None:
     """Any key gone, or of any other value."""
-    values = st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
-        max_leaves=4,
-    )
-    raw = {**CONFIG, data.draw(st.sampled_from(sorted(CONFIG))): data.draw(values)}
-    with contextlib.suppress(ConfigError):
-        deepseek_v4.read_config(raw)
+    for value in JUNK:
+        with contextlib.suppress(ConfigError):
+            deepseek_v4.read_config({**CONFIG, key: value})
 
 
 def test_bytes_of_the_state() -> None:
