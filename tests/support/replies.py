@@ -36,6 +36,14 @@ SIGNS = {
     "gemma": "<|tool_call>",
     "harmony": "<|channel|><|message|>",
 }
+# A call as DeepSeek-V4 writes it, with parameters of each kind.
+DSML_CALL = (
+    '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="city" string="true">Ro"me\n<b> é</｜DSML｜parameter>\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="deep" string="false">{"a": [1, "}"]}</｜DSML｜parameter>\n'  # noqa: RUF001
+    "</｜DSML｜invoke>\n</｜DSML｜tool_calls>"  # noqa: RUF001
+)
 _KIMI = ["section_begin", "section_end"]
 MARKERS = {
     "plain": ["<think>", "</think>"],

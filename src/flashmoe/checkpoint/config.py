@@ -175,7 +175,7 @@ class ConfigReader:
         is absent or null."""
         if not isinstance(self._raw.get(name), str):
             return self.choices(name, tuple(known.values()), length)
-        value: str = self._get((name,), None)
+        value = str(self._get((name,), None))
         if len(value) != length or set(value) - known.keys():
             self.fail(name, f"{length} letters out of {''.join(known)}", value)
         return tuple(known[letter] for letter in value)

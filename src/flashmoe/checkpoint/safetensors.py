@@ -146,9 +146,9 @@ def to_float32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
     if dtype == "BF16":
         return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
     if dtype == E8M0:
-        powers = np.ldexp(np.float32(1), np.arange(256) - 127).astype(np.float32)
+        powers = np.ldexp(1.0, np.arange(256) - 127)
         powers[255] = np.nan
-        return powers[raw]
+        return powers.astype(np.float32)[raw]
     if dtype in INTEGER_TYPES:
         return raw.view(INTEGER_TYPES[dtype]).astype(np.float32)
     return raw.view("<f2" if dtype == "F16" else "<f4").astype(np.float32)

@@ -6,6 +6,7 @@ runs, so that a guess at them is never wrong.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +89,30 @@ class StreamedMoe:
         chosen = self._best(scores) if table is None else self._listed(table, ids)
         picked = np.take_along_axis(scores, chosen, axis=1)
         total = picked.sum(axis=1, keepdims=True) + 1e-20
-        return chosen, (picked * (self.weights.scale / total)).astype(np.float32)
+        weights = (picked * (self.weights.scale / total)).astype(np.float32)
+        return self._once(chosen, weights) if self._repeats else (chosen, weights)
+
+    @functools.cached_property
+    def _repeats(self) -> bool:
+        """Whether the table names an expert twice for some token."""
+        if self.weights.table is None:
+            return False
+        ordered = np.sort(self.weights.table, axis=1)
+        return bool((ordered[:, 1:] == ordered[:, :-1]).any())
+
+    @staticmethod
+    def _once(ids: Ints, weights: Floats) -> tuple[Ints, Floats]:
+        """What a token names again counts where it is named first: there again with weight 0, or,
+        of a single token, left out. Both give the same bits."""
+        again = np.zeros(ids.shape, dtype=np.bool_)
+        for place in range(1, ids.shape[1]):
+            same = ids[:, :place] == ids[:, place, None]
+            rows = np.flatnonzero(same.any(axis=1))
+            weights[rows, same[rows].argmax(axis=1)] += weights[rows, place]
+            weights[rows, place], again[rows, place] = 0, True
+        if len(ids) > 1:
+            return ids, weights
+        return np.ascontiguousarray(ids[~again][None]), np.ascontiguousarray(weights[~again][None])
 
     def _scores(self, x: Floats, ops: Ops) -> np.ndarray:
         """float64 [T, E]."""

@@ -19,7 +19,8 @@ from flashmoe.quant import gptq
 from flashmoe.quant.layout import Bytes
 from flashmoe.store.calibration import Calibration
 from flashmoe.store.expert_inputs import blend, first_tokens, hidden, moments, weights
-from flashmoe.store.plan import CopyVector, EncodeMatrix, Item, PackPlan, expert_key, stored_by
+from flashmoe.store.format import expert_key, stored_by
+from flashmoe.store.plan import CopyVector, EncodeMatrix, Item, PackPlan
 
 
 class CalibratedExperts:

@@ -285,3 +285,13 @@ def _stored_as(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
     if isinstance(tensor, Vector):
         return "F32", tensor.shape
     return "U8", (tensor.stored_bytes,)
+
+
+def stored_by(layer: ExpertLayer) -> int:
+    """The layer whose items the records of a layer are."""
+    return layer.layer if layer.shares is None else layer.shares
+
+
+def expert_key(layer: int, expert: int) -> str:
+    """The item key of an expert record."""
+    return f"layers.{layer}.mlp.experts.{expert}"

@@ -35,10 +35,8 @@ from flashmoe.store.plan import (
     Item,
     PackOptions,
     PackPlan,
-    expert_key,
     fingerprint,
     make_plan,
-    stored_by,
 )
 from flashmoe.store.sensitivity import formats_for_bits
 from flashmoe.store.stream import item_pieces
@@ -320,7 +318,7 @@ def _with_checksums(manifest: fmt.Manifest, crcs: Mapping[str, int]) -> fmt.Mani
     count = manifest.experts.num_experts
     layers = tuple(
         dataclasses.replace(
-            one, crc32c=tuple(crcs[expert_key(stored_by(one), e)] for e in range(count))
+            one, crc32c=tuple(crcs[fmt.expert_key(fmt.stored_by(one), e)] for e in range(count))
         )
         for one in manifest.layers
     )

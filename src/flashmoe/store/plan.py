@@ -372,16 +372,6 @@ def _layer_items(
     start = len(manifest.experts_header(layer.layer))
     size = manifest.layouts[layer.layer].record_bytes
     return [
-        Item(expert_key(layer.layer, expert), layer.file, start + expert * size, size, parts)
+        Item(fmt.expert_key(layer.layer, expert), layer.file, start + expert * size, size, parts)
         for expert, parts in enumerate(records[layer.layer])
     ]
-
-
-def stored_by(layer: fmt.ExpertLayer) -> int:
-    """The layer whose items the records of a layer are."""
-    return layer.layer if layer.shares is None else layer.shares
-
-
-def expert_key(layer: int, expert: int) -> str:
-    """The item key of an expert record."""
-    return f"layers.{layer}.mlp.experts.{expert}"

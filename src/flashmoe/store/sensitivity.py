@@ -20,8 +20,8 @@ from flashmoe.quant.budget import allocate
 from flashmoe.quant.layout import Floats
 from flashmoe.store.calibration import Calibration, LayerInputs
 from flashmoe.store.expert_inputs import blend, first_tokens, hidden, moments, weights
-from flashmoe.store.format import ExpertFormats, ExpertLayout
-from flashmoe.store.plan import CopyVector, EncodeMatrix, Item, PackPlan, expert_key, stored_by
+from flashmoe.store.format import ExpertFormats, ExpertLayout, expert_key, stored_by
+from flashmoe.store.plan import CopyVector, EncodeMatrix, Item, PackPlan
 
 CANDIDATES = ("q2", "q3", "q4")
 # Experts of a layer that stand for all, and tokens of each.
