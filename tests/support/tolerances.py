@@ -129,6 +129,9 @@ q4, of activations to 8 bits, over one layer; a wrong scale or nibble order is o
 # with their probabilities into a divergence of order 1.
 KL_KEPT = 1e-5
 
+# Hyper-connections: sums of a hundred float32 products, through gates with a slope below 1 and
+# twenty normalisations that keep relative errors.
+STREAMS = 2e-5
 # Forecasts of `flashmoe plan` against recorded runs, relative: rates of disk and memory vary by a
 # tenth from second to second, and what formulas leave out comes on top (docs/plan.md).
 FORECAST_ERROR = 0.2
