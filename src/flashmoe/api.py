@@ -48,7 +48,7 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
             or the name of a pulled model.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
             context_length, experts_per_token, isa, verify, prefetch, lock, device, vram,
-            parallel, prefix_ram, routing. What is not given comes from the environment
+            parallel, prefix_ram, routing, trace. What is not given comes from the environment
             (FLASHMOE_RAM, ...), else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
@@ -94,6 +94,12 @@ def _open(path: Path, settings: EngineSettings) -> LoadedModel:
                 "a card has no such rules",
                 where="routing",
                 hint="Use --device cpu, or leave it out",
+            )
+        if settings.trace is not None:
+            raise UsageError(
+                "a card records no routing",
+                where="trace",
+                hint="Use --device cpu",
             )
         if settings.parallel > 1 or settings.prefix_ram:
             raise UsageError(

@@ -141,3 +141,5 @@ FORECAST_ERROR_OF_A_TOY = 0.5
 # was not fitted to have routing of their own (largest difference of the demo model 0.06).
 HIT_RATE_FIT = 0.025
 HIT_RATE_OF_ANOTHER_MODEL = 0.065
+# Probabilities of a trace sum to 1 but for float32 rounding of at most 512 of them.
+TRACE_SUM_ATOL = 1e-5

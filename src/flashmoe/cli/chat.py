@@ -79,6 +79,9 @@ def chat(
     vram: Annotated[
         str | None, _option("--vram", "Hard limit of memory on the card, as 20G or 50%.", "SIZE")
     ] = None,
+    trace: Annotated[
+        str | None, _option("--trace", "Record what routers say to a new file.", "FILE")
+    ] = None,
 ) -> None:
     """Talk to a model. /help in the chat lists its commands.
 
@@ -107,6 +110,7 @@ def chat(
         "routing": routing,
         "device": device,
         "vram": vram,
+        "trace": trace,
     }
     given = {name: value for name, value in engine.items() if value is not None}
     with ExitStack() as stack:

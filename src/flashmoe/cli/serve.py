@@ -86,6 +86,9 @@ def serve(
     isa: Annotated[
         str | None, _option("--isa", "Kernels: auto, scalar, avx2, avx512, amx, neon.", "NAME")
     ] = None,
+    trace: Annotated[
+        str | None, _option("--trace", "Record what routers say to a new file.", "FILE")
+    ] = None,
     lock: Annotated[
         bool, typer.Option("--lock", help="Lock the resident weights in memory.")
     ] = False,
@@ -122,6 +125,7 @@ def serve(
         "routing": routing,
         "isa": isa,
         "lock": lock or None,
+        "trace": trace,
     }
     warn_of_openness(settings)
     name = alias or (Path(model).resolve().name if model else "flashmoe-demo")

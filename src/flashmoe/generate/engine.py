@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from numbers import Integral
@@ -21,6 +21,7 @@ from flashmoe.ops.base import Floats, Ints, Ops
 from flashmoe.ops.parts import CHUNK_STEP
 
 TokensDone = Callable[[int], None]
+Watch = Callable[[Batch], AbstractContextManager[None]]
 
 
 class StepExperts(RoutedExperts, Protocol):
@@ -80,9 +81,16 @@ class PhaseTimes:
         self.phases[phase] = self.phases.get(phase, 0.0) + seconds
 
 
+def _unwatched(batch: Batch) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @dataclass
 class Engine:
-    """Decoder, experts and kernels of one model. Used by one thread at a time."""
+    """Decoder, experts and kernels of one model. Used by one thread at a time.
+
+    watch: entered around the layers of each pass.
+    """
 
     decoder: Decoder
     experts: StepExperts
@@ -92,6 +100,7 @@ class Engine:
     vocab_size: int
     kv_dtype: DTypeLike
     lossy: str = ""  # what makes results not the model's own
+    watch: Watch = _unwatched
     prefill: PhaseTimes = field(default_factory=PhaseTimes)
     decode: PhaseTimes = field(default_factory=PhaseTimes)
     closed: bool = False
@@ -138,7 +147,8 @@ class Engine:
         start, held = perf_counter(), self.ops.clock.take()
         self.ops.begin_pass()
         try:
-            return self.decoder.forward(batch, self.experts, self.ops, on_layer)
+            with self.watch(batch):
+                return self.decoder.forward(batch, self.experts, self.ops, on_layer)
         finally:
             self.experts.end_step()
             seconds = perf_counter() - start
@@ -172,7 +182,8 @@ class Engine:
         start = perf_counter()
         self.ops.begin_pass()
         try:
-            h = self.decoder.forward(batch, self.experts, self.ops, on_layer)
+            with self.watch(batch):
+                h = self.decoder.forward(batch, self.experts, self.ops, on_layer)
         finally:
             self.experts.end_step()
         if len(h) > 1:
