@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
 from flashmoe import library
-from flashmoe.cli import make_app, terminal
+from flashmoe.cli import make_app, models, terminal
 from flashmoe.doctor import checks
 from flashmoe.forecast import rates
 from flashmoe.hub.repo import Hub
@@ -194,6 +196,25 @@ def test_bench_takes_pulled_names(pulled: str, tmp_path: Path) -> None:
         "bench", "disk", pulled, "--depth", 1, "--block", 4096, "--seconds", 0.01, "--no-record"
     )
     assert result.exit_code == 0, result.stderr
+
+
+def test_names_become_places(pulled: str, home: Path, tmp_path: Path) -> None:
+    place, other = home / "models" / NAME, tmp_path / "elsewhere"
+    assert models.found(Path(pulled)) == place
+    assert models.found_all([Path(pulled), other]) == [place, other]
+    assert (models.found_or_none(None), models.found_or_none(other)) == (None, other)
+
+
+@pytest.mark.parametrize(
+    "verb", ["bench decode", "bench prefill", "bench startup", "bench concurrency", "bench card",
+             "bench disk", "eval model", "eval knobs", "eval tasks", "eval compare", "calibrate",
+             "info", "verify"],
+)  # fmt: skip
+def test_every_verb_that_opens_a_model_looks_for_pulled_ones(verb: str) -> None:
+    app: Any = typer.main.get_command(make_app())
+    for name in verb.split():
+        app = app.get_command(click.Context(app), name)
+    assert next(one for one in app.params if one.param_type_name == "argument").callback
 
 
 def test_a_name_that_is_none_is_the_verbs_own_error() -> None:

@@ -21,10 +21,15 @@ QWEN3 = {0.05: 0.364, 0.1: 0.551, 0.2: 0.774, 0.3: 0.886, 0.4: 0.942, 0.5: 0.965
 DEMO = {0.068: 0.198, 0.1: 0.296, 0.148: 0.430, 0.2: 0.547, 0.25: 0.638, 0.4: 0.820, 0.75: 0.987}
 
 
+# Share of a trace's uses that are the first of their expert: misses in any cache, and ever fewer.
+FIRST_USES = {8 / 64: 0.025, 6 / 128: 0.029}
+
+
 @pytest.mark.parametrize(("curve", "chosen"), [(OLMOE, 8 / 64), (QWEN3, 6 / 128)])
 def test_the_traces_it_was_fitted_to(curve: dict[float, float], chosen: float) -> None:
     for share, measured in curve.items():
-        assert hit_rate(share, chosen) == pytest.approx(measured, abs=HIT_RATE_FIT)
+        expected = (1 - FIRST_USES[chosen]) * hit_rate(share, chosen)
+        assert expected == pytest.approx(measured, abs=HIT_RATE_FIT)
 
 
 def test_a_model_that_it_was_not_fitted_to() -> None:

@@ -88,10 +88,16 @@ class VerbGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except FlashMoeError as error:
-            print(f"flashmoe: error: {error}", file=sys.stderr)
+            _print_error(f"flashmoe: error: {error}")
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(INTERRUPTED) from interrupt
+
+
+def _print_error(text: str) -> None:
+    from flashmoe.cli.terminal import columns_of, wrapped
+
+    print(wrapped(text, columns_of(sys.stderr), indent=2), file=sys.stderr)
 
 
 def _group_app(module: Any, name: str, callback: Any) -> typer.Typer:

@@ -15,6 +15,20 @@ def found(given: Path) -> Path:
     return find_model(given)
 
 
+def found_or_none(given: Path | None) -> Path | None:
+    """`found`, of an option that may be left out."""
+    return None if given is None else found(given)
+
+
+def found_all(given: list[Path]) -> list[Path]:
+    """`found`, of each."""
+    return [found(path) for path in given]
+
+
+ModelPaths = Annotated[
+    list[Path],
+    typer.Argument(callback=found_all, help="Packed models, checkpoints, or names of pulled ones."),
+]
 ModelPath = Annotated[
     Path,
     typer.Argument(

@@ -24,8 +24,11 @@ def show(
     if json:
         print(json_module.dumps([entry.facts() for entry in entries]))
         return
-    for line in (line for entry in entries for line in _lines(entry)):
-        print(wrapped(line, columns, indent=4))
+    for entry in entries:
+        first, place, *rest = _lines(entry)
+        print(wrapped(first, columns, indent=2), place, sep="\n")  # a path is copied in one piece
+        for line in rest:
+            print(wrapped(line, columns, indent=4))
 
 
 def _lines(entry: Entry) -> Iterator[str]:

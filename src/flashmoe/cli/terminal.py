@@ -58,15 +58,26 @@ def _columns(stream: TextIO) -> int:
 
 def printed_columns() -> int:
     """The width of the terminal that stdout is, 0 if it is none."""
-    return _columns(sys.stdout) if sys.stdout.isatty() else 0
+    return columns_of(sys.stdout)
+
+
+def columns_of(stream: TextIO) -> int:
+    """The width of the terminal that a stream is, 0 if it is none."""
+    return _columns(stream) if stream.isatty() else 0
 
 
 def wrapped(text: str, columns: int, indent: int = 0) -> str:
-    """`text` in lines of at most `columns`, those after the first indented; words stay whole.
+    """`text` in lines shorter than `columns`, those after the first indented; words stay whole.
 
-    columns: 0 for one long line.
+    Lines that fit are left as they are. columns: 0 for no limit.
     """
     if not columns:
+        return text
+    return "\n".join(_wrapped_line(line, columns, indent) for line in text.split("\n"))
+
+
+def _wrapped_line(text: str, columns: int, indent: int) -> str:
+    if len(text) < columns:
         return text
     return textwrap.fill(
         text,

@@ -22,6 +22,7 @@ from flashmoe.sizes import format_size
 EXPERT_BYTES = 2_654_208
 _SLOW_DISK = 0.5e9
 _FEW_FILES = 1024
+_VIRTUAL = ("vd", "xvd")
 _SMALL_MEMORY = 4 << 30
 
 
@@ -99,7 +100,10 @@ def _disk(place: Path, root: Path) -> Finding:
     disk = machine_facts(place, root)["disk"]
     block = _block(place, root)
     spins = (block / "queue/rotational").exists() and _number(block / "queue/rotational") == 1
-    kind = "hard disk" if spins else "SSD or virtual"
+    # Virtual disks say that they spin, whatever they lie on.
+    virtual = str(disk["device"]).startswith(_VIRTUAL)
+    spins = spins and not virtual
+    kind = "virtual" if virtual else "hard disk" if spins else "SSD"
     text = (
         f"{disk['model'] or disk['device'] or 'unknown'} ({kind}), {disk['file_system']}, {place}"
     )

@@ -72,7 +72,7 @@ def in_place_speed(
         slots = make_plan(model, family, settings).budget.slots
     except MemoryBudgetError as error:
         return Comparison(obstacle=f"memory: {error.expected}, needs {error.got}")
-    found = gain(next(iter(model.landings.values())))
+    found = gain([layer[0] for layer in model.landings.values()])  # layers may differ
     config: Any = family.read_config(model.config)
     turning = found.landing_ms / 1e3
     sizes = replace(sizes_of(model.manifest, config, 0), read=found.read_bytes, turning=turning)
@@ -80,7 +80,7 @@ def in_place_speed(
     return Comparison(
         tokens_per_second=speed,
         speedup=packed / speed,
-        expert_bytes=found.record_bytes,
+        expert_bytes=sizes.record,
         read_bytes=found.read_bytes,
         reads=found.reads,
         turning_ms=found.landing_ms,

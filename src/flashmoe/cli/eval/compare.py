@@ -24,10 +24,11 @@ from flashmoe.cli.eval.options import (
     WindowCount,
     WindowTokens,
 )
+from flashmoe.cli.models import ModelPaths
 
 
 def compare(
-    models: Annotated[list[Path], typer.Argument(help="Packed models or checkpoints.")],
+    models: ModelPaths,
     text: Text = None,
     windows: WindowCount = 40,
     window_tokens: WindowTokens = 512,

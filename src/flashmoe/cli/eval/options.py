@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from flashmoe.cli.models import found_or_none
+
 Text = Annotated[Path | None, typer.Option(help="Text file to score.")]
 WindowCount = Annotated[int, typer.Option("--windows", help="Windows of the text.")]
 WindowTokens = Annotated[int, typer.Option(help="Tokens per window.")]
@@ -19,7 +21,10 @@ HeldTo = Annotated[
     str | None,
     typer.Option(help="Hold tool calls to their grammar (extra serve): auto, required; or both."),
 ]
-Reference = Annotated[Path | None, typer.Option(help="A pack to be close to, such as one in bf16.")]
+Reference = Annotated[
+    Path | None,
+    typer.Option(callback=found_or_none, help="A pack to be close to, such as one in bf16."),
+]
 NoiseFloor = Annotated[
     bool, typer.Option(help="Measure what bf16 rounding makes of the reference, too.")
 ]

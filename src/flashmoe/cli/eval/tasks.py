@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from flashmoe.cli.eval.options import Cache, Json, Ram, Routing
+from flashmoe.cli.models import ModelPath
 
 
 def tasks(
-    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
+    model: ModelPath,
     names: Annotated[list[str], typer.Argument(metavar="TASK...", help="As arc_easy.")],
     limit: Annotated[int | None, typer.Option(help="Documents of each task at most.")] = None,
     shots: Annotated[int | None, typer.Option(help="Examples before each question.")] = None,
