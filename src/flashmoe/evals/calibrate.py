@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashmoe.errors import UsageError
+from flashmoe.evals.leaks import passages
 from flashmoe.evals.perplexity import read_text
 from flashmoe.store.calibration import CalibrationWriter
 from flashmoe.store.calibration_journal import CalibrationJournal
 from flashmoe.store.packed import PackedModel
 from flashmoe.text.prompting import chat_prompt
+from flashmoe.text.shingles import sketch
 
 if TYPE_CHECKING:
     from flashmoe.api import Model
@@ -60,7 +62,9 @@ def calibrate(
         windows += _documents(model, sample, seed, journal, progress)
         total = sum(map(len, windows))
         writer = _writer(model, output, total)
-        writer.open({"text": f"{total} tokens: {about}"}, sum(map(len, windows[: journal.ran])))
+        shingles = sketch(text for w in windows for text in passages(model.tokenizer, w))
+        head = {"text": f"{total} tokens: {about}", "shingles": shingles.encode()}
+        writer.open(head, sum(map(len, windows[: journal.ran])))
         _run(model, windows, writer, journal, progress, sync_seconds)
         writer.finish()
         journal.finish()

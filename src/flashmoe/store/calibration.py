@@ -2,7 +2,8 @@
 
 A safetensors file. Per layer N: `layers.N.x`, bf16 [T, H], the experts' input; `layers.N.ids`,
 int32 [T, K], and `layers.N.weights`, float32 [T, K], the routing. `__metadata__` says what text it
-was.
+was, and has a sketch of its passages (text/shingles.py), so that evaluations can tell whether they
+use the same.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from flashmoe.quant.layout import Floats, from_bf16, to_bf16
 from flashmoe.strict_json import parse
 
 KIND = "flashmoe calibration"
+SHINGLES = "; shingles "  # before the sketch in a pack's record
 MAX_HEADER = 16 << 20
 _DTYPES = {"BF16": "<u2", "I32": "<i4", "F32": "<f4"}
 Mapped = np.memmap[Any, np.dtype[Any]]
@@ -148,12 +150,13 @@ class Calibration:
 
     @property
     def record(self) -> str:
-        """For the manifest: what text it was, and the file's SHA-256."""
+        """For the manifest: what text it was, the file's SHA-256, and the sketch if it has one."""
         digest = hashlib.sha256()
         with storage_errors("cannot read", self.path), self.path.open("rb") as file:
             while piece := file.read(1 << 24):
                 digest.update(piece)
-        return f"{self._about.get('text', '')}; sha256 {digest.hexdigest()}"
+        record = f"{self._about.get('text', '')}; sha256 {digest.hexdigest()}"
+        return f"{record}{SHINGLES}{found}" if (found := self._about.get("shingles")) else record
 
     def _other(self, expected: str, got: str) -> UsageError:
         return UsageError(
