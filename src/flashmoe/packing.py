@@ -38,6 +38,6 @@ def pack(
     appears only when it is complete. Raises UsageError, CheckpointError (with ConfigError and
     NonFiniteError) or StorageError.
     """
-    options = PackOptions.parse(experts, dense, group, experts_down, experts_bits)
+    options = PackOptions.parse(experts, dense, group, experts_down, experts_bits=experts_bits)
     file = None if calibration is None else Path(calibration)
     pack_checkpoint(Path(source), Path(destination), options, progress, calibration=file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import flashmoe
 from flashmoe.demo import demo_model_path
 from flashmoe.errors import CheckpointError, UsageError
-from flashmoe.evals.calibrate import calibrate, read_windows
+from flashmoe.evals.calibrate import Progress, calibrate, read_windows
 from flashmoe.store.calibration import Calibration
 from flashmoe.store.calibration_journal import CalibrationJournal
 
@@ -34,7 +35,7 @@ class Stop(Exception):
     pass
 
 
-def stop_at(words: str) -> object:
+def stop_at(words: str) -> Progress:
     def progress(told: str) -> None:
         if told.startswith(words):
             raise Stop
@@ -70,13 +71,13 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("flashmoe.evals.calibrate.WINDOW", 40)
-    sizes = {"tokens": 100, "sample": 90, "sync_seconds": 0.0}
-    calibrate(model, [text], tmp_path / "whole", **sizes)
+    run = functools.partial(calibrate, model, [text], tokens=100, sample=90, sync_seconds=0.0)
+    run(tmp_path / "whole")
     with pytest.raises(Stop):
-        calibrate(model, [text], tmp_path / "cut", progress=stop_at(where), **sizes)
+        run(tmp_path / "cut", progress=stop_at(where))
     assert not (tmp_path / "cut").exists()
     told: list[str] = []
-    calibrate(model, [text], tmp_path / "cut", progress=told.append, **sizes)
+    run(tmp_path / "cut", progress=told.append)
     assert told[0].startswith(next_)
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
 

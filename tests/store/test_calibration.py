@@ -17,7 +17,11 @@ from flashmoe.errors import CheckpointError, UsageError
 from flashmoe.store.calibration import Calibration, CalibrationWriter
 
 HIDDEN, EXPERTS, K, TOKENS = 16, 4, 2, 6
-LAYER = {"x": np.dtype("<u2"), "ids": np.dtype("<i4"), "weights": np.dtype("<f4")}
+LAYER: dict[str, np.dtype[Any]] = {
+    "x": np.dtype("<u2"),
+    "ids": np.dtype("<i4"),
+    "weights": np.dtype("<f4"),
+}
 
 
 def written(path: Path) -> Path:

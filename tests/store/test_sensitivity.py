@@ -79,7 +79,7 @@ def test_sizes_are_kept_and_the_layer_that_matters_gets_more(
 
 
 def test_a_pack_of_such_a_size_runs(checkpoint: Path, inputs: Path, tmp_path: Path) -> None:
-    options = PackOptions.parse("auto", "q8", 32, bits=3.0)
+    options = PackOptions.parse("auto", "q8", 32, experts_bits=3.0)
     pack_checkpoint(checkpoint, tmp_path / "pack", options, calibration=inputs)
     layouts = PackedModel.open(tmp_path / "pack").manifest.layouts
     formats = [(one.gate_up.name, one.down.name) for one in layouts.values()]
@@ -93,6 +93,9 @@ def test_sizes_that_cannot_be_are_refused(checkpoint: Path, inputs: Path, tmp_pa
         chosen(checkpoint, inputs, 2.0)
     assert "at least 2.25" in str(caught.value)
     with pytest.raises(UsageError, match="needs a calibration"):
-        pack_checkpoint(checkpoint, tmp_path / "p", PackOptions.parse("auto", "q8", 32, bits=3.0))
-    with pytest.raises(UsageError, match="beside a format"):
-        PackOptions.parse("q3", "q8", 32, bits=3.0)
+        pack_checkpoint(
+            checkpoint, tmp_path / "p", PackOptions.parse("auto", "q8", 32, experts_bits=3.0)
+        )
+    options = PackOptions.parse("q3", "q8", 32, experts_bits=3.0)
+    with pytest.raises(UsageError, match="beside formats"):
+        pack_checkpoint(checkpoint, tmp_path / "p", options, calibration=inputs)

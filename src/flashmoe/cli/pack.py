@@ -52,7 +52,7 @@ def pack(
     from flashmoe.store.packed import PackedModel
     from flashmoe.store.plan import PackOptions
 
-    options = PackOptions.parse(experts, dense, group, experts_down, experts_bits)
+    options = PackOptions.parse(experts, dense, group, experts_down, experts_bits=experts_bits)
     start = time.monotonic()
     with progress_bar("packing", quiet) as progress:
         pack_checkpoint(find_model(source), destination, options, progress, calibration=calibration)

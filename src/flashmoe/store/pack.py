@@ -32,6 +32,7 @@ from flashmoe.store.loss import losses
 from flashmoe.store.manifest import to_json
 from flashmoe.store.opening import open_checkpoint
 from flashmoe.store.plan import (
+    KEEP,
     Item,
     PackOptions,
     PackPlan,
@@ -152,7 +153,11 @@ def _with_formats(
         raise UsageError(
             "a size needs a calibration", where="--experts-bits", expected="--calibration"
         )
-    plain = dataclasses.replace(options, keep_experts="never", down=None, experts_bits=None)
+    if options.keep_experts != KEEP["auto"] or options.down is not None:
+        raise UsageError(
+            "a size beside formats of experts", where="--experts-bits", expected="--experts auto"
+        )
+    plain = dataclasses.replace(options, keep_experts="never", experts_bits=None)
     plan = plan_pack(checkpoint, plain)
     CalibratedExperts(inputs, plan)
     chosen = formats_for_bits(checkpoint, inputs, plan, options.experts_bits, options.experts.group)

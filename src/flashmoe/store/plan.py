@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from flashmoe.checkpoint.names import Names
 from flashmoe.checkpoint.quantization import Quantization
@@ -49,25 +50,16 @@ class PackOptions:
 
     @classmethod
     def parse(
-        cls,
-        experts: str,
-        dense: str,
-        group: int,
-        down: str | None = None,
-        bits: float | None = None,
+        cls, experts: str, dense: str, group: int, down: str | None = None, **more: Any
     ) -> PackOptions:
-        """From the option values of the command line."""
-        if bits is not None and (experts != "auto" or down is not None):
-            hint = "It chooses the formats of experts itself"
-            got = experts if down is None else f"{experts}, down {down}"
-            raise UsageError("--experts-bits beside a format", expected="auto", got=got, hint=hint)
+        """From the option values of the command line; more: fields as they are."""
         return cls(
             _option("--experts", experts, group, auto="q4"),
             _option("--dense", dense, group, auto="q8"),
             keep_experts=KEEP.get(experts, "never"),
             keep_dense=KEEP.get(dense, "never"),
             down=None if down is None else _option("--experts-down", down, group, auto="q4"),
-            experts_bits=bits,
+            **more,
         )
 
 
