@@ -215,6 +215,8 @@ def card_lacks(manifest: Manifest) -> str | None:
     """What a pack has that the CUDA backend cannot run, None if that can run it."""
     if manifest.family not in CARD_FAMILIES:
         return f"family {manifest.family}"
+    if manifest.mixed:
+        return "layers whose experts differ in format"
     formats = {manifest.experts.gate_up.name, manifest.experts.down.name}
     blocks = formats & {format_.name for format_ in BLOCK_FORMATS}
     return f"format {min(blocks)}" if blocks else None

@@ -269,6 +269,10 @@ CALLS = {
     f"{ARGUMENTS}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",  # noqa: RUF001
     "minimax": '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Ro<me'
     '</parameter>\n<parameter name="days">2</parameter>\n</invoke>\n</minimax:tool_call>',
+    "dsml": '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="weather">\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="city" string="true">Ro<me</｜DSML｜parameter>\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n'  # noqa: RUF001
+    "</｜DSML｜invoke>\n</｜DSML｜tool_calls>",  # noqa: RUF001
     "harmony": "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>commentary "
     f"to=functions.weather <|constrain|>json<|message|>{ARGUMENTS}<|call|>",
 }

@@ -10,7 +10,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.replies import MARKERS, Reply, events_of, made_format, parsed, steps_of
+from flashmoe.parsers.registry import reply_format
+from flashmoe.text.chat_template import ChatTemplate
+from flashmoe.text.tokenizer import Tokenizer
+from tests.support.replies import (
+    MARKERS,
+    Reply,
+    events_of,
+    made_format,
+    parsed,
+    steps_of,
+    vocabulary,
+)
 
 TOOLS: list[dict[str, Any]] = [
     {
@@ -46,6 +57,11 @@ CALLS = {
     "minimax": '<minimax:tool_call>\n<invoke name="f">\n<parameter name="city">Ro"me\n<b> é'
     '</parameter>\n<parameter name="days">3</parameter>\n'
     '<parameter name="deep">{"a": [1, "}"]}</parameter>\n</invoke>\n</minimax:tool_call>',
+    "dsml": '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="city" string="true">Ro"me\n<b> é</｜DSML｜parameter>\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="deep" string="false">{"a": [1, "}"]}</｜DSML｜parameter>\n'  # noqa: RUF001
+    "</｜DSML｜invoke>\n</｜DSML｜tool_calls>",  # noqa: RUF001
 }
 FORMATS = sorted(CALLS)
 
@@ -154,6 +170,7 @@ def test_text_without_calls_is_content(tmp_path: Path, name: str, text: str) -> 
         ("qwen_xml", "<tool_call>\nf(1)\n</tool_call>"),
         ("qwen_xml", "<tool_call>\n<function=f"),
         ("minimax", "<minimax:tool_call>\nf(1)\n</minimax:tool_call>"),
+        ("dsml", "<｜DSML｜tool_calls>\nf(1)\n</｜DSML｜tool_calls>"),  # noqa: RUF001
         ("glm", "<tool_call>\n</tool_call>"),
         ("kimi", "<|tool_calls_section_begin|>f<|tool_calls_section_end|>"),
         ("kimi", "<|tool_calls_section_begin|><|tool_call_begin|>f<|tool_call_end|>"),
@@ -239,6 +256,37 @@ def test_deepseek_v3_fences_its_json(tmp_path: Path) -> None:
     got = events_of(text, tokenizer, reply)
     assert got.calls == [("f", '{"a": 1}')] * 2
     assert got.content == ""
+
+
+@pytest.mark.parametrize(
+    ("stated", "value", "expected"),
+    [
+        ("true", "3", '"3"'),
+        ("true", "</b>\n", '"</b>\\n"'),
+        ("false", "3", "3"),
+        ("false", '{"b": null}', '{"b": null}'),
+        ("false", "no JSON", '"no JSON"'),
+    ],
+)
+def test_dsml_says_what_is_a_string(tmp_path: Path, stated: str, value: str, expected: str) -> None:
+    """Whatever the schema says."""
+    tokenizer, reply = made_format(tmp_path, "dsml")
+    mark = "｜DSML｜"  # noqa: RUF001
+    parameter = f'<{mark}parameter name="a" string="{stated}">{value}</{mark}parameter>'
+    call = f'<{mark}invoke name="f">\n{parameter}\n</{mark}invoke>'
+    tools = [{"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}]
+    text = f"<{mark}tool_calls>\n{call}\n</{mark}tool_calls>"
+    assert events_of(text, tokenizer, reply, tools=tools).calls == [("f", f'{{"a": {expected}}}')]
+
+
+def test_dsml_of_v32_has_another_section(tmp_path: Path) -> None:
+    mark = "｜DSML｜"  # noqa: RUF001
+    template = f"{{# <{mark}function_calls> #}}"
+    tokenizer = Tokenizer(vocabulary(tmp_path, MARKERS["dsml"], template))
+    reply = reply_format(tokenizer, ChatTemplate(tmp_path))
+    text = CALLS["dsml"].replace("tool_calls", "function_calls")
+    got = events_of(text, tokenizer, reply, tools=TOOLS)
+    assert [json.loads(arguments) for _, arguments in got.calls] == [ARGUMENTS]
 
 
 def test_kimi_keeps_the_models_id(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ SIGNS = {
     "kimi": "<|tool_call_begin|>",
     "deepseek": "<｜tool▁call▁begin｜>",  # noqa: RUF001
     "minimax": "<minimax:tool_call>",
+    "dsml": "<｜DSML｜tool_calls>",  # noqa: RUF001
     "harmony": "<|channel|><|message|>",
 }
 _KIMI = ["section_begin", "section_end"]
@@ -52,6 +53,7 @@ MARKERS = {
         *("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),  # noqa: RUF001
     ],
     "minimax": ["<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>"],
+    "dsml": ["<think>", "</think>"],
     "harmony": [
         *("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"),
         *("<|call|>", "<|end|>", "<|return|>"),

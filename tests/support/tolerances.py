@@ -128,3 +128,7 @@ q4, of activations to 8 bits, over one layer; a wrong scale or nibble order is o
 # Log probabilities of a reference are kept as float32: an error of 1e-6 in each of about 10, summed
 # with their probabilities into a divergence of order 1.
 KL_KEPT = 1e-5
+
+# Hyper-connections: sums of a hundred float32 products, through gates with a slope below 1 and
+# twenty normalisations that keep relative errors.
+STREAMS = 2e-5

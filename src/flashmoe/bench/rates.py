@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
@@ -41,6 +41,11 @@ class Rates:
             "disk_samples": self.disk,
             "memory_samples": self.memory,
         }
+
+
+def around_runs(samples: Sequence[float]) -> list[float]:
+    """Samples [2 N], right before and after each of N runs -> the mean of each two, [N]."""
+    return [mean(two) for two in zip(samples[::2], samples[1::2], strict=True)]
 
 
 @dataclass(frozen=True)

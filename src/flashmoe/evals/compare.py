@@ -28,7 +28,7 @@ Row = dict[str, Any]
 _FACTS = (
     "source",
     "family",
-    "experts_format",
+    "expert_formats",
     "dense_format",
     "bits_per_weight",
     "expert_bits_per_weight",

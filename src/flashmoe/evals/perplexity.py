@@ -135,7 +135,7 @@ def _by_layers(
     model: Model, windows: Targets, progress: Progress, directory: Path, rounded: int
 ) -> Iterator[tuple[int, Floats, Ints]]:
     engine = model.session().engine
-    hidden, tokens = len(engine.decoder.head.norm), windows.tokens
+    hidden, tokens = engine.decoder.width, windows.tokens
     key = f"{model.fingerprint} {rounded} {hash_of(windows.ids)}"
     with HiddenStates(directory, windows.ids.size, hidden, key) as store:
         sweep = Sweep(engine, windows.ids, rounded)

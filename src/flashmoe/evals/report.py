@@ -75,7 +75,7 @@ def _models(rows: Sequence[Row]) -> str:
     lines = [
         [
             row["name"],
-            row["experts_format"],
+            "; ".join(row["expert_formats"]),
             row["dense_format"],
             f"{row['bits_per_weight']:.3f}",
             f"{row['expert_bits_per_weight']:.3f}",

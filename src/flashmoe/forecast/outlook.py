@@ -178,7 +178,7 @@ def _sizes(manifest: Manifest, config: Any, active: int) -> Sizes:
         layers=len(manifest.layers),
         num_experts=layout.num_experts,
         experts_per_token=config.num_experts_per_tok,
-        record=layout.record_bytes,
+        record=manifest.layer_bytes // len(manifest.layers),
         dense=sum(touched),
         active_parameters=active,
     )

@@ -115,7 +115,7 @@ class Sweep:
         rows = h if len(ids) == len(h) else h[part]
         engine.ops.clock.phase = "other"
         whole.mixer.add_to(rows, step, engine.ops)
-        whole.mlp.add_to(rows, engine.experts, engine.ops)
+        whole.mlp.add_to(rows, engine.experts, engine.ops, ids=ids)
         batch.advance()
 
     def _state(self, layer: int) -> SequenceState:

@@ -10,7 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from flashmoe.parsers import call_rules, deepseek, glm, harmony, hermes, kimi, minimax, qwen_xml
+from flashmoe.parsers import (
+    call_rules,
+    deepseek,
+    dsml,
+    glm,
+    harmony,
+    hermes,
+    kimi,
+    minimax,
+    qwen_xml,
+)
 from flashmoe.parsers.base import CallGrammar, ReplyFormat, ReplyParser, Tools
 from flashmoe.parsers.json_text import dumped
 from flashmoe.parsers.machine import Markers
@@ -156,6 +166,11 @@ def _xml(name: str, tags: Tags) -> _Maker:
     return make
 
 
+def _dsml(tokenizer: Tokenizer, template: str) -> ReplyFormat:
+    tags = dsml.tags(dsml.V32 if dsml.V32 in template else dsml.V4)
+    return _xml("dsml", tags)(tokenizer, template)
+
+
 def _glm(tokenizer: Tokenizer, template: str) -> ReplyFormat:
     newlines = "</arg_key>\\n" in template or "</arg_key>\n" in template
     return TaggedFormat(
@@ -198,6 +213,7 @@ def _harmony(tokenizer: Tokenizer, template: str) -> ReplyFormat:
 _SIGNS: tuple[tuple[_Maker, tuple[str, ...]], ...] = (
     (_harmony, (harmony.CHANNEL, harmony.MESSAGE)),
     (_deepseek, (deepseek.SECTION.call,)),
+    (_dsml, (dsml.MARK,)),
     (_kimi, (kimi.SECTION.call,)),
     (_xml("minimax", minimax.TAGS), (minimax.TAGS.open,)),
     (_glm, (glm.KEY,)),
