@@ -33,7 +33,8 @@ class EngineSettings:
     from being swapped out (mlock). device: "auto", "cpu" or "cuda". vram: hard limit of everything
     this process has on the card, in bytes or as text. parallel: sequences that may run at once,
     each with room for context_length tokens. prefix_ram: memory for beginnings of sequences that
-    are kept for later requests, in bytes or as text. routing: lossy rules (routing.py).
+    are kept for later requests, in bytes or as text. routing: lossy rules (routing.py). trace: a
+    new file that records what routers say (docs/traces.md).
     """
 
     ram: int | str | None = None
@@ -51,6 +52,7 @@ class EngineSettings:
     parallel: int = 1
     prefix_ram: int | str = 0
     routing: RoutingOptions | str = ""
+    trace: Path | str | None = None
 
     def __post_init__(self) -> None:
         rules = self.rules

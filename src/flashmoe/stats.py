@@ -17,6 +17,7 @@ PHASES = (
     "experts",
     "shared",
     "graph",
+    "trace",
     "head",
     "sampling",
     "python",

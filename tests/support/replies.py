@@ -33,6 +33,7 @@ SIGNS = {
     "deepseek": "<｜tool▁call▁begin｜>",  # noqa: RUF001
     "minimax": "<minimax:tool_call>",
     "dsml": "<｜DSML｜tool_calls>",  # noqa: RUF001
+    "gemma": "<|tool_call>",
     "harmony": "<|channel|><|message|>",
 }
 _KIMI = ["section_begin", "section_end"]
@@ -54,6 +55,7 @@ MARKERS = {
     ],
     "minimax": ["<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>"],
     "dsml": ["<think>", "</think>"],
+    "gemma": ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'],
     "harmony": [
         *("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"),
         *("<|call|>", "<|end|>", "<|return|>"),

@@ -68,9 +68,10 @@ class RateMeter:
 
     def measure(self) -> tuple[float, float]:
         """Disk and memory in bytes per second, measured for `seconds` each."""
-        return self._disk(), self._memory()
+        return self.disk(), self._memory()
 
-    def _disk(self) -> float:
+    def disk(self) -> float:
+        """Bytes per second of the disk, measured for `seconds`."""
         direct = supports_direct(self.files[0])
         case = Case(self.record_bytes, self.readers, direct, huge_pages=True)
         seed = len(self.rates.disk)  # other blocks in each sample

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from flashmoe.cli.models import ModelPath
+
 
 def calibrate(
-    model: Annotated[Path, typer.Argument(help="A packed model, best of bf16.")],
+    model: ModelPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
     text: Annotated[
         list[Path] | None, typer.Argument(help="Texts; .jsonl: chats, one a line.")

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from flashmoe.cli.models import ModelPath
 
 if TYPE_CHECKING:
     from flashmoe.store.info import PackInfo
 
 
 def info(
-    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
+    model: ModelPath,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show family, sizes, bits, experts and bytes per token of a packed model."""
-    from flashmoe.library import find_model
     from flashmoe.models.registry import load_family
     from flashmoe.store.info import pack_info
     from flashmoe.store.model import open_model
 
-    packed = open_model(find_model(model))
+    packed = open_model(model)
     config = load_family(packed.manifest.family).read_config(packed.config)
     facts = pack_info(packed, config.num_experts_per_tok)
     print(json_module.dumps(dataclasses.asdict(facts)) if json else _as_text(facts))

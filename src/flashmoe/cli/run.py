@@ -82,6 +82,9 @@ def run(
     vram: Annotated[
         str | None, _option("--vram", "Hard limit of memory on the card, as 20G or 50%.", "SIZE")
     ] = None,
+    trace: Annotated[
+        str | None, _option("--trace", "Record what routers say to a new file.", "FILE")
+    ] = None,
     lock: Annotated[
         bool, typer.Option("--lock", help="Lock the resident weights in memory.")
     ] = False,
@@ -120,6 +123,7 @@ def run(
         "lock": lock or None,
         "device": device,
         "vram": vram,
+        "trace": trace,
     }
     given = {name: value for name, value in engine.items() if value is not None}
     request = Request(model, _text(prompt), system, raw, sampling, given)

@@ -15,10 +15,11 @@ from flashmoe.errors import UsageError
 from flashmoe.layers.choice import Chooser, InMemory
 from flashmoe.layers.embedding import Embedding, ResidentEmbedding
 from flashmoe.layers.hyper import HeadStreams
-from flashmoe.layers.moe import RoutedExperts, Routes, SparseMoe
+from flashmoe.layers.moe import DenseMlp, RoutedExperts, Routes, SparseMoe
 from flashmoe.layers.sandwich import SandwichMoe
 from flashmoe.layers.state import Batch, LayerState, Rotary, SequenceState, StateMemory, Step
 from flashmoe.layers.streamed_moe import StreamedMoe
+from flashmoe.layers.traced import OnRouted, TracedMoe, TracedSandwichMoe
 from flashmoe.ops.base import Floats, Ints, Matrix, Ops
 from flashmoe.ops.parts import (
     AttentionBiases,
@@ -174,6 +175,27 @@ class Decoder:
 
         layers = [dataclasses.replace(layer, mlp=ruled(layer.mlp)) for layer in self.layers]
         return dataclasses.replace(self, layers=tuple(layers))
+
+    def with_trace(self, trace: OnRouted) -> Decoder:
+        """The same decoder; `trace` hears what each router says. Raises UsageError for a family
+        whose layers of experts cannot tell."""
+
+        def traced(mlp: Mlp) -> Mlp:
+            if isinstance(mlp, DenseMlp):
+                return mlp
+            if type(mlp) is SparseMoe:
+                return TracedMoe(**vars(mlp), trace=trace)
+            if type(mlp) is SandwichMoe:
+                return TracedSandwichMoe(**vars(mlp), trace=trace)
+            raise UsageError("this family's routing cannot be recorded", where="trace")
+
+        layers = [dataclasses.replace(layer, mlp=traced(layer.mlp)) for layer in self.layers]
+        return dataclasses.replace(self, layers=tuple(layers))
+
+    def routers(self) -> dict[int, RouterWeights]:
+        """The router of each layer with routed experts, by the layer's index."""
+        moes = (layer.mlp for layer in self.layers)
+        return {m.layer: m.router for m in moes if isinstance(m, SparseMoe | SandwichMoe)}
 
     def new_state(
         self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory

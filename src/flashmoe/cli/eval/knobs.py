@@ -17,6 +17,7 @@ from flashmoe.cli.eval.options import (
     WindowCount,
     WindowTokens,
 )
+from flashmoe.cli.models import ModelPath
 
 DEFAULT_RULES = (
     "k=6;k=5;k=4;k=3;k=2;mass=0.9;mass=0.8;mass=0.7;mass=0.6;mass=0.5;ratio=0.3;ratio=0.5;"
@@ -25,7 +26,7 @@ DEFAULT_RULES = (
 
 
 def knobs(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: ModelPath,
     text: Annotated[Path, typer.Option(help="Text file to score.")],
     rules: Annotated[
         str, typer.Option(help="Rules to try, with ; between them (docs/quality.md).")

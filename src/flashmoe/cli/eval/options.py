@@ -29,6 +29,10 @@ Routing = Annotated[
     str | None,
     typer.Option("--routing", metavar="RULES", help="Lossy routing, as k=6 or mass=0.9."),
 ]
+Trace = Annotated[
+    str | None,
+    typer.Option("--trace", metavar="FILE", help="Record what routers say to a new file."),
+]
 Journal = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Where a run that was broken off finds what is done."),
