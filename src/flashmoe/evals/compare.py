@@ -160,8 +160,8 @@ def pairs(rows: Sequence[Row]) -> Iterator[Row]:
             scored = first["window_scored"]
             pair["delta_nll"] = paired_difference(first["window_nll"], second["window_nll"], scored)
         if "tool_calls" in first:
-            exact = [row["tool_calls"]["exact_cases"] for row in (first, second)]
-            pair["delta_exact"] = paired_difference(*exact, [1.0] * len(exact[0]))
+            before, after = (row["tool_calls"]["exact_cases"] for row in (first, second))
+            pair["delta_exact"] = paired_difference(before, after, [1.0] * len(before))
         yield pair
 
 
