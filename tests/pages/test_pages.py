@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashmoe.pages.html import page, paragraph, section, table
+from flashmoe.pages.html import facts, page, paragraph, section, table
 from flashmoe.pages.svg import Point, scatter, ticks
 
 POINTS = [
@@ -21,10 +21,12 @@ POINTS = [
 
 def test_text_cannot_become_markup() -> None:
     text = "<script>alert('&')</script>"
-    body = section(text, table([text], [[text]]), paragraph(text, warning=True))
+    body = section(
+        text, table([text], [[text]]), facts({text: text}), paragraph(text, warning=True)
+    )
     html = page(text, body + scatter(text, text, text, [Point(1, 1, text, 0, 2)]))
     assert "<script" not in html
-    assert html.count("&lt;script&gt;") == 12
+    assert html.count("&lt;script&gt;") == 14
 
 
 def test_a_plot_is_well_formed_and_has_every_point() -> None:

@@ -18,6 +18,7 @@ from flashmoe.evals.paired import paired_difference
 from flashmoe.evals.perplexity import Progress
 from flashmoe.evals.runs import context_for, kept_in, measured, open_reference
 from flashmoe.evals.tool_calls import read_cases
+from flashmoe.evals.windows import Windows
 from flashmoe.library import find_model
 from flashmoe.models.registry import load_family
 from flashmoe.store.info import pack_info
@@ -28,7 +29,7 @@ Row = dict[str, Any]
 _FACTS = (
     "source",
     "family",
-    "experts_format",
+    "expert_formats",
     "dense_format",
     "bits_per_weight",
     "expert_bits_per_weight",
@@ -126,18 +127,15 @@ class _Comparison:
 
     def inputs(self, path: Path) -> tuple[dict[str, Row], dict[str, Sketch]]:
         """What was scored, and sketches of it; a model's tokenizer cuts the text."""
-        options, found, sketches = self.options, {}, {}
+        options = self.options
+        found: dict[str, Row] = {}
+        sketches: dict[str, Sketch] = {}
         self.progress("passages of text and cases")
         with flashmoe.load(path, **context_for(options), **options.engine) as model:
             if options.text is not None:
                 windows = options.cut(model)
                 sketches["text"] = text_sketch(model, windows)
-                found["text"] = _file(options.text) | {
-                    "windows": len(windows.ids),
-                    "window_tokens": windows.tokens,
-                    "stride": windows.stride,
-                    "scored_tokens": windows.scored,
-                }
+                found["text"] = _file(options.text) | _extent(windows)
             if options.tool_calls is not None:
                 cases = read_cases(options.tool_calls)
                 sketches["tool_calls"] = case_sketch(model, cases)
@@ -162,8 +160,8 @@ def pairs(rows: Sequence[Row]) -> Iterator[Row]:
             scored = first["window_scored"]
             pair["delta_nll"] = paired_difference(first["window_nll"], second["window_nll"], scored)
         if "tool_calls" in first:
-            exact = [row["tool_calls"]["exact_cases"] for row in (first, second)]
-            pair["delta_exact"] = paired_difference(*exact, [1.0] * len(exact[0]))
+            before, after = (row["tool_calls"]["exact_cases"] for row in (first, second))
+            pair["delta_exact"] = paired_difference(before, after, [1.0] * len(before))
         yield pair
 
 
@@ -186,6 +184,15 @@ def _calibration(path: Path, sketches: dict[str, Sketch]) -> Row:
     return {
         "record": record_text(manifest),
         "leaks": {name: asdict(leak) for name, leak in leaks.items()},
+    }
+
+
+def _extent(windows: Windows) -> Row:
+    return {
+        "windows": len(windows.ids),
+        "window_tokens": windows.tokens,
+        "stride": windows.stride,
+        "scored_tokens": windows.scored,
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flashmoe.errors import UsageError
 from flashmoe.evals.perplexity import Progress, log_softmax, logits_of
@@ -106,7 +107,7 @@ def _rows(
         assert len(targets) == len(logits)
 
 
-def _score(logs: Floats, continuation: Ids) -> Score:
+def _score(logs: NDArray[np.float64], continuation: Ids) -> Score:
     """Of log probabilities [T, vocab] whose first row is that of the continuation's first token."""
     rows = logs[: len(continuation)]
     chosen = rows[np.arange(len(continuation)), list(continuation)]

@@ -30,4 +30,5 @@ def fixed_k_at(rows: Sequence[Row], bytes_per_token: float) -> float | None:
     )
     if len(known) < 2 or not known[0][0] <= bytes_per_token <= known[-1][0]:
         return None
-    return float(np.interp(bytes_per_token, *zip(*known, strict=True)))
+    sizes, losses = np.array(known, dtype=np.float64).T
+    return float(np.interp(bytes_per_token, sizes, losses))

@@ -21,7 +21,9 @@ from flashmoe.evals.paired import paired_difference
 from flashmoe.evals.perplexity import Progress, TextScore, token_nll
 from flashmoe.evals.runs import context_for, kept_in
 from flashmoe.evals.tool_calls import read_cases, score_tool_calls
+from flashmoe.evals.windows import Windows
 from flashmoe.library import find_model
+from flashmoe.ops.base import Floats, Ints
 from flashmoe.store.model import open_model
 
 if TYPE_CHECKING:
@@ -78,17 +80,19 @@ class _Run:
         return key_of(open_model(self.path).identity, what, rule, source, cut, options.engine)
 
     def _text(self, model: Model, rule: str) -> dict[str, Any]:
-        found = Divergence()
-        row, score = self._decoded(model, rule, found)
+        windows, found = self.options.cut(model), Divergence()
+        if not rule:
+            vocab = model.session().engine.vocab_size
+            self.reference = Reference(self.directory, windows.scored, vocab)
         assert self.reference is not None, "the model as it is comes first"
-        if rule:
-            row |= found.figures()
-        else:
+        score = self._decoded(model, windows, rule, self.reference, found)
+        if not rule:
             self.reference.score = score
             self.reference.save(self.directory, self._key(rule, "text"))
         before = self.reference.score.window_nll
         delta = paired_difference(before, score.window_nll, score.window_scored)
-        return row | {"delta_nll": delta}
+        row = {"rule": rule, "nll": score.nll} | _cost(model) | {"delta_nll": delta}
+        return row | found.figures() if rule else row
 
     def _calls(self, model: Model, rule: str) -> dict[str, Any]:
         assert self.options.tool_calls is not None, "there are no cases"
@@ -97,29 +101,29 @@ class _Run:
         return tool_row(score_tool_calls(model, cases, show))
 
     def _decoded(
-        self, model: Model, rule: str, found: Divergence
-    ) -> tuple[dict[str, Any], TextScore]:
-        windows = self.options.cut(model)
-        if not rule:
-            vocab = model.session().engine.vocab_size
-            self.reference = Reference(self.directory, windows.scored, vocab)
-        assert self.reference is not None, "the model as it is comes first"
+        self, model: Model, windows: Windows, rule: str, reference: Reference, found: Divergence
+    ) -> TextScore:
+        """Each window token by token; no rule: its distributions become the reference."""
         sums: list[float] = []
         counts: list[int] = []
         model.restart_stats()
         for n, ids in enumerate(windows.ids):
             self.progress(f"{rule or 'exact'}: window {n + 1} of {len(windows.ids)}")
-            session, first, begin = model.session(), windows.first_target(n), sum(counts)
-            logits = np.stack([session.step(id).copy() for id in ids[:-1].tolist()])[first - 1 :]
+            logits = _steps(model, ids)[windows.first_target(n) - 1 :]
             if rule:
-                self.reference.compare(begin, logits, found)
+                reference.compare(sum(counts), logits, found)
             else:
-                self.reference.put(begin, logits)
-            sums.append(float(token_nll(logits, ids[first:]).sum()))
+                reference.put(sum(counts), logits)
+            sums.append(float(token_nll(logits, ids[windows.first_target(n) :]).sum()))
             counts.append(len(logits))
-        nll = sum(sums) / sum(counts)
-        score = TextScore(len(sums), windows.tokens, sum(counts), nll, windows.stride, sums, counts)
-        return {"rule": rule, "nll": nll} | _cost(model), score
+        total, nll = sum(counts), sum(sums) / sum(counts)
+        return TextScore(len(sums), windows.tokens, total, nll, windows.stride, sums, counts)
+
+
+def _steps(model: Model, ids: Ints) -> Floats:
+    """Logits [T - 1, vocab] after each token but the last, every one a decode step."""
+    session = model.session()
+    return np.stack([session.step(id).copy() for id in ids[:-1].tolist()])
 
 
 def _cost(model: Model) -> dict[str, Any]:

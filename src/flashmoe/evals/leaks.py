@@ -81,8 +81,8 @@ def record_text(manifest: Manifest) -> str:
 
 def _rounded_here(manifest: Manifest) -> bool:
     """Whether our own rounding made the formats; others may have calibrated theirs."""
-    layout = manifest.experts
-    return {layout.gate_up.name, layout.down.name} <= _OWN
+    layouts = manifest.layouts.values()
+    return {one.name for layout in layouts for one in (layout.gate_up, layout.down)} <= _OWN
 
 
 def _case_texts(model: Model, case: Mapping[str, Any]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flashmoe.evals.frontier import fixed_k_at, kind_of
-from flashmoe.pages.html import page, paragraph, section, table
+from flashmoe.pages.html import facts, page, paragraph, section, table
 from flashmoe.pages.svg import Point, scatter
 
 Row = Mapping[str, Any]
@@ -38,7 +38,7 @@ def knobs_page(about: Row, rows: Sequence[Row]) -> str:
         "Lossy: every row but the first is not the model's own answer. At K: what a fixed number "
         "of experts loses for the same bytes, between the measured ones."
     )
-    body = section("Rules of routing", _pairs_of(about), plot, knobs_table(rows), paragraph(note))
+    body = section("Rules of routing", facts(about), plot, knobs_table(rows), paragraph(note))
     return page("flashmoe eval knobs", body)
 
 
@@ -75,7 +75,7 @@ def _models(rows: Sequence[Row]) -> str:
     lines = [
         [
             row["name"],
-            row["experts_format"],
+            "; ".join(row["expert_formats"]),
             row["dense_format"],
             f"{row['bits_per_weight']:.3f}",
             f"{row['expert_bits_per_weight']:.3f}",
@@ -188,7 +188,7 @@ def _inputs(report: Row) -> str:
     if report["reference"] is not None:
         reference = report["reference"]
         found["reference"] = f"{reference['model']}, NLL {reference['nll']:.5f}"
-    return section("What was measured", _pairs_of(found))
+    return section("What was measured", facts(found))
 
 
 def _distances(report: Row) -> str:
@@ -213,10 +213,6 @@ def _distances(report: Row) -> str:
         for name, part in rows
     ]
     return section("Distance from the reference", table(header, lines))
-
-
-def _pairs_of(found: Row) -> str:
-    return table(["", ""], [[name, str(value)] for name, value in found.items()])
 
 
 def _difference(delta: Row, form: str = ".4f") -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Final
 
@@ -15,7 +15,7 @@ table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; white-space:
 th { background: #eef2f6 }
 tr:nth-child(odd) td { background: #fafbfc }
 th, td { border-bottom: 1px solid #d5dbe3; padding: .3rem .6rem; text-align: right }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child, .facts td { text-align: left }
 img, svg { max-width: 100% }
 .warning { border-left: 6px solid #c0392b; background: #fbeceb; padding: .6rem 1rem }
 """
@@ -41,6 +41,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
     body = "".join(f"<tr>{line}</tr>\n" for line in lines)
     return f"<table>\n<tr>{head}</tr>\n{body}</table>\n"
+
+
+def facts(pairs: Mapping[str, object]) -> str:
+    """A table of names and values, plain text."""
+    lines = (f"<td>{escape(name)}</td><td>{escape(str(v))}</td>" for name, v in pairs.items())
+    body = "".join(f"<tr>{line}</tr>\n" for line in lines)
+    return f'<table class="facts">\n{body}</table>\n'
 
 
 def paragraph(text: str, *, warning: bool = False) -> str:
