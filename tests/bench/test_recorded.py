@@ -199,7 +199,7 @@ def test_whole_records_that_say_nothing_true(tmp_path: Path, whole: bytes, recor
 
 def hits_of_a_run(pack: Path, trace: Path, routing: str, **settings: Any) -> tuple[int, int]:
     """A prompt, then decode steps -> hits and misses that the engine counted."""
-    with flashmoe.load(pack, trace=trace, routing=routing, **settings) as model:
+    with flashmoe.load(pack, trace=trace, routing=routing, readers=1, **settings) as model:
         session = model.session()
         session.feed(some_ids(40))
         for id in some_ids(60, seed=1):
@@ -248,7 +248,9 @@ def test_a_replay_under_rules_chooses_as_the_engine_did(
 
 def test_sequences_beside_each_other(tiny_packs: TinyPacks, tmp_path: Path) -> None:
     path = tmp_path / "trace"
-    with flashmoe.load(tiny_packs.get("qwen3_moe"), trace=path, parallel=3, cache="60%") as model:
+    with flashmoe.load(
+        tiny_packs.get("qwen3_moe"), trace=path, parallel=3, cache="60%", readers=1
+    ) as model:
         requests = [ask(some_ids(n, n), tokens=9) for n in (3, 40, 60)]
         run_all(scheduler_of(model, 3, gap=0.0), requests, apart=1)
         counted = model.stats.cache_hits, model.stats.cache_misses

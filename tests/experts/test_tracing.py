@@ -51,7 +51,7 @@ def pack(request: pytest.FixtureRequest, tiny_packs: TinyPacks) -> Path:
     return tiny_packs.get(request.param)
 
 
-@pytest.mark.parametrize("settings", [{}, {"cache": "25%", "prefetch": "on"}])
+@pytest.mark.parametrize("settings", [{}, {"cache": "25%", "prefetch": "on", "readers": 1}])
 def test_no_bit_changes(pack: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     with (
         flashmoe.load(pack, **settings) as plain,
