@@ -19,6 +19,7 @@ from flashmoe.errors import UsageError
 from flashmoe.experts import trace_format as fmt
 from flashmoe.experts.tracing import TraceFile, TraceRecorder
 from flashmoe.layers.state import Batch, Segment, SequenceState
+from flashmoe.layers.traced import scores_of
 from flashmoe.routing import RoutingOptions
 from tests.support.packs import TinyPacks, some_ids
 from tests.support.serving import ask, run_all, scheduler_of
@@ -54,17 +55,17 @@ def batch_of(spans: list[tuple[int, int]]) -> Batch:
 
 
 def write(path: Path, passes: list[list[tuple[int, int]]], seed: int = 0) -> list[Any]:
-    """Records random scores for passes of (start, tokens) spans -> (layer, ids, scores) each."""
+    """Records random logits for passes of (start, tokens) spans -> (layer, ids, scores) each."""
     rng, noted = np.random.default_rng(seed), []
     recorder = TraceRecorder(TraceFile(path, header()), lambda: (4, 5, 6))
     for spans in passes:
         batch = batch_of(spans)
         with recorder.watch(batch):
             for layer in LAYERS:
-                scores = rng.dirichlet(np.ones(EXPERTS), len(batch.ids)).astype(np.float32)
-                ids = np.argsort(-scores, axis=1)[:, :K].astype(np.int32)
-                recorder.note(layer, ids, (scores[n : n + 64] for n in range(0, len(ids), 64)))
-                noted.append((layer, ids, scores))
+                logits = rng.normal(0, 3, (len(batch.ids), EXPERTS)).astype(np.float32)
+                ids = np.argsort(-logits, axis=1)[:, :K].astype(np.int32)
+                recorder.note(layer, ids, (logits[n : n + 64] for n in range(0, len(ids), 64)))
+                noted.append((layer, ids, scores_of(logits, sigmoid=False)))
     recorder.close()
     recorder.close()
     return noted
@@ -327,10 +328,10 @@ def test_a_summary_by_hand(tmp_path: Path) -> None:
     recorder = TraceRecorder(
         TraceFile(tmp_path / "trace", header(layers=(1,), expert_bytes=(100,))), lambda: (4, 5, 7)
     )
-    scores = np.full((1, EXPERTS), 0.125, dtype=np.float32)
+    logits = np.zeros((1, EXPERTS), dtype=np.float32)
     for start, ids in ((0, (0, 1)), (1, (1, 2)), (0, (4, 5))):
         with recorder.watch(batch_of([(start, 1)])):
-            recorder.note(1, np.array([ids], dtype=np.int32), [scores])
+            recorder.note(1, np.array([ids], dtype=np.int32), [logits])
     recorder.close()
     found = summarize(trace_of(read_recorded(tmp_path / "trace")))
     assert (found.tokens, found.decoded, found.layers, found.used) == (3, 1, 1, 2.0)
