@@ -27,10 +27,10 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_run_tells_its_hits(tmp_path: Path) -> None:
+def test_run_names_its_trace_and_overwrites_none(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     result = flashmoe("run", "Hello", "--max-tokens", 3, "--trace", path, "--json")
-    assert json.loads(result.stdout)["settings"]["trace"] == str(path)
+    assert json.loads(result.stdout)["options"]["trace"] == str(path)
     again = flashmoe("run", "Hello", "--max-tokens", 3, "--trace", path)
     assert again.exit_code == 2
     assert "there is a file of this name" in again.stderr
