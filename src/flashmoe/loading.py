@@ -174,7 +174,7 @@ def load_model(
     pack.check_unchanged()  # the files that the cache reads are those that were planned with
     laps.end("expert cache")
     keeper = _keeper(plan, cache, ops)
-    experts = StreamedExperts(cache, pack.manifest.experts, ops, settings.prefetch)
+    experts = StreamedExperts(cache, pack.manifest.layouts, ops, settings.prefetch)
     decoder, rules = family.build(plan.config, weights), settings.rules
     if rules.changes_layers:
         decoder = decoder.with_rules(rules, cache.in_memory)

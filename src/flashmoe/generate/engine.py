@@ -31,6 +31,19 @@ class StepExperts(RoutedExperts, Protocol):
         """The pass is over: what must not outlive it is dropped."""
 
 
+class Prefixes(Protocol):
+    """Where beginnings of sequences are kept (generate.prefix.PrefixCache)."""
+
+    def restore(self, ids: Sequence[int], state: SequenceState) -> int:
+        """Bring an empty state as far as is known of ids, short of the last -> tokens."""
+
+    def limit(self, position: int, tokens: int, prompt_tokens: int) -> int:
+        """How many of the next `tokens` of a prompt to run, so that its state can be kept."""
+
+    def keep(self, ids: Sequence[int], state: SequenceState, prompt: bool) -> None:
+        """Keep what is new of ids; prompt: all of it was run as a prompt."""
+
+
 class StepMemory(Protocol):
     """Who keeps the memory of passes."""
 
@@ -266,6 +279,14 @@ class Session:
         self._state.rewind(position, reached)
         self._broken = False
         return self.position
+
+    def restore(self, ids: Sequence[int], prefixes: Prefixes) -> int:
+        """Bring an empty session as far as is kept of ids, short of the last -> tokens."""
+        return prefixes.restore(ids, self._state)
+
+    def keep(self, ids: Sequence[int], prefixes: Prefixes) -> None:
+        """Keep the state after ids[: position], all of which was fed as a prompt."""
+        prefixes.keep(ids, self._state, prompt=True)
 
     def _pass(
         self,

@@ -116,7 +116,7 @@ class Sweep:
         engine.ops.clock.phase = "other"
         with engine.watch(batch):
             whole.mixer.add_to(rows, step, engine.ops)
-            whole.mlp.add_to(rows, engine.experts, engine.ops)
+            whole.mlp.add_to(rows, engine.experts, engine.ops, ids=ids)
         batch.advance()
 
     def _state(self, layer: int) -> SequenceState:

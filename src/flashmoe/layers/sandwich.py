@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 
 from flashmoe.layers.moe import RoutedExperts, Routes, guess_of
 from flashmoe.layers.state import KvCache, StateMemory, Step, cache_positions
-from flashmoe.ops.base import Floats, Matrix, Ops
+from flashmoe.ops.base import Floats, Ints, Matrix, Ops
 from flashmoe.ops.composed import attend
 from flashmoe.ops.parts import Routed, RouterWeights
 
@@ -121,7 +121,12 @@ class SandwichMoe:
     weights: SandwichMoeWeights
 
     def add_to(
-        self, h: Floats, experts: RoutedExperts, ops: Ops, following: Routes | None = None
+        self,
+        h: Floats,
+        experts: RoutedExperts,
+        ops: Ops,
+        following: Routes | None = None,
+        ids: Ints | None = None,
     ) -> None:
         """h [T, H] += dense MLP and routed experts. following: the next layer's."""
         ops.begin_layer()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json as json_module
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from flashmoe.cli.eval.options import (
     Cache,
     HeldTo,
     Journal,
     Json,
+    NoiseFloor,
     Ram,
+    Reference,
     Routing,
     Stride,
     Text,
@@ -22,22 +21,19 @@ from flashmoe.cli.eval.options import (
     WindowCount,
     WindowTokens,
 )
+from flashmoe.cli.models import ModelPath
 
 
 def model(
-    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
+    model: ModelPath,
     text: Text = None,
     windows: WindowCount = 40,
     window_tokens: WindowTokens = 512,
     stride: Stride = None,
     tool_calls: ToolCalls = None,
     held_to: HeldTo = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="A pack to be close to, such as one in bf16.")
-    ] = None,
-    noise_floor: Annotated[
-        bool, typer.Option(help="Measure what bf16 rounding makes of the reference, too.")
-    ] = True,
+    reference: Reference = None,
+    noise_floor: NoiseFloor = True,
     journal: Journal = None,
     ram: Ram = None,
     cache: Cache = None,

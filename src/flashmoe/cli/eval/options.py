@@ -19,6 +19,10 @@ HeldTo = Annotated[
     str | None,
     typer.Option(help="Hold tool calls to their grammar (extra serve): auto, required; or both."),
 ]
+Reference = Annotated[Path | None, typer.Option(help="A pack to be close to, such as one in bf16.")]
+NoiseFloor = Annotated[
+    bool, typer.Option(help="Measure what bf16 rounding makes of the reference, too.")
+]
 Ram = Annotated[str | None, typer.Option(help="Memory limit, e.g. 8G.")]
 Cache = Annotated[str | None, typer.Option(help="Memory for experts: auto, all, 0 or as 2G.")]
 Routing = Annotated[
