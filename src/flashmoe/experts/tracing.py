@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from flashmoe import __version__
-from flashmoe.errors import UsageError
+from flashmoe.errors import StorageError, UsageError
 from flashmoe.experts import trace_format as fmt
 from flashmoe.experts.cache import ExpertCache
 from flashmoe.files import storage_errors, write_exactly
@@ -40,7 +40,8 @@ class TraceFile:
     """
 
     def __init__(self, path: Path, header: fmt.TraceHeader) -> None:
-        self._path, self._end, self._size = path, 0, 0
+        self.path, self._end, self._size = path, 0, 0
+        self.failures = 0  # flushes that lost what waited
         self._waiting: list[bytes] = []
         if path.exists():
             hint = "Give another name, or remove it"
@@ -63,11 +64,12 @@ class TraceFile:
         self._waiting, self._size = [], 0
         written = False
         try:
-            write_exactly(self._fd, memoryview(data), self._end, self._path)
+            write_exactly(self._fd, memoryview(data), self._end, self.path)
             written = True
         finally:
             if not written:
-                with storage_errors("cannot take back a part of a record", self._path):
+                self.failures += 1
+                with storage_errors("cannot take back a part of a record", self.path):
                     os.ftruncate(self._fd, self._end)
         self._end += len(data)
 
@@ -103,20 +105,21 @@ class TraceRecorder:
         self._waiting: list[tuple[int, int, Ints, Floats]] = []  # pass, layer, ids, logits
         self._bytes = 0
         self._passes = 0
-        self._now = -1
+        self._now, self._failures = -1, 0
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
         """While the body runs, the batch passes through layers."""
-        outer, self._now = self._now, self._passes
-        self._passes += 1
         spans = tuple((part.start, part.end - part.begin) for part in batch.segments)
         self._encode()
-        self._file.add(fmt.pass_record(fmt.PassFacts(self._now, *self._counters(), spans)))
+        self._file.add(fmt.pass_record(fmt.PassFacts(self._passes, *self._counters(), spans)))
+        outer, self._now = (self._now, self._failures), self._passes
+        self._failures = self._file.failures
+        self._passes += 1
         try:
             yield
         finally:
-            self._now, start = outer, perf_counter()
+            (self._now, self._failures), start = outer, perf_counter()
             self._encode()
             self._file.flush()
             self._clock.add(perf_counter() - start, "trace")
@@ -124,6 +127,8 @@ class TraceRecorder:
     def note(self, layer: int, ids: Ints, logits: Iterable[Floats]) -> None:
         """A layer's router has chosen ids [T, K]; logits: [n, E] of at most 64 tokens each."""
         assert self._now >= 0, "outside of a pass"
+        if self._failures != self._file.failures:  # in a pass within this one
+            raise StorageError("the beginning of this pass was not recorded", where=self._file.path)
         begin = 0
         for piece in logits:
             rows = ids[begin : begin + len(piece)].copy()
