@@ -15,8 +15,9 @@ from flashmoe.bench.recorded import read_recorded
 from flashmoe.bench.replay import replay, replay_all
 from flashmoe.bench.trace_summary import summarize
 from flashmoe.bench.traces import Trace, read_trace, trace_of
-from flashmoe.errors import UsageError
+from flashmoe.errors import StorageError, UsageError
 from flashmoe.experts import trace_format as fmt
+from flashmoe.experts import tracing
 from flashmoe.experts.tracing import TraceFile, TraceRecorder
 from flashmoe.layers.state import Batch, Segment, SequenceState
 from flashmoe.layers.traced import scores_of
@@ -341,3 +342,29 @@ def test_a_summary_by_hand(tmp_path: Path) -> None:
     assert found.top[0] == (1, 1, pytest.approx(2 / 3))
     assert found.mass == pytest.approx(1 / 3)
     assert (found.hits, found.misses) == (5, 7)
+
+
+def test_a_disk_that_fills_up_within_a_pass_within_a_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waited of the outer one is lost: it fails as well, and the file stays whole."""
+    file = TraceFile(tmp_path / "trace", header())
+    recorder, logits = TraceRecorder(file, lambda: (4, 5, 6)), np.zeros((1, EXPERTS), np.float32)
+    ids = np.array([[0, 1]], dtype=np.int32)
+
+    def full(*arguments: Any) -> None:
+        raise StorageError("cannot write", where="disk")
+
+    with recorder.watch(batch_of([(0, 1)])):
+        recorder.note(1, ids, [logits])
+        with monkeypatch.context() as disk:
+            disk.setattr(tracing, "write_exactly", full)
+            with pytest.raises(StorageError), recorder.watch(batch_of([(5, 1)])):
+                recorder.note(1, ids, [logits])
+        with pytest.raises(StorageError, match="the beginning of this pass"):
+            recorder.note(3, ids, [logits])
+    with recorder.watch(batch_of([(6, 1)])):
+        recorder.note(1, ids, [logits])
+    recorder.close()
+    found = read_recorded(tmp_path / "trace")
+    assert ([*found.passes], found.cut_bytes, len(found.layers)) == ([2], 0, 1)
