@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import flashmoe
+from flashmoe.bench.recorded import read_recorded
 from flashmoe.checkpoint.directory import Checkpoint
+from flashmoe.errors import UsageError
 from flashmoe.models.registry import load_family
 from flashmoe.ops.reference import ReferenceOps
 from flashmoe.sizing import scratch_bytes
@@ -80,6 +82,20 @@ def test_a_prompt_that_was_kept_gives_the_same_bits(packed: Path) -> None:
         alone = run_all(scheduler_of(model, 2, None), [ask(IDS.tolist(), 4)])[0]
         assert again.cached == 128
         assert again.bits == alone.bits
+
+
+def test_recording_changes_no_bit(packed: Path, family: str, tmp_path: Path) -> None:
+    if family == "deepseek_v4":
+        with pytest.raises(UsageError, match="this family's routing cannot be recorded"):
+            flashmoe.load(packed, trace=tmp_path / "trace")
+        assert not (tmp_path / "trace").exists()
+        return
+    with flashmoe.load(packed) as plain, flashmoe.load(packed, trace=tmp_path / "trace") as traced:
+        assert_same_bits(transcript(traced, IDS.tolist(), 4), transcript(plain, IDS.tolist(), 4))
+    recorded = read_recorded(tmp_path / "trace")
+    layers = len(recorded.header.layers)
+    rows = sum(len(part.ids) for layer in recorded.layers for part in layer.rows)
+    assert rows == layers * (len(IDS) + 4)
 
 
 @pytest.mark.parametrize("name", ["gemma4_text", "deepseek_v32", "glm_moe_dsa", "deepseek_v4"])

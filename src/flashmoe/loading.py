@@ -207,7 +207,8 @@ def _trace(
     k, native = plan.config.num_experts_per_tok, plan.native_experts_per_token
     rules = dataclasses.replace(settings.rules, k=k if k < native else None)
     run = RunFacts(native, rules.lossy, settings.parallel)
-    trace = start_trace(Path(settings.trace), pack, engine.decoder.routers(), cache, run)
+    routers, clock = engine.decoder.routers(), engine.ops.clock
+    trace = start_trace(Path(settings.trace), pack, routers, cache, run, clock)
     engine.decoder, engine.watch = engine.decoder.with_trace(trace.note), trace.watch
     return trace
 

@@ -13,8 +13,8 @@ from flashmoe.layers.sandwich import SandwichMoe
 from flashmoe.ops.base import Floats, Ints, Ops, Residents
 from flashmoe.ops.parts import Routed, RouterWeights
 
-# Called with layer, ids [T, K] and the scores of all experts, [n, E] of up to 64 tokens at a time;
-# what it is given holds until it returns.
+# Called with layer, ids [T, K] and the logits of all experts, [n, E] of up to 64 tokens at a time;
+# an array holds until the next one is asked for.
 OnRouted = Callable[[int, Ints, Iterable[Floats]], None]
 
 _PIECE = 64
@@ -50,32 +50,27 @@ def told(routed: Routed, layer: int, router: RouterWeights, ops: Ops, trace: OnR
     """What the router said, after `trace` has heard it; its time is booked under "trace"."""
     start, ops.clock.phase = perf_counter(), "trace"
     before = ops.clock.seconds.get("trace", 0.0)
-    trace(layer, routed.ids, router_scores(routed.x, router, ops))
+    trace(layer, routed.ids, router_logits(routed.x, router, ops))
     reported = ops.clock.seconds.get("trace", 0.0) - before
     ops.clock.add(perf_counter() - start - reported)
     return routed
 
 
-def router_scores(x: Floats, router: RouterWeights, ops: Ops) -> Iterator[Floats]:
-    """x [T, H], normed -> scores of all experts [n, E], n up to 64: probabilities of a softmax
-    over them, or sigmoids.
-
-    From the bits of the router's own logits; `exp` is NumPy's, so that the last bit may differ from
-    that of the weights.
-    """
+def router_logits(x: Floats, router: RouterWeights, ops: Ops) -> Iterator[Floats]:
+    """x [T, H], normed -> what the router computes of it, to the bit: [n, E], n up to 64."""
     for begin in range(0, len(x), _PIECE):
         ops.begin_layer()  # what the router said is no scratch
         (logits,) = ops.linear(x[begin : begin + _PIECE], router.gate)
-        if router.bias is not None:
-            logits = logits + router.bias
-        yield _sigmoids(logits) if router.sigmoid is not None else _softmax(logits)
+        yield logits if router.bias is None else logits + router.bias
 
 
-def _softmax(logits: Floats) -> Floats:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
+def scores_of(logits: Floats, sigmoid: bool) -> Floats:
+    """logits [n, E] -> probabilities of a softmax over all experts, or sigmoids.
 
-
-def _sigmoids(logits: Floats) -> Floats:
+    `exp` is NumPy's: the last bit may differ from that of the weights that the router gives.
+    """
+    if not sigmoid:
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
     with np.errstate(over="ignore"):  # exp of a large number: the sigmoid is 0
         return np.asarray(1 / (1 + np.exp(-logits)), dtype=np.float32)

@@ -177,25 +177,26 @@ class Decoder:
         return dataclasses.replace(self, layers=tuple(layers))
 
     def with_trace(self, trace: OnRouted) -> Decoder:
-        """The same decoder; `trace` hears what each router says. Raises UsageError for a family
-        whose layers of experts cannot tell."""
+        """The same decoder; `trace` hears what each of `routers` says."""
 
         def traced(mlp: Mlp) -> Mlp:
-            if isinstance(mlp, DenseMlp):
-                return mlp
-            if type(mlp) is SparseMoe:
+            if isinstance(mlp, SparseMoe):
                 return TracedMoe(**vars(mlp), trace=trace)
-            if type(mlp) is SandwichMoe:
+            if isinstance(mlp, SandwichMoe):
                 return TracedSandwichMoe(**vars(mlp), trace=trace)
-            raise UsageError("this family's routing cannot be recorded", where="trace")
+            return mlp
 
         layers = [dataclasses.replace(layer, mlp=traced(layer.mlp)) for layer in self.layers]
         return dataclasses.replace(self, layers=tuple(layers))
 
     def routers(self) -> dict[int, RouterWeights]:
-        """The router of each layer with routed experts, by the layer's index."""
-        moes = (layer.mlp for layer in self.layers)
-        return {m.layer: m.router for m in moes if isinstance(m, SparseMoe | SandwichMoe)}
+        """The router of each layer with routed experts, by the layer's index. Raises UsageError for
+        a family whose experts are not chosen by the logits of a router alone."""
+        moes = [layer.mlp for layer in self.layers if not isinstance(layer.mlp, DenseMlp)]
+        plain = [moe for moe in moes if isinstance(moe, SparseMoe | SandwichMoe)]
+        if len(plain) < len(moes):
+            raise UsageError("this family's routing cannot be recorded", where="trace")
+        return {moe.layer: moe.router for moe in plain}
 
     def new_state(
         self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
