@@ -3,9 +3,10 @@
 
     python bench/concurrency_bound.py SKEW --slots 591 569 --streams 1 8 --disk 2.0
 
-SKEW: as for `flashmoe synth --skew` (a routing trace, or zipf:S). An expert that a token chooses with
-probability f is wanted by a pass over n tokens with 1 - (1 - f)^n. No cache that does not see the
-future reads less than one that always holds the experts with the largest of these: slots of them.
+SKEW: as for `flashmoe synth --skew` (a routing trace, or zipf:S). An expert that a token chooses
+with probability f is wanted by a pass over n tokens with 1 - (1 - f)^n. No cache that does not see
+the future reads less than one that always holds the experts with the largest of these: slots of
+them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def main() -> None:
         read = missed * options.record / streams
         print(
             f"{streams} streams: {wanted / options.layers:.1f} experts per layer, "
-            f"hits at most {1 - missed / wanted:.1%}, reads at least {read / 1e6:.0f} MB per token, "
+            f"hits at most {1 - missed / wanted:.1%}, at least {read / 1e6:.0f} MB per token, "
             f"at most {options.disk * 1e9 / read:.1f} tok/s"
         )
 
