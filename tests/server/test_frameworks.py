@@ -143,7 +143,7 @@ def _pydantic_model(url: str) -> Any:
     return OpenAIChatModel(NAME, provider=provider, settings={"temperature": 0.0})
 
 
-@pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA", "JSON"])
+@pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA"])
 def test_instructor(url: str, mode: str) -> None:
     instructor = pytest.importorskip("instructor")
     openai = pytest.importorskip("openai")
