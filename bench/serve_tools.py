@@ -119,7 +119,8 @@ def main() -> None:
         wrong += [n for n in figures.values() if n["calls"] != n.get("valid_json", 0)]
         if options.record:
             row = Measurement("serve_tools", figures, pack, options={"pack": pack.name}).row()
-            append(row | {"command": shlex.join(["python", *sys.argv])}, RESULTS)
+            command = ["python", sys.argv[0], options.cases.name, pack.name, "--record"]
+            append(row | {"command": shlex.join(command)}, RESULTS)
     if wrong:
         sys.exit(f"calls that are not valid: {wrong}")
 

@@ -134,6 +134,15 @@ def test_tables_and_results_keep_their_columns(width: int) -> None:
     assert "".join(line[2:] for line in lines).count("x") == 90
 
 
+@pytest.mark.parametrize(("width", "lines"), [(40, 2), (80, 1)])
+def test_a_remark_leaves_the_figures_whole(width: int, lines: int) -> None:
+    out = io.StringIO()
+    screen = Screen(Console(file=out, width=width), lambda question, text: None)
+    screen.end_answer(FIGURES, "cut at max_tokens or the context")
+    assert "3.5 tok/s" in out.getvalue()
+    assert len(out.getvalue().splitlines()) == lines
+
+
 def test_nobody_to_ask_is_a_refusal() -> None:
     screen = Screen(Console(file=io.StringIO()), lambda question, text: None)
     assert screen.allow("bash", "rm x") == ("no", "rm x")

@@ -132,7 +132,7 @@ def open_webui(folder: Path, url: str, connection: str) -> Iterator[httpx.Client
     program = os.environ.get("OPEN_WEBUI") or shutil.which("open-webui")
     if program is None:
         pytest.skip("OPEN WEBUI SKIPPED: it is not installed (make check-open-webui)")
-    command = [program, "serve", "--host", "127.0.0.1", "--port", "4031"]
+    command = [os.path.abspath(program), "serve", "--host", "127.0.0.1", "--port", "4031"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             command, env=_environment(folder, url, connection), cwd=folder, stdout=log, stderr=log

@@ -22,6 +22,8 @@ from flashmoe.text.printable import printable, visible
 # Seconds between two pictures of the part that still changes.
 _INTERVAL = 0.08
 _TOOL_LINES = 12
+# Columns that the first figure needs: "100.0 tok/s".
+_SPEED_WIDTH = 11
 
 Ask = Callable[[str, str], str | None]
 
@@ -85,8 +87,11 @@ class Screen:
         self._commit(self._open)
         self._open, self._thinking = "", False
         self._stop()
-        last = f"{remark} | " if remark else ""
-        self.note(last + footer(figures, max(1, self._console.width - 1 - len(last))))
+        last, width = f"{remark} | " if remark else "", self._console.width - 1
+        if width - len(last) < _SPEED_WIDTH:
+            self.note(remark)
+            last = ""
+        self.note(last + footer(figures, max(1, width - len(last))))
 
     def called(self, name: str, text: str) -> None:
         """See View."""
