@@ -18,7 +18,7 @@ from flashmoe.quant import Format
 
 # Up to here every token reads the weights anew (out of the L2 cache); beyond, tensor cores pay.
 FEW_TOKENS = 16
-UNIT_COLS = {"q4": 8, "mxfp4": 8, "q8": 4, "bf16": 2}
+UNIT_COLS = {"q2": 16, "q3": 16, "q4": 8, "mxfp4": 8, "q8": 4, "bf16": 2}
 _MATRICES_PER_LAUNCH = 4
 _PAIRS_FROM = 512
 _SHARED_TILE = {"BN": 128, "BK": 64}
