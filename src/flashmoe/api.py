@@ -48,7 +48,7 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
             or the name of a pulled model.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
             context_length, experts_per_token, isa, verify, prefetch, lock, device, vram,
-            parallel, prefix_ram, routing. What is not given comes from the environment
+            hybrid, parallel, prefix_ram, routing. What is not given comes from the environment
             (FLASHMOE_RAM, ...), else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
@@ -75,6 +75,13 @@ def _open(path: Path, settings: EngineSettings) -> LoadedModel:
         lacks = card_lacks(open_model(path).manifest)
         device, reason = settle_device(reason, settings.device, lacks)
     if device == "cpu":
+        if settings.hybrid:
+            raise UsageError(
+                "there is no card to share experts with",
+                where="hybrid",
+                got=f"device cpu ({reason})",
+                hint="Leave it out",
+            )
         loaded = load_model(path, settings)
     else:
         if settings.rules.changes_layers:
@@ -93,7 +100,8 @@ def _open(path: Path, settings: EngineSettings) -> LoadedModel:
         from flashmoe.cuda import load_on_card
 
         loaded = load_on_card(path, settings)
-    loaded.fixed_figures["device_reason"] = reason
+    hybrid = loaded.fixed_figures.get("hybrid")
+    loaded.fixed_figures["device_reason"] = f"{reason}; {hybrid}" if hybrid else reason
     loaded.engine.lossy = Stats(**loaded.fixed_figures).lossy
     return loaded
 

@@ -18,9 +18,12 @@ from flashmoe import _native
 from flashmoe.errors import MemoryBudgetError
 from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_limit
 from flashmoe.experts.cache import ExpertCache
-from flashmoe.experts.device import CopyQueue, DeviceExperts
+from flashmoe.experts.copies import CopyQueue
+from flashmoe.experts.device import DeviceExperts
+from flashmoe.experts.hybrid import HostShare
 from flashmoe.experts.mapped import MappedExperts, floor_device_slots, preload
 from flashmoe.experts.memory import Limit, read_system_memory
+from flashmoe.experts.staging import staging_slots
 from flashmoe.experts.stats import CacheStats
 from flashmoe.experts.tiers import DeviceSlots, device_budget
 from flashmoe.generate.graphed import GraphedEngine, warm_up
@@ -29,6 +32,7 @@ from flashmoe.loading import LoadedModel, load_weights, resident_memory, text_pa
 from flashmoe.models.decoder import Decoder
 from flashmoe.models.registry import load_family
 from flashmoe.ops.base import Ops
+from flashmoe.ops.cpu import CpuOps
 from flashmoe.ops.cuda import memory
 from flashmoe.ops.cuda.backend import CudaOps
 from flashmoe.ops.cuda.rotary import DeviceRotary
@@ -44,6 +48,8 @@ from flashmoe.store.model import StoredModel, open_model
 CHUNKS = (4096, 2048, 1024, 512, 256, 128, 64)
 # Pinned slots through which the experts pass on their way in when all of them stay on the card.
 _STAGING_SLOTS = 64
+# Copies by which the bus is measured.
+_COPIES = 32
 # What the process takes beyond what is resident when the slots in RAM are counted.
 _HOST_RESERVE = 256 << 20
 _INTERPRETED_VRAM = 16 << 30
@@ -96,6 +102,8 @@ class CardExperts:
             hits=tiers.device_hits + tiers.ram_hits,
             misses=tiers.disk_misses,
             bytes_read=self.ram.stats.bytes_read,
+            prefetched=self.ram.stats.prefetched,
+            prefetch_wasted=self.ram.stats.prefetch_wasted,
             wait_seconds=self.ram.stats.wait_seconds,
         )
 
@@ -270,6 +278,7 @@ def _open_tiers(
         ),
     )
     everything = plan.budget.slots >= total
+    k = plan.facts.config.num_experts_per_tok
     slots = min(_STAGING_SLOTS, total) if everything else _ram_slots(pack, plan, settings)
     threads = settings.threads or default_threads()
     pinned = memory.PinnedArena(slots * layout.record_bytes, threads, ops.device)
@@ -278,13 +287,22 @@ def _open_tiers(
         pinned,
         _native.Reader(settings.readers),
         slot_bytes=layout.record_bytes,
+        staging=_staging(slots, total, k, settings) if not everything else 0,
         verify=settings.verify,
     )
-    least = floor_device_slots(layout.num_experts, plan.facts.config.num_experts_per_tok)
-    if slots >= total and plan.budget.slots >= least and not everything:
+    copies = CopyQueue(pinned.bytes(), pinned.address, arena)
+    host = None
+    if settings.hybrid and not everything:
+        host = HostShare(layout, len(layers), k, ops.device, CpuOps(threads, settings.isa))
+        records = range(pinned.address, pinned.address + pinned.nbytes, layout.record_bytes)
+        host.measure(copies.seconds_per_record(_COPIES), records)
+    if host is not None and not host.rates.on_host(k):
+        host = None  # the bus alone is faster
+    least = floor_device_slots(layout.num_experts, k)
+    if slots >= total and plan.budget.slots >= least and not everything and host is None:
         preload(ram, pinned.address, layers, layout.num_experts, layout.record_bytes)
         mapped = MappedExperts(
-            arena, layers, layout.num_experts, pinned, ops.routed, plan.budget.slots
+            arena, layers, layout.num_experts, pinned, ops.routed, plan.budget.slots, ops.clock
         )
         return CardExperts(mapped, ram)
     experts = DeviceExperts(
@@ -292,14 +310,35 @@ def _open_tiers(
         layers=layers,
         num_experts=layout.num_experts,
         ram=ram,
-        copies=CopyQueue(pinned.bytes(), pinned.address, arena),
+        copies=copies,
         routed=ops.routed,
         slots=DeviceSlots(plan.budget.slots),
+        host=host,
     )
     store = CardExperts(experts, ram)
     if everything:
         experts.fill()
     return store
+
+
+def _staging(slots: int, total: int, k: int, settings: EngineSettings) -> int:
+    """Slots in RAM for reads on a guess: all of one layer and the next, as on the CPU."""
+    return 0 if settings.prefetch == "off" else staging_slots(slots, total, k, keep=True)
+
+
+def _hybrid(store: CardExperts, settings: EngineSettings, k: int) -> str:
+    """What became of --hybrid, in words; empty if it was not asked for."""
+    if not settings.hybrid:
+        return ""
+    host = None if isinstance(store.experts, MappedExperts) else store.experts.host
+    if host is None:
+        reason = "every expert is on the card" if store.resident else "the bus alone is faster"
+        return f"hybrid has no effect: {reason}"
+    return (
+        f"hybrid: the CPU computes up to {host.rates.on_host(k)} of {k} experts out of RAM"
+        f" ({host.rates.compute * 1e6:.0f} us each, {host.rates.copy * 1e6:.0f} us to copy one):"
+        " results differ by rounding, and from run to run"
+    )
 
 
 def _ram_slots(pack: StoredModel, plan: CardPlan, settings: EngineSettings) -> int:
@@ -330,6 +369,7 @@ def _fixed_figures(
         "experts_per_token": plan.facts.config.num_experts_per_tok,
         "native_experts_per_token": plan.facts.native_experts_per_token,
         "isa": "cuda",
+        "hybrid": _hybrid(store, settings, plan.facts.config.num_experts_per_tok),
         "threads": settings.threads or default_threads(),
         "device": "cuda",
         "device_slots": plan.budget.slots,

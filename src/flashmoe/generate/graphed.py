@@ -8,6 +8,7 @@ read from device memory.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -25,12 +26,14 @@ from flashmoe.models.decoder import Decoder, OnLayer
 from flashmoe.ops.base import Floats
 from flashmoe.ops.cuda import memory
 from flashmoe.ops.cuda.backend import CudaOps
-from flashmoe.ops.cuda.clock import Mark, durations
+from flashmoe.ops.cuda.clock import CARD, COPIES, PLANNING, Mark, durations, split_waits
 from flashmoe.ops.cuda.handles import Normed
 from flashmoe.sizes import format_size
 
-# One decode step in so many is timed phase by phase.
+# One decode step in so many is timed phase by phase; of those in pieces, which differ more from one
+# to the next and cost less to time.
 _TIMED_STEPS = 32
+_TIMED_PIECES = 8
 LayerStates = list[LayerState]
 CardRouted = DeviceExperts | MappedExperts
 
@@ -61,25 +64,50 @@ class DeviceBatch(Batch):
         """The host counts."""
 
 
+@dataclass
+class Handoff:
+    """What a captured step tells the host of each layer, in pinned memory: routed ids and those of
+    a guess int32 [layers, K], a guess for which layer (if any)."""
+
+    ids: torch.Tensor
+    ahead: torch.Tensor
+    following: list[int | None]
+
+    @staticmethod
+    def room(layers: int, k: int) -> Handoff:
+        """For so many layers and experts per token."""
+        ids, ahead = (torch.zeros((layers, k), dtype=torch.int32, pin_memory=True) for _ in "ab")
+        return Handoff(ids, ahead, [None] * layers)
+
+
 class Cuts:
     """Routed experts that end the graph at every point where the host has to act.
 
-    Graph 2 i ends with the ids of layer i on their way to the host; graph 2 i + 1 computes what is
-    on the card already.
+    Graph 2 i ends with the ids of layer i (and a guess at those of the next) on their way to the
+    host; graph 2 i + 1 computes what is on the card already. Where the CPU takes a share, graph
+    2 i ends later, with what it needs.
     """
 
     residents = None
-    wants_ahead = False
 
-    def __init__(self, experts: DeviceExperts, recorder: Recorder, ids: torch.Tensor) -> None:
-        self._experts, self._recorder, self._ids = experts, recorder, ids
+    def __init__(self, experts: DeviceExperts, recorder: Recorder, told: Handoff) -> None:
+        self._experts, self._recorder, self._told = experts, recorder, told
         self._layer = 0
+        self.wants_ahead = experts.guesses
 
-    def begin(self, layer: int, ids: torch.Tensor, ahead: None = None) -> DeviceTicket:
+    def begin(
+        self, layer: int, ids: torch.Tensor, ahead: tuple[int, torch.Tensor] | None = None
+    ) -> DeviceTicket:
         """The ids leave the card; cut."""
-        self._ids[self._layer].copy_(ids[0], non_blocking=True)
+        told, row = self._told, self._layer
+        told.ids[row].copy_(ids[0], non_blocking=True)
+        if ahead is not None:
+            self._experts.routed.rejoin()
+            told.following[row] = ahead[0]
+            told.ahead[row].copy_(ahead[1][0], non_blocking=True)
         self._layer += 1
-        self._recorder.cut()
+        if self._experts.host is None:
+            self._recorder.cut()
         return DeviceTicket(layer, ids)
 
     def finish(
@@ -87,10 +115,14 @@ class Cuts:
         out: torch.Tensor,
     ) -> None:  # fmt: skip
         """What is there; cut; the rest."""
-        layer, ids = ticket.layer, ticket.ids
-        hidden = self._experts.compute_hits(layer, x, ids)
+        layer, ids, experts = ticket.layer, ticket.ids, self._experts
+        if experts.host is not None:
+            experts.hand_over(layer, x, weights)
+            self._recorder.cut()
+        experts.fetch_table(layer)
+        hidden = experts.compute_hits(layer, x, ids)
         self._recorder.cut()
-        self._experts.compute_rest(layer, x, ids, weights, hidden, out)
+        experts.compute_rest(layer, x, ids, weights, hidden, out, shared=True)
 
 
 class Recorder:
@@ -149,9 +181,9 @@ class DecodeGraphs:
         self._given_values = self._given.numpy()
         self._inputs = torch.zeros(2, dtype=torch.int32, device=ops.device)
         rows = len(experts.layers)
-        self._ids = torch.zeros((rows, k), dtype=torch.int32, pin_memory=True)
+        self._told = Handoff.room(rows, k)
         # Read as NumPy: items of a tensor cost a microsecond each.
-        self._host_ids = self._ids.numpy()
+        self._host_ids, self._host_ahead = self._told.ids.numpy(), self._told.ahead.numpy()
         self._plain = self._timed = self._capture(decoder, states)
         if experts.static:
             with ops.clock.marked() as marks:
@@ -166,7 +198,7 @@ class DecodeGraphs:
         with recorder:
             routed: Any = experts
             if isinstance(experts, DeviceExperts) and not experts.static:
-                routed = Cuts(experts, recorder, self._ids)
+                routed = Cuts(experts, recorder, self._told)
             logits = self._forward(decoder, routed, states)
             total = logits.sum()
             self._ops.clock.phase = "other"
@@ -191,7 +223,7 @@ class DecodeGraphs:
         self._given_values[:] = id, position
         self._inputs.copy_(self._given, non_blocking=True)
         if isinstance(self._experts, DeviceExperts) and not self._experts.static:
-            self._run_in_pieces(self._experts)
+            self._run_pieces(self._experts)
         else:
             step.graphs[0].replay()
         self._answer.copy_(step.logits, non_blocking=True)
@@ -211,15 +243,53 @@ class DecodeGraphs:
         scale = min(1.0, seconds / known)
         return {name: value * scale for name, value in self._phases.items()}
 
-    def _run_in_pieces(self, experts: DeviceExperts) -> None:
+    def _run_pieces(self, experts: DeviceExperts) -> None:
+        if self._steps % _TIMED_PIECES:
+            self._run_in_pieces(experts, _no_mark)
+            return
+        self._ops.clock.take()
+        waited, shared = _host_seconds(experts)
+        self._run_in_pieces(experts, self._mark)
+        disk, host = _host_seconds(experts)
+        self._phases = split_waits(self._ops.clock.take(), disk - waited, host - shared)
+
+    def _mark(self, phase: str) -> None:
+        self._ops.clock.phase = phase
+
+    def _run_in_pieces(self, experts: DeviceExperts, mark: Callable[[str], None]) -> None:
+        """mark: told what the card does, or waits for, from now on."""
         stream, graphs = torch.cuda.current_stream(), self._plain.graphs
         for row, layer in enumerate(experts.layers):
+            mark(CARD)
             graphs[2 * row].replay()
             stream.synchronize()
-            placement = experts.decide(layer, self._host_ids[row].tolist())
+            mark(PLANNING)
+            ids = self._host_ids[row].tolist()
+            placement = experts.decide(layer, ids, alone=True)
+            experts.stage(layer, placement)
+            mark(CARD)
             graphs[2 * row + 1].replay()
-            experts.send(layer, placement)
+            mark(COPIES if placement.loads or placement.host else PLANNING)
+            experts.send(layer, placement, guess=self._guess(experts, row), ids=ids)
+        mark(CARD)
         graphs[-1].replay()
+
+    def _guess(self, experts: DeviceExperts, row: int) -> tuple[int, list[int]] | None:
+        following = self._told.following[row]
+        if following is None:
+            return None
+        return experts.missing(following, self._host_ahead[row].tolist())
+
+
+def _no_mark(phase: str) -> None:
+    pass
+
+
+def _host_seconds(experts: DeviceExperts) -> tuple[float, float]:
+    """In which the host has waited for the disk, and computed experts."""
+    assert experts.ram is not None
+    shared = 0.0 if experts.host is None else experts.host.seconds
+    return experts.ram.stats.wait_seconds, shared
 
 
 @dataclass

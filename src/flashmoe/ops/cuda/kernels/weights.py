@@ -170,7 +170,7 @@ def code(words, n: tl.constexpr, FORMAT: tl.constexpr):
 
 @triton.jit
 def _four(words, n: tl.constexpr, FORMAT: tl.constexpr):
-    """Values n to n + 3 of units of 16 -> [..., 2, 2], of the columns n // 4 + 4 i in order of i."""
+    """Values n to n + 3 of units of 16 -> [..., 2, 2]: of every fourth column, in order."""
     even = tl.join(code(words, n, FORMAT), code(words, n + 2, FORMAT))
     odd = tl.join(code(words, n + 1, FORMAT), code(words, n + 3, FORMAT))
     return tl.join(even, odd)
