@@ -90,7 +90,7 @@ class DeviceExperts:
 
     @property
     def wants_ahead(self) -> bool:
-        """Captured steps guess by themselves (generate/graphed.py); this is for the interpreter."""
+        """For the interpreter: captured steps guess by themselves (generate/captured.py)."""
         return self.guesses and self.arena.words.device.type == "cpu"
 
     @property
