@@ -48,6 +48,9 @@ from flashmoe.store.model import StoredModel, open_model
 CHUNKS = (4096, 2048, 1024, 512, 256, 128, 64)
 # Pinned slots through which the experts pass on their way in when all of them stay on the card.
 _STAGING_SLOTS = 64
+# Seconds per layer by which a step is slower where the host plans instead of the card, measured on
+# an H200 (docs/cuda.md): what the CPU has to save before it may take a share.
+_HOST_PLANNING = 3e-4
 # Copies by which the bus is measured.
 _COPIES = 32
 # What the process takes beyond what is resident when the slots in RAM are counted.
@@ -291,15 +294,16 @@ def _open_tiers(
         verify=settings.verify,
     )
     copies = CopyQueue(pinned.bytes(), pinned.address, arena)
+    least = floor_device_slots(layout.num_experts, k)
+    by_card = slots >= total and plan.budget.slots >= least  # the card can plan by itself
     host = None
     if settings.hybrid and not everything:
         host = HostShare(layout, len(layers), k, ops.device, CpuOps(threads, settings.isa))
         records = range(pinned.address, pinned.address + pinned.nbytes, layout.record_bytes)
         host.measure(copies.seconds_per_record(_COPIES), records)
-    if host is not None and not host.rates.on_host(k):
-        host = None  # the bus alone is faster
-    least = floor_device_slots(layout.num_experts, k)
-    if slots >= total and plan.budget.slots >= least and not everything and host is None:
+        if host.rates.saves(k) <= (_HOST_PLANNING if by_card else 0.0):
+            host = None  # without it, it is faster
+    if by_card and not everything and host is None:
         preload(ram, pinned.address, layers, layout.num_experts, layout.record_bytes)
         mapped = MappedExperts(
             arena, layers, layout.num_experts, pinned, ops.routed, plan.budget.slots, ops.clock
@@ -322,8 +326,8 @@ def _open_tiers(
 
 
 def _staging(slots: int, total: int, k: int, settings: EngineSettings) -> int:
-    """Slots in RAM for reads on a guess: all of one layer and the next, as on the CPU."""
-    return 0 if settings.prefetch == "off" else staging_slots(slots, total, k, keep=True)
+    """Slots in RAM for reads on a guess; "auto" is off: on a card it was not seen to pay yet."""
+    return staging_slots(slots, total, k, keep=True) if settings.prefetch == "on" else 0
 
 
 def _hybrid(store: CardExperts, settings: EngineSettings, k: int) -> str:
@@ -332,7 +336,7 @@ def _hybrid(store: CardExperts, settings: EngineSettings, k: int) -> str:
         return ""
     host = None if isinstance(store.experts, MappedExperts) else store.experts.host
     if host is None:
-        reason = "every expert is on the card" if store.resident else "the bus alone is faster"
+        reason = "every expert is on the card" if store.resident else "the card alone is faster"
         return f"hybrid has no effect: {reason}"
     return (
         f"hybrid: the CPU computes up to {host.rates.on_host(k)} of {k} experts out of RAM"

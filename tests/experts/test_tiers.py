@@ -81,7 +81,9 @@ def test_the_cpu_takes_what_makes_both_end_soonest() -> None:
 def test_a_share_of_the_cpu_is_never_slower_than_the_bus_alone(
     copy: float, compute: float, call: float, count: int
 ) -> None:
-    share = HostRates(copy, compute, call).on_host(count)
+    rates = HostRates(copy, compute, call)
+    share = rates.on_host(count)
     assert 0 <= share <= count
+    assert (rates.saves(count) > 0) == (share > 0)
     if share:
         assert call + share * compute < count * copy

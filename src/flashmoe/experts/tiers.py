@@ -117,11 +117,15 @@ class HostRates:
         """Of `count` experts in RAM, how many the CPU takes so that it and the bus together are
         done soonest; the fewest where several are as good."""
 
-        def seconds(share: int) -> float:
-            call = self.call if share else 0.0
-            return max((count - share) * self.copy, call + share * self.compute)
+        return min(range(count + 1), key=lambda share: self._seconds(count, share))
 
-        return min(range(count + 1), key=seconds)
+    def saves(self, count: int) -> float:
+        """Seconds by which the CPU's share of `count` experts makes them sooner done."""
+        return self._seconds(count, 0) - self._seconds(count, self.on_host(count))
+
+    def _seconds(self, count: int, share: int) -> float:
+        call = self.call if share else 0.0
+        return max((count - share) * self.copy, call + share * self.compute)
 
 
 def waves(experts: Sequence[int], resident: frozenset[int], slots: int) -> Iterator[Sequence[int]]:
