@@ -7,7 +7,7 @@ PROMPT ?= What is the capital of Italy?
 ORACLE ?= ,oracle
 SOURCES := $(shell find native src -name '*.cpp' -o -name '*.h' -o -name '*.py') CMakeLists.txt
 
-.PHONY: demo check check-cuda check-cuda-interpreted check-neon test lint stubs models-doc format clean
+.PHONY: demo check check-cuda check-cuda-interpreted check-neon check-open-webui test lint stubs models-doc format clean
 
 demo: .stamp/demo
 	$(BIN)/flashmoe run "$(PROMPT)"
@@ -34,6 +34,11 @@ lint: .stamp/dev
 # The NEON kernels, on any Debian machine: cross-built and run under qemu-user.
 check-neon:
 	tools/check-neon
+
+# Open WebUI itself before the server, in an environment of its own (about 3 GB).
+check-open-webui: .stamp/dev .stamp/open-webui
+	FLASHMOE_SLOW=1 OPEN_WEBUI=$(VENV)-open-webui/bin/open-webui \
+	  $(BIN)/python -m pytest -q tests/server/test_open_webui.py
 
 # After a change of native/bind: what Python sees of it, for mypy and readers.
 stubs: .stamp/dev
@@ -62,9 +67,14 @@ format: .stamp/dev
 	$(BIN)/python -m pip install --quiet '.[cuda]' --editable '.[dev,serve]'
 	@touch $@
 
+.stamp/open-webui: .stamp/venv
+	$(PYTHON) -m venv $(VENV)-open-webui
+	$(VENV)-open-webui/bin/python -m pip install --quiet open-webui
+	@touch $@
+
 .stamp/dev: .stamp/venv pyproject.toml $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,serve$(ORACLE)]'
 	@rm -f .stamp/demo && touch $@
 
 clean:
-	rm -rf $(VENV) .stamp build
+	rm -rf $(VENV) $(VENV)-open-webui .stamp build

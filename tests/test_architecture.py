@@ -44,7 +44,7 @@ ORDER = """
     checkpoint text
     quant
     library
-    _native demo files settings sizes stats strict_json
+    _native demo files pages settings sizes stats strict_json
     routing
     errors
 """

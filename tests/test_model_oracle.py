@@ -82,7 +82,7 @@ def test_a_prompt_that_was_kept_gives_the_same_bits(packed: Path) -> None:
         assert again.bits == alone.bits
 
 
-@pytest.mark.parametrize("name", ["gemma4_text", "deepseek_v32", "glm_moe_dsa"])
+@pytest.mark.parametrize("name", ["gemma4_text", "deepseek_v32", "glm_moe_dsa", "deepseek_v4"])
 def test_the_numpy_backend_agrees(name: str, tmp_path: Path) -> None:
     """Of families whose layers are composed of primitives in layers/, beyond index_topk keys."""
     source = oracle.save(oracle.tiny_model(name), tmp_path / "source", fused=True)
@@ -99,7 +99,7 @@ def test_scratch_and_state_stay_within_their_estimates(packed: Path) -> None:
         model.logits(IDS)
         specs = load_family(model.family).weights(model.config)
         engine: Any = model.session().engine
-        hidden = 4 * len(IDS) * model.config.hidden_size  # the residual is not from the scratch
+        hidden = 4 * len(IDS) * engine.decoder.width  # the residual is not from the scratch
         assert engine.ops.scratch_bytes + hidden <= scratch_bytes(model.config, specs, len(IDS))
         assert model.stats.kv_bytes == sum(
             array.nbytes for layer in engine.new_state().layers for array in kept_arrays(layer)
@@ -107,6 +107,8 @@ def test_scratch_and_state_stay_within_their_estimates(packed: Path) -> None:
 
 
 def kept_arrays(layer: Any) -> list[np.ndarray]:
+    if hasattr(layer, "arrays"):
+        return list(layer.arrays)
     names = ("k", "v", "rows", "index_keys", "conv", "s")
     return [getattr(layer, name) for name in names if hasattr(layer, name)]
 

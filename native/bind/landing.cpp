@@ -34,6 +34,7 @@ Value named(const std::pair<const char*, Value> (&all)[kCount], const char* fiel
 constexpr std::pair<const char*, Turn> kTurns[] = {
     {"copy", Turn::kCopy}, {"deal", Turn::kDeal},   {"widen", Turn::kWiden},
     {"flip", Turn::kFlip}, {"bias4", Turn::kBias4}, {"bias8", Turn::kBias8},
+    {"ggml", Turn::kGgml},
 };
 constexpr std::pair<const char*, Finite> kFinite[] = {
     {"any", Finite::kAny}, {"bf16", Finite::kBf16}, {"f16", Finite::kF16},

@@ -93,6 +93,7 @@ Activation activation_named(const char* op, const std::string& name) {
     static const std::map<std::string, Activation> known = {
         {"swiglu", Activation::swiglu},
         {"swiglu_clamped", Activation::swiglu_clamped},
+        {"swiglu_limited", Activation::swiglu_limited},
         {"geglu_tanh", Activation::geglu_tanh},
     };
     const auto found = known.find(name);

@@ -138,6 +138,23 @@ uint32_t whole_units(const Move& move, const uint8_t* rows, uint8_t* target) {
     return 0;
 }
 
+constexpr size_t kGgmlBytes = 17;  // of a row's group: the scale, codes of columns j and 16 + j
+
+uint32_t ggml_mxfp4(const Move& move, const uint8_t* rows, uint8_t* target) {
+    const size_t row_bytes = move.row_bytes;
+    for (size_t r = 0; r < kRows; ++r) {
+        const uint8_t* group = rows + r * row_bytes;
+        target[4 * kRows * sizeof(uint32_t) + r] = group[0];
+        for (size_t u = 0; u < 4; ++u) {  // columns 8 u to 8 u + 7
+            const auto both = load<uint64_t>(group + 1 + u % 2 * 8) >> u / 2 * 4;
+            const uint64_t codes = both & 0x0F0F0F0F0F0F0F0Fu;
+            const auto unit = static_cast<uint32_t>(codes | codes >> 32 << 4);
+            std::memcpy(target + (u * kRows + r) * sizeof unit, &unit, sizeof unit);
+        }
+    }
+    return 0;
+}
+
 using Step = uint32_t (*)(const Move&, const uint8_t*, uint8_t*);
 
 template <bool kApart>
@@ -176,6 +193,8 @@ Step step_of(const Move& move) {
             return f16 ? each<Bias<F16, 7>, kApart> : each<Bias<Bf16, 7>, kApart>;
         case Turn::kWiden:
             return widen;
+        case Turn::kGgml:
+            return ggml_mxfp4;
         default:
             return checked_step<kApart>(move);
     }
@@ -199,6 +218,11 @@ size_t group_span(const Move& move) {
 
 void check_items(const Move& move) {
     const size_t item = item_bytes(move);
+    if (move.turn == Turn::kGgml) {
+        const bool good = move.unit == kGgmlBytes && move.run == kGgmlBytes;
+        expect(good && move.apart == kGgmlBytes, "ggml: expected groups of 17 bytes");
+        return;
+    }
     const bool bias = move.turn == Turn::kBias4 || move.turn == Turn::kBias8;
     expect(!bias || item == 2, "bias: expected scales of bf16 or f16");
     expect(move.unit % item == 0, "unit: expected whole items");

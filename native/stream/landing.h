@@ -16,6 +16,7 @@ enum class Turn {
     kFlip,   // bytes with their highest bit flipped: int8 -> uint8 about 128
     kBias4,  // a scale -> -8 times it, the bias of codes of 4 bits about 8
     kBias8,  // a scale -> -128 times it
+    kGgml,   // a group of MXFP4 of GGUF: a scale, 16 bytes of codes j and 16 + j -> the stored form
 };
 
 // What the items of a move are where some of their values are errors.

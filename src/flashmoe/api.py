@@ -17,17 +17,17 @@ from flashmoe.demo import demo_model_path
 from flashmoe.errors import PackError, UsageError
 from flashmoe.experts.memory import peak_resident
 from flashmoe.experts.recorded import OnExperts, RecordedExperts
-from flashmoe.generate.engine import Engine, PhaseTimes, Session
+from flashmoe.generate.engine import Engine, PhaseTimes, Prefixes, Session
 from flashmoe.generate.loop import Piece, Progress
 from flashmoe.generate.loop import generate as run_loop
 from flashmoe.generate.prefix import PrefixCache, root_of
 from flashmoe.generate.prefix_files import PrefixFiles
 from flashmoe.generate.prompt import prompt_ids
 from flashmoe.generate.sampling import SamplingOptions
-from flashmoe.generate.scheduler import Prefixes, Scheduler
+from flashmoe.generate.scheduler import Scheduler
 from flashmoe.library import find_model
 from flashmoe.loading import TOKENIZER, LoadedModel, TextParts, load_model
-from flashmoe.ops.devices import pick_device, settle_device
+from flashmoe.ops.devices import DeviceName, pick_device, settle_device
 from flashmoe.planning import card_lacks
 from flashmoe.settings import EngineSettings, environment
 from flashmoe.stats import Stats
@@ -48,8 +48,8 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
             or the name of a pulled model.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
             context_length, experts_per_token, isa, verify, prefetch, lock, device, vram,
-            hybrid, parallel, prefix_ram, routing. What is not given comes from the environment
-            (FLASHMOE_RAM, ...), else is chosen for the machine.
+            hybrid, parallel, prefix_ram, routing, trace. What is not given comes from the
+            environment (FLASHMOE_RAM, ...), else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
     (the limit is below the floor; the message shows the sum), StorageError (the system),
@@ -69,11 +69,23 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
     return Model(_open(find_model(path) if path is not None else demo_model_path(), chosen))
 
 
+def device_for(path: str | Path | None, wanted: str = "auto") -> tuple[DeviceName, str]:
+    """Where `load` would run a model, "cpu" or "cuda", and why. path: as for `load`.
+
+    wanted: auto, cpu or cuda. Raises UsageError for another name, or where cuda cannot be had.
+    """
+    return _settled(find_model(path) if path is not None else demo_model_path(), wanted)
+
+
+def _settled(path: Path, wanted: str) -> tuple[DeviceName, str]:
+    device, reason = pick_device(wanted)
+    if device == "cpu":
+        return device, reason
+    return settle_device(reason, wanted, card_lacks(open_model(path).manifest))
+
+
 def _open(path: Path, settings: EngineSettings) -> LoadedModel:
-    device, reason = pick_device(settings.device)
-    if device != "cpu":
-        lacks = card_lacks(open_model(path).manifest)
-        device, reason = settle_device(reason, settings.device, lacks)
+    device, reason = _settled(path, settings.device)
     if device == "cpu":
         if settings.hybrid:
             raise UsageError(
@@ -89,6 +101,12 @@ def _open(path: Path, settings: EngineSettings) -> LoadedModel:
                 "a card has no such rules",
                 where="routing",
                 hint="Use --device cpu, or leave it out",
+            )
+        if settings.trace is not None:
+            raise UsageError(
+                "a card records no routing",
+                where="trace",
+                hint="Use --device cpu",
             )
         if settings.parallel > 1 or settings.prefix_ram:
             raise UsageError(

@@ -6,7 +6,7 @@ Imported only where a GPU is used: this is what brings in torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,37 +15,40 @@ from typing import Any, cast
 import torch
 
 from flashmoe import _native
-from flashmoe.errors import MemoryBudgetError
-from flashmoe.experts.budget import Budget, ExpertSizes, make_budget, memory_limit
+from flashmoe.experts.budget import Budget
 from flashmoe.experts.cache import ExpertCache
 from flashmoe.experts.copies import CopyQueue
 from flashmoe.experts.device import DeviceExperts
 from flashmoe.experts.hybrid import HostShare
-from flashmoe.experts.mapped import MappedExperts, floor_device_slots, preload
+from flashmoe.experts.mapped import MappedExperts, preload
 from flashmoe.experts.memory import Limit, read_system_memory
 from flashmoe.experts.staging import staging_slots
 from flashmoe.experts.stats import CacheStats
-from flashmoe.experts.tiers import DeviceSlots, device_budget
+from flashmoe.experts.tiers import DeviceSlots
 from flashmoe.generate.graphed import GraphedEngine, warm_up
 from flashmoe.layers.rope import RotaryTable
 from flashmoe.loading import LoadedModel, load_weights, resident_memory, text_parts
 from flashmoe.models.decoder import Decoder
 from flashmoe.models.registry import load_family
 from flashmoe.ops.base import Ops
+from flashmoe.ops.card_sizes import floor_device_slots, workspace_bytes
 from flashmoe.ops.cpu import CpuOps
 from flashmoe.ops.cuda import memory
 from flashmoe.ops.cuda.backend import CudaOps
 from flashmoe.ops.cuda.rotary import DeviceRotary
-from flashmoe.ops.cuda.routed import ExpertArena, workspace_bytes
+from flashmoe.ops.cuda.routed import ExpertArena
 from flashmoe.ops.threads import default_threads
-from flashmoe.planning import ModelFacts, read_facts
+from flashmoe.planning import (
+    ModelFacts,
+    card_budget,
+    card_weight_bytes,
+    pinned_slots,
+    read_facts,
+)
 from flashmoe.settings import EngineSettings
 from flashmoe.sizes import parse_size
-from flashmoe.sizing import device_workspace_bytes, floor_slots
 from flashmoe.store.model import StoredModel, open_model
 
-# Tokens per prefill chunk where the card has room: weights are dequantised once per chunk.
-CHUNKS = (4096, 2048, 1024, 512, 256, 128, 64)
 # Pinned slots through which the experts pass on their way in when all of them stay on the card.
 _STAGING_SLOTS = 64
 # Seconds per layer by which a step is slower where the host plans instead of the card, measured on
@@ -56,8 +59,6 @@ _COPIES = 32
 # What the process takes beyond what is resident when the slots in RAM are counted.
 _HOST_RESERVE = 256 << 20
 _INTERPRETED_VRAM = 16 << 30
-# Tensors of the captured steps of one sequence, which torch keeps apart in blocks of 2 and 20 MB.
-_CAPTURED_BYTES = 96 << 20
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _load(path: Path, settings: EngineSettings, device: torch.device | None) -> 
         memory.cap_tensors(device, plan.budget.limit.nbytes - memory.CONTEXT_BYTES)
     card = CudaOps(device)
     ops = cast(Ops, card)  # all that layers use; experts are DeviceExperts' business
-    card.take_weights(_weight_bytes(pack, plan.facts))
+    card.take_weights(card_weight_bytes(pack, plan.facts))
     arena = resident_memory(pack)
     weights = load_weights(pack, ops, arena)
     del arena  # the weights are copied by now
@@ -210,47 +211,8 @@ def make_card_plan(
     pack: StoredModel, facts: ModelFacts, settings: EngineSettings, device: torch.device
 ) -> CardPlan:
     """Decide what goes on the card; raises MemoryBudgetError, with the sum, below the floor."""
-    layout = pack.manifest.experts
-    total = len(pack.manifest.layers) * layout.num_experts
-    sizes = ExpertSizes(layout.record_bytes, total, facts.config.num_experts_per_tok)
-    limit = _limit(settings.vram, device)
-
-    def budget(chunk: int) -> Budget:
-        workspace = device_workspace_bytes(
-            facts.config, facts.specs, chunk, workspace_bytes(layout, layout.num_experts)
-        )
-        parts = {
-            "CUDA context, kernels, graphs": memory.CONTEXT_BYTES,
-            "resident weights": _weight_bytes(pack, facts),
-            f"state of {facts.context_length} tokens": facts.state_bytes,
-            "captured decode steps": _CAPTURED_BYTES,
-            f"workspace of {chunk}-token chunks": workspace,
-        }
-        return device_budget(limit, parts, sizes)
-
-    chunk, fitting = _largest_chunk([c for c in CHUNKS if _useful(c, facts)], budget)
+    chunk, fitting = card_budget(pack, facts, _limit(settings.vram, device))
     return CardPlan(facts, chunk, fitting)
-
-
-def _weight_bytes(pack: StoredModel, facts: ModelFacts) -> int:
-    """What the resident weights take on the card."""
-    tensors = len(facts.specs.matrices) + len(facts.specs.vectors)
-    return memory.WeightArena.room(pack.resident_bytes, tensors)
-
-
-def _largest_chunk(chunks: Sequence[int], budget: Callable[[int], Budget]) -> tuple[int, Budget]:
-    """The first of the chunks, falling, whose sum fits; what the last one raises if none does."""
-    for chunk in chunks[:-1]:
-        try:
-            return chunk, budget(chunk)
-        except MemoryBudgetError:
-            continue  # a smaller chunk needs less workspace
-    return chunks[-1], budget(chunks[-1])
-
-
-def _useful(chunk: int, facts: ModelFacts) -> bool:
-    """Whether a chunk is no longer than the context needs."""
-    return chunk == CHUNKS[-1] or chunk < 2 * facts.context_length
 
 
 def _limit(vram: int | str | None, device: torch.device) -> Limit:
@@ -347,18 +309,8 @@ def _hybrid(store: CardExperts, settings: EngineSettings, k: int) -> str:
 
 def _ram_slots(pack: StoredModel, plan: CardPlan, settings: EngineSettings) -> int:
     """Pinned slots in RAM: what --ram leaves beside the process."""
-    layout = pack.manifest.experts
-    sizes = ExpertSizes(
-        slot_bytes=layout.record_bytes,
-        total=len(pack.manifest.layers) * layout.num_experts,
-        floor=floor_slots(plan.facts.native_experts_per_token, settings.readers),
-    )
-    system = read_system_memory()
-    ram = settings.ram
-    if isinstance(ram, str):
-        ram = parse_size(ram, option="--ram", whole=system.physical)
-    parts = {"interpreter, torch and tokenizer": system.process + _HOST_RESERVE}
-    return make_budget(memory_limit(system, ram), parts, sizes, "auto").slots
+    process = read_system_memory().process + _HOST_RESERVE
+    return pinned_slots(pack, plan.facts, settings, process)
 
 
 def _fixed_figures(

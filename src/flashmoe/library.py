@@ -1,7 +1,7 @@
 """The models directory: packs and checkpoints that were pulled, by name.
 
     <data directory>/models/NAME          a packed model
-    <data directory>/checkpoints/NAME     a checkpoint as it was published
+    <data directory>/checkpoints/NAME     as it was published: a checkpoint, or a pack
     .../NAME.origin.json                  where it came from
     .../NAME.download, NAME.partial       unfinished; the same `flashmoe pull` goes on
 
@@ -30,6 +30,8 @@ FOLDERS: dict[str, Kind] = {"models": "pack", "checkpoints": "checkpoint"}
 DOWNLOAD, PARTIAL, ORIGIN = ".download", ".partial", ".origin.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MAX_ORIGIN = 64 << 10
+# store.format.MANIFEST, which lies above this module.
+_MANIFEST = "flashmoe.json"
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def _entry(path: Path, kind: Kind) -> Entry:
     for ending in (DOWNLOAD, PARTIAL):
         if path.name.endswith(ending):
             return Entry(path.name.removesuffix(ending), "unfinished", path, None)
-    return Entry(path.name, kind, path, read_origin(path))
+    is_pack = (path / _MANIFEST).exists()  # somebody may have published one
+    return Entry(path.name, "pack" if is_pack else kind, path, read_origin(path))
 
 
 def origin_file(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from flashmoe.experts.source import Reader
 from flashmoe.experts.staging import staging_slots
 from flashmoe.experts.stats import CacheStats
 from flashmoe.experts.streamed import StreamedExperts
+from flashmoe.experts.tracing import RunFacts, TraceRecorder, start_trace
 from flashmoe.experts.tuner import CacheTuner
 from flashmoe.generate.costs import Costs
 from flashmoe.generate.engine import Engine, StepMemory
@@ -85,7 +87,8 @@ class LoadedModel:
     """Everything that one open model owns.
 
     parallel: sequences that memory was counted for. prefix_bytes: what was counted for kept
-    prefixes. results: what decides, beside the tokens, every bit of a sequence's state.
+    prefixes. results: what decides, beside the tokens, every bit of a sequence's state. trace: what
+    records its routing, if that was asked for.
     """
 
     path: Path
@@ -100,6 +103,7 @@ class LoadedModel:
     parallel: int = 1
     prefix_bytes: int = 0
     results: tuple[object, ...] = ()
+    trace: TraceRecorder | None = None
 
     def counters(self) -> dict[str, Any]:
         """The fields of Stats that count since the model was opened."""
@@ -127,6 +131,8 @@ class LoadedModel:
         self.cache.close()
         if self.rows is not None:
             self.rows.close()
+        if self.trace is not None:
+            self.trace.close()
 
 
 def load_model(
@@ -168,11 +174,12 @@ def load_model(
     pack.check_unchanged()  # the files that the cache reads are those that were planned with
     laps.end("expert cache")
     keeper = _keeper(plan, cache, ops)
-    experts = StreamedExperts(cache, pack.manifest.experts, ops, settings.prefetch)
+    experts = StreamedExperts(cache, pack.manifest.layouts, ops, settings.prefetch)
     decoder, rules = family.build(plan.config, weights), settings.rules
     if rules.changes_layers:
         decoder = decoder.with_rules(rules, cache.in_memory)
     engine = _engine(plan, decoder, experts, keeper, ops)
+    trace = _trace(pack, plan, settings, cache, engine)
     return LoadedModel(
         path=path,
         family=pack.manifest.family,
@@ -187,7 +194,22 @@ def load_model(
         parallel=settings.parallel,
         prefix_bytes=plan.prefix_bytes,
         results=(*_deciding(pack, plan, settings.isa), rules.without_k().lossy),
+        trace=trace,
     )
+
+
+def _trace(
+    pack: StoredModel, plan: Plan, settings: EngineSettings, cache: ExpertCache, engine: Engine
+) -> TraceRecorder | None:
+    """Has the engine record its routing where that is asked for."""
+    if settings.trace is None:
+        return None
+    k, native = plan.config.num_experts_per_tok, plan.native_experts_per_token
+    rules = dataclasses.replace(settings.rules, k=k if k < native else None)
+    run = RunFacts(native, rules.lossy, settings.parallel)
+    trace = start_trace(Path(settings.trace), pack, engine.decoder.routers(), cache, run)
+    engine.decoder, engine.watch = engine.decoder.with_trace(trace.note), trace.watch
+    return trace
 
 
 def text_parts(pack: StoredModel) -> TextParts | None:

@@ -18,6 +18,7 @@ def pack(
     group: int = 64,
     experts_down: str | None = None,
     calibration: str | Path | None = None,
+    experts_bits: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Pack `source`, a checkpoint directory or .gguf file, as the new directory `destination`.
@@ -29,12 +30,14 @@ def pack(
         group: columns per group of q8, q4, q3 and q2: 32, 64 or 128.
         experts_down: format of the experts' down matrices, where another than `experts`.
         calibration: file of `flashmoe calibrate`: q2, q3 and q4 experts lose less with it.
+        experts_bits: with a calibration: formats of each layer's experts, of q4, q3 and q2, that
+            lose least at so many bits per weight.
         progress: called with (bytes written, bytes in all).
 
     Streams: peak memory stays under 1 GB. Interrupted, the same call resumes. The destination
     appears only when it is complete. Raises UsageError, CheckpointError (with ConfigError and
     NonFiniteError) or StorageError.
     """
-    options = PackOptions.parse(experts, dense, group, experts_down)
+    options = PackOptions.parse(experts, dense, group, experts_down, experts_bits)
     file = None if calibration is None else Path(calibration)
     pack_checkpoint(Path(source), Path(destination), options, progress, calibration=file)

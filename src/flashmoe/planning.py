@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -20,14 +20,16 @@ from flashmoe.experts.budget import (
 )
 from flashmoe.experts.memory import Limit, read_system_memory
 from flashmoe.experts.room import PromptCosts
+from flashmoe.experts.tiers import device_budget
 from flashmoe.models.registry import CARD_FAMILIES, family_name
 from flashmoe.models.specs import WeightSpecs
+from flashmoe.ops.card_sizes import CAPTURED_BYTES, CONTEXT_BYTES, weight_bytes, workspace_bytes
 from flashmoe.ops.parts import CHUNK_STEP
 from flashmoe.ops.threads import default_threads
 from flashmoe.quant import ENCODED
 from flashmoe.settings import DEFAULT_CONTEXT, EngineSettings
 from flashmoe.sizes import parse_size
-from flashmoe.sizing import floor_slots, scratch_bytes
+from flashmoe.sizing import device_workspace_bytes, floor_slots, scratch_bytes
 from flashmoe.store.consistency import check_against
 from flashmoe.store.format import MANIFEST, Manifest, Matrix
 from flashmoe.store.model import StoredModel
@@ -39,6 +41,8 @@ _RESERVE = 48 << 20
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 # What the kernels of ops/cuda decode (kernels/weights.py): all but the formats of other programs.
 CARD_FORMATS = frozenset(ENCODED)
+# Tokens per prefill chunk where a card has room: weights are dequantised once per chunk.
+CARD_CHUNKS = (4096, 2048, 1024, 512, 256, 128, 64)
 
 
 @dataclass(frozen=True)
@@ -213,10 +217,74 @@ def _prompt_costs(
     )
 
 
+def card_budget(pack: StoredModel, facts: ModelFacts, limit: Limit) -> tuple[int, Budget]:
+    """Tokens per prefill chunk on a card, and the sum of its memory, slots for experts included.
+
+    Raises MemoryBudgetError, with the sum, if the smallest chunk does not fit.
+    """
+    layout = pack.manifest.experts
+    total = len(pack.manifest.layers) * layout.num_experts
+    sizes = ExpertSizes(layout.record_bytes, total, facts.config.num_experts_per_tok)
+
+    def budget(chunk: int) -> Budget:
+        return device_budget(limit, _card_parts(pack, facts, chunk), sizes)
+
+    return _largest_chunk([c for c in CARD_CHUNKS if _useful(c, facts)], budget)
+
+
+def pinned_slots(
+    pack: StoredModel, facts: ModelFacts, settings: EngineSettings, process: int
+) -> int:
+    """Experts that RAM holds beside a card: what --ram leaves beside a process of so many bytes.
+
+    Raises MemoryBudgetError if those of a token do not fit.
+    """
+    sizes = _expert_sizes(pack, facts.native_experts_per_token, settings)
+    parts = {"interpreter, torch and tokenizer": process}
+    return make_budget(_ram_limit(settings), parts, sizes, "auto").slots
+
+
+def _card_parts(pack: StoredModel, facts: ModelFacts, chunk: int) -> dict[str, int]:
+    layout = pack.manifest.experts
+    workspace = device_workspace_bytes(
+        facts.config, facts.specs, chunk, workspace_bytes(layout, layout.num_experts)
+    )
+    return {
+        "CUDA context, kernels, graphs": CONTEXT_BYTES,
+        "resident weights": card_weight_bytes(pack, facts),
+        f"state of {facts.context_length} tokens": facts.state_bytes,
+        "captured decode steps": CAPTURED_BYTES,
+        f"workspace of {chunk}-token chunks": workspace,
+    }
+
+
+def card_weight_bytes(pack: StoredModel, facts: ModelFacts) -> int:
+    """What the resident weights take on a card."""
+    tensors = len(facts.specs.matrices) + len(facts.specs.vectors)
+    return weight_bytes(pack.resident_bytes, tensors)
+
+
+def _largest_chunk(chunks: Sequence[int], budget: Callable[[int], Budget]) -> tuple[int, Budget]:
+    """The first of the chunks, falling, whose sum fits; what the last one raises if none does."""
+    for chunk in chunks[:-1]:
+        try:
+            return chunk, budget(chunk)
+        except MemoryBudgetError:
+            continue  # a smaller chunk needs less workspace
+    return chunks[-1], budget(chunks[-1])
+
+
+def _useful(chunk: int, facts: ModelFacts) -> bool:
+    """Whether a chunk is no longer than the context needs."""
+    return chunk == CARD_CHUNKS[-1] or chunk < 2 * facts.context_length
+
+
 def card_lacks(manifest: Manifest) -> str | None:
     """What a pack has that the CUDA backend cannot run, None if that can run it."""
     if manifest.family not in CARD_FAMILIES:
         return f"family {manifest.family}"
+    if manifest.mixed:
+        return "layers whose experts differ in format"
     matrices = (tensor for tensor in manifest.tensors.values() if isinstance(tensor, Matrix))
     dense = {matrix.format.name for matrix in matrices} - CARD_FORMATS
     if dense:
@@ -250,14 +318,16 @@ def _expert_sizes(
 
 
 def _budget(parts: Mapping[str, int], sizes: ExpertSizes, settings: EngineSettings) -> Budget:
-    system = read_system_memory()
-    ram = settings.ram
-    if isinstance(ram, str):
-        ram = parse_size(ram, option="--ram", whole=system.physical)
     cache = settings.cache
     wanted = parse_cache(cache, sizes) if isinstance(cache, str) else cache
-    parts = {**parts, "interpreter and tokenizer": system.process + _RESERVE}
-    return make_budget(memory_limit(system, ram), parts, sizes, wanted)
+    parts = {**parts, "interpreter and tokenizer": read_system_memory().process + _RESERVE}
+    return make_budget(_ram_limit(settings), parts, sizes, wanted)
+
+
+def _ram_limit(settings: EngineSettings) -> Limit:
+    """The tightest of --ram, cgroup and machine."""
+    ram = None if settings.ram is None else _size(settings.ram, "--ram")
+    return memory_limit(read_system_memory(), ram)
 
 
 def _warn_of_swap(budget: Budget) -> None:

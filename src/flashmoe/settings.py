@@ -35,7 +35,8 @@ class EngineSettings:
     RAM where that is faster than bringing them to the card; results then differ by rounding.
     parallel: sequences that may run at once, each with room for context_length tokens.
     prefix_ram: memory for beginnings of sequences that are kept for later requests, in bytes or
-    as text. routing: lossy rules (routing.py).
+    as text. routing: lossy rules (routing.py). trace: a new file that records what routers say
+    (docs/traces.md).
     """
 
     ram: int | str | None = None
@@ -54,6 +55,7 @@ class EngineSettings:
     parallel: int = 1
     prefix_ram: int | str = 0
     routing: RoutingOptions | str = ""
+    trace: Path | str | None = None
 
     def __post_init__(self) -> None:
         rules = self.rules

@@ -21,7 +21,8 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
     Every matrix of a layer gives its result, and at most one copy of it (rotated or convolved)
     lives beside it; each routed expert of a token gives a row of hidden_size and works on
     moe_intermediate_size values; a guess scores all experts once more. The head runs on HEAD_ROWS
-    rows at a time. Sparse attention keeps the places of index_topk keys per token.
+    rows at a time. Sparse attention keeps the places of index_topk keys per token. A residual of
+    hc_mult streams is held twice more in parts, as are queries beside their results (DeepSeek-V4).
     """
     widths: Counter[str] = Counter()
     for matrix in specs.matrices:
@@ -36,6 +37,9 @@ def scratch_bytes(config: Any, specs: WeightSpecs, chunk: int) -> int:
         + 2 * k
     )
     fixed = (HEAD_ROWS + 1) * int(config.vocab_size)
+    streams: int = getattr(config, "hc_mult", 0)
+    if streams:
+        per_token += 2 * streams * config.hidden_size + config.num_attention_heads * config.head_dim
     topk: int = getattr(config, "index_topk", 0)
     if topk:
         per_token += topk

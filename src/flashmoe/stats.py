@@ -21,6 +21,7 @@ PHASES = (
     "card",
     "planning",
     "graph",
+    "trace",
     "head",
     "sampling",
     "python",

@@ -18,6 +18,7 @@ from flashmoe.bench.compare.rows import (
 )
 from flashmoe.bench.compare.surroundings import limit_bytes
 from flashmoe.bench.compare.trials import USUAL, Settings, Trials
+from flashmoe.bench.rates import around_runs
 from flashmoe.errors import UsageError
 
 
@@ -58,19 +59,33 @@ def test_ratio_is_of_medians() -> None:
 
 def test_bound_of_the_disk_and_of_the_memory() -> None:
     # 100 bytes missed at 50 per second: 0.5 tok/s; 300 used at 100 per second: 0.33 tok/s.
-    disk = bound_figures([run(1, 4, missed=100)], 100, disk_rate=50, memory_rate=100)
+    disk = bound_figures([run(1, 4, missed=100)], 100, [(50, 100)])
     assert disk["bound_median"] == 0.5
     assert disk["ratio"] == 0.5
-    memory = bound_figures([run(1, 4, missed=100)], 300, disk_rate=50, memory_rate=100)
+    memory = bound_figures([run(1, 4, missed=100)], 300, [(50, 100)])
     assert memory["bound_median"] == pytest.approx(1 / 3)
     assert memory["ratio"] == pytest.approx(0.75)
 
 
 def test_bound_is_taken_run_by_run() -> None:
     runs = [run(1, 2, missed=100), run(1, 4, missed=200), run(1, 10, missed=100)]
-    figures = bound_figures(runs, 1, disk_rate=100, memory_rate=100)
+    figures = bound_figures(runs, 1, [(100, 100)] * 3)
     assert figures["ratio"] == 0.5
     assert figures["bytes_missed_per_token"] == 100
+
+
+def test_bound_follows_the_disk_of_the_moment() -> None:
+    # The same run on a disk of 100, 50 and 25 bytes per second: 1, 0.5 and 0.25 tok/s at best.
+    runs = [run(1, 4, missed=100)] * 3
+    figures = bound_figures(runs, 1, [(100, 100), (50, 100), (25, 100)])
+    assert figures["fractions"] == [0.25, 0.5, 1.0]
+    assert figures["disk_bytes_per_s"] == 50
+
+
+def test_rates_around_runs() -> None:
+    assert around_runs([1.0, 3.0, 10.0, 20.0]) == [2.0, 15.0]
+    with pytest.raises(ValueError, match="shorter"):
+        around_runs([1.0, 3.0, 10.0])
 
 
 def test_limits_are_whole_pages() -> None:

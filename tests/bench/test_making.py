@@ -126,7 +126,16 @@ def test_every_family_is_made_and_routed_as_asked(
     assert check_curve(use, curve, use.experts_per_token).worst < ROUTING_SHARE
 
 
-def test_a_shape_whose_family_is_to_come() -> None:
-    with pytest.raises(UsageError, match=r"not supported yet.*family deepseek_v4"):
-        SyntheticCheckpoint("deepseek-v4-flash")
-    assert not shapes.AWAITED.keys() & shapes.SHAPES.keys()
+def test_an_unknown_shape_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"unknown shape.*deepseek-v4-flash.*got deepseek-v5"):
+        SyntheticCheckpoint("deepseek-v5")
+
+
+def test_made_up_tables_name_experts_that_exist() -> None:
+    with SyntheticCheckpoint("deepseek-v4-flash", 1) as checkpoint:
+        tensor = checkpoint.tensors["model.layers.0.mlp.gate.tid2eid"]
+        table = checkpoint.read(tensor, 0, tensor.nbytes).view("<i4").reshape(tensor.shape)
+        part = checkpoint.read(tensor, 4 * 6 * 7, 4 * 6).view("<i4")
+    assert (table.min(), table.max()) == (0, 255)
+    assert all(len(set(row)) == 6 for row in table[::1000].tolist())
+    np.testing.assert_array_equal(part, table[7])

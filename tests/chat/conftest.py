@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -42,6 +42,12 @@ class ScriptedSession:
         back = position < self.position
         self.position = 0 if back and self.forgets else position
         return self.position
+
+    def restore(self, ids: Sequence[int], prefixes: object) -> int:
+        raise AssertionError("nothing is kept here")
+
+    def keep(self, ids: Sequence[int], prefixes: object) -> None:
+        raise AssertionError("nothing is kept here")
 
 
 class TalkingModel(ScriptedModel):
@@ -83,6 +89,9 @@ class Recorder:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def table(self, rows: Mapping[str, str]) -> None:
+        self.notes.append("\n".join(f"{name} {text}" for name, text in rows.items()))
 
     def error(self, text: str) -> None:
         self.notes.append(text)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from flashmoe.chat.commands import HELP
 from flashmoe.chat.screen import Screen
 from flashmoe.chat.view import Figures, footer
 from flashmoe.parsers.base import Content, Reasoning
@@ -114,6 +115,23 @@ def test_an_answer_longer_than_the_screen_is_shown_once(width: int) -> None:
     assert "\x1b[2J" not in out.getvalue()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     assert all(f"Paragraph {number} " in plain for number in range(60))
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_tables_and_results_keep_their_columns(width: int) -> None:
+    out = io.StringIO()
+    screen = Screen(Console(file=out, width=width), lambda question, text: None)
+    screen.table(HELP)
+    left = max(map(len, HELP)) + 2
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    if width >= 40:
+        assert all(line[:left].strip() in ("", *HELP) for line in lines)
+    out.truncate(0)
+    screen.called("bash", f"{'word ' * 20}\n\n{'x' * 90}")
+    lines = out.getvalue().lstrip("\0").splitlines()
+    assert all(line.startswith("│ ") and len(line) <= width for line in lines)
+    assert "".join(line[2:] for line in lines).count("x") == 90
 
 
 def test_nobody_to_ask_is_a_refusal() -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+import flashmoe.api
 from flashmoe.cli import make_app
+from flashmoe.errors import UsageError
 
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
@@ -70,3 +72,33 @@ def test_a_missing_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
     result = run()
     assert result.exit_code == 2
     assert "flashmoe[serve]" in result.stderr
+
+
+def test_a_device_that_is_not_there_is_refused(served: list[Any]) -> None:
+    run("--device", "gpu")
+    *_, load, _ = served[0]
+    with pytest.raises(UsageError, match="unknown device"):
+        load()
+
+
+def test_a_card_serves_one_answer_at_a_time(
+    served: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, Any]] = []
+
+    def load(path: str | None, **engine: Any) -> Any:
+        opened.append(engine)
+        raise UsageError("no card here", where="test")
+
+    monkeypatch.setattr(flashmoe.api, "device_for", lambda path, wanted: (wanted, "asked for"))
+    monkeypatch.setattr("flashmoe.load", load, raising=False)
+    for arguments in (
+        ["--device", "cuda", "--vram", "2G"],
+        ["--device", "cpu"],
+        ["--parallel", "2", "--device", "cuda"],
+    ):
+        run(*arguments)
+        with pytest.raises(UsageError):
+            served[-1][2]()
+    assert [engine["parallel"] for engine in opened] == [1, 4, 2]
+    assert opened[0]["vram"] == "2G"

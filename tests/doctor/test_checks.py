@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flashmoe.doctor import checks
-from flashmoe.doctor.checks import Finding, examine
+from flashmoe.doctor.checks import examine
+from flashmoe.doctor.findings import Finding
 from flashmoe.errors import StorageError
 from tests.support.doctor_files import write_machine
 
@@ -30,14 +31,6 @@ def test_what_is_short_or_off_is_said_with_what_to_do(tmp_path: Path) -> None:
         assert found[name].status == "warn"
         assert found[name].advice
     assert found["huge pages"].value == "never"
-
-
-def test_a_card_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write_machine(tmp_path / "root")
-    (root / "dev").mkdir()
-    (root / "dev" / "nvidia0").touch()
-    monkeypatch.setattr(checks, "missing_packages", lambda: ["torch"])
-    assert findings(tmp_path, root)["gpu"].advice == "To use it: pip install 'flashmoe[cuda]'"
 
 
 def test_the_disk_is_measured_and_nothing_is_left(tmp_path: Path) -> None:

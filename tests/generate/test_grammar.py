@@ -16,7 +16,8 @@ from flashmoe.generate.masks import Masks
 from flashmoe.parsers.registry import reply_format
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.tokenizer import Tokenizer
-from tests.support.replies import events_of, made_format
+from tests.support.replies import events_of, made_format, steps_of
+from tests.support.replies import parsed as parsed_reply
 
 pytest.importorskip("llguidance", reason="needs the 'serve' extra")
 
@@ -72,7 +73,7 @@ def drawn(mask: Masks, tokenizer: Tokenizer, seed: int, most: int = 600) -> list
     while not mask.finished() and len(ids) < most:
         logits = random.standard_normal(tokenizer.vocab_size + 64).astype(np.float32)
         # Ends are likely, or strings would go on for ever.
-        for text in ('"', "}", "</", '"}', "]"):
+        for text in ('"', "}", "</", '"}', "]", '<|"|>'):
             logits[tokenizer.encode(text)[0]] += 6
         if mask.active():
             mask.apply(logits)
@@ -269,6 +270,11 @@ CALLS = {
     f"{ARGUMENTS}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",  # noqa: RUF001
     "minimax": '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Ro<me'
     '</parameter>\n<parameter name="days">2</parameter>\n</invoke>\n</minimax:tool_call>',
+    "dsml": '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="weather">\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="city" string="true">Ro<me</｜DSML｜parameter>\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n'  # noqa: RUF001
+    "</｜DSML｜invoke>\n</｜DSML｜tool_calls>",  # noqa: RUF001
+    "gemma": '<|tool_call>call:weather{city:<|"|>Ro<me<|"|>,days:2}<tool_call|>',
     "harmony": "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>commentary "
     f"to=functions.weather <|constrain|>json<|message|>{ARGUMENTS}<|call|>",
 }
@@ -332,3 +338,34 @@ def test_harmony_answers_in_the_final_channel(tmp_path: Path) -> None:
         assert id in allowed(mask, tokenizer.vocab_size + 64)
         mask.accept(id)
     assert mask.finished() or allowed(mask, tokenizer.vocab_size + 64) == {2}
+
+
+NESTED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "size": {"enum": ["big", 3, None]},
+        "at": {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]},
+        "tags": {"type": "array", "items": {"type": ["string", "boolean"]}},
+        "rest": {},
+        "no": {"type": "integer"},
+    },
+    "required": ["size", "at"],
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_gemma_may_write_is_json_of_the_schema(tmp_path: Path, seed: int) -> None:
+    tokenizer, reply = made_format(tmp_path, "gemma")
+    tool = {"name": "f", "parameters": NESTED}
+    mask = made(tokenizer, reply).tools(
+        [tool], ToolChoice("required"), parallel=False, thinking=NO_THINKING
+    )
+    ids = drawn(mask, tokenizer, seed)
+    got = parsed_reply(reply, steps_of(tokenizer, ids), tools=[tool])
+    ((name, text),) = got.calls
+    arguments = json.loads(text)
+    assert name == "f"
+    assert arguments["size"] in ("big", 3, None)
+    assert isinstance(arguments["at"]["x"], int | float)
+    assert arguments.keys() <= NESTED["properties"].keys()
+    assert all(isinstance(tag, str | bool) for tag in arguments.get("tags", ()))

@@ -128,6 +128,21 @@ def test_a_torn_file_is_not_used(
     assert_reused(model, on_disk(model, tmp_path), HISTORY, 0)
 
 
+def test_a_file_has_its_name_only_once_it_is_on_the_disk(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a power cut leaves under a name is whole."""
+    synced: list[Path] = []
+
+    def sync(fd: int, where: Path) -> None:
+        assert not where.exists()
+        synced.append(where)
+
+    monkeypatch.setattr("flashmoe.generate.prefix_files.sync", sync)
+    run(model, on_disk(model, tmp_path), HISTORY)
+    assert sorted(synced) == sorted(tmp_path.glob("*/*.kept")) != []
+
+
 def test_one_damaged_file_costs_what_comes_after(model: Model, tmp_path: Path) -> None:
     run(model, on_disk(model, tmp_path), HISTORY)
     newest = sorted(tmp_path.glob("*/*.rows.kept"))[0]

@@ -27,6 +27,7 @@ CALLS = {
     "glm": "<tool_call>f\n<arg_key>k</arg_key>\n",
     "deepseek": "<｜tool▁call▁begin｜>",  # noqa: RUF001
     "minimax": "<minimax:tool_call>",
+    "dsml": "<｜DSML｜tool_calls>",  # noqa: RUF001
     "harmony": "<|channel|>commentary<|message|>",
 }
 
@@ -85,8 +86,8 @@ CHATS = {
         history="<|call|><|return|>",
     ),
     "deepseek_v3": _DEEPSEEK,
-    # V3.2 writes calls as DSML, which is not taken apart yet.
-    "deepseek_v32": Chat(**{**vars(_DEEPSEEK), "calls": "plain"}),
+    "deepseek_v32": Chat(**{**vars(_DEEPSEEK), "calls": "dsml"}),
+    "deepseek_v4": Chat(**{**vars(_DEEPSEEK), "calls": "dsml"}),
     "mixtral": Chat("[INST] ", "", " [/INST]", ("</s>",), opening="<s>", eos="</s>"),
     "olmoe": Chat("<|user|>\n", "<|assistant|>\n", "\n", ("<|endoftext|>",), eos="<|endoftext|>"),
     "glm4_moe": Chat(

@@ -32,7 +32,10 @@ GLM: dict[str, Any] = {**V32, "model_type": "glm_moe_dsa"}
         ({"index_head_dim": 8}, "index_head_dim: .*at least 16, got 8"),
         ({"q_lora_rank": None}, "q_lora_rank"),
         ({"indexer_types": ["shared", "full", "full"]}, "indexer_types: .*full first"),
-        ({"index_topk_pattern": "FSF"}, "index_topk_pattern"),
+        ({"index_topk_pattern": "FSX"}, "index_topk_pattern: .*3 letters out of FS"),
+        ({"index_topk_pattern": "FS"}, "index_topk_pattern: .*3 letters out of FS"),
+        ({"index_topk_pattern": ["full"]}, "index_topk_pattern: .*a list of 3"),
+        ({"index_topk_pattern": "SFF"}, "indexer_types: .*full first"),
         ({"scoring_func": "softmax"}, "scoring_func"),
     ],
 )
@@ -49,6 +52,17 @@ def test_layers_without_an_indexer_follow_the_last_one() -> None:
     assert names == ["layers.0.self_attn.indexer.wk", "layers.2.self_attn.indexer.wk"]
     kept = 3 * (64 + 16) + 2 * 32
     assert deepseek_v32.state_bytes(config, 1000, 2) == 1000 * kept * 2
+
+
+@pytest.mark.parametrize("pattern", ["FSF", ["full", "shared", "full"]])
+def test_a_pattern_says_which_layers_follow(pattern: str | list[str]) -> None:
+    """It counts more than a frequency, and less than a list of kinds."""
+    every = {"index_topk_freq": 3, "index_topk_pattern": pattern}
+    config = deepseek_v32.read_config({**GLM, **every})
+    assert config.indexer_types == ("full", "shared", "full")
+    kinds = ["full", "full", "shared"]
+    config = deepseek_v32.read_config({**GLM, **every, "indexer_types": kinds})
+    assert config.indexer_types == tuple(kinds)
 
 
 def test_interleaved_rows_are_sorted_in_every_head() -> None:

@@ -93,7 +93,7 @@ def assert_expert(y: Floats, x: Floats, experts: Experts, e: int) -> None:
 
 
 @formats
-@pytest.mark.parametrize("activation", ["swiglu", "swiglu_clamped", "geglu_tanh"])
+@pytest.mark.parametrize("activation", ["swiglu", "swiglu_clamped", "swiglu_limited", "geglu_tanh"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("counts", [[1, 1, 1], [70, 0, 5]], ids=str)
 def test_matches_the_reference(
@@ -122,6 +122,16 @@ def test_gelu_far_from_zero(isa: str) -> None:
         expected = reference.geglu_tanh(gates, np.full(len(gates), up))
         got = np.array([one_value(float(gate), up, "geglu_tanh") for gate in gates])
         np.testing.assert_allclose(got, expected, rtol=CLAMPED, atol=GELU_TAIL * abs(up))
+
+
+def test_the_limits_of_a_plain_swiglu(isa: str) -> None:
+    values = [-200.0, -10.1, -3.0, 0.5, 9.9, 10.0, 10.1, 200.0]
+    for gate in values:
+        for up in values:
+            g, u = min(gate, 10.0), min(max(up, -10.0), 10.0)
+            expected = g / (1 + np.exp(min(-g, 700.0))) * u
+            got = one_value(gate, up, "swiglu_limited")
+            assert abs(got - expected) <= CLAMPED * abs(expected) + 1e-30, (gate, up)
 
 
 def test_the_clamps_are_where_they_should_be(isa: str) -> None:

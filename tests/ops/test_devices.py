@@ -121,10 +121,10 @@ def test_the_cpu_does_not_import_torch() -> None:
 
 
 def test_gpus_are_named_by_nvidia_smi(card: Path) -> None:
-    text = "NVIDIA H200, 143771, 580.159.03\nNVIDIA GB10, [N/A], 580.95.05\n"
+    text = "NVIDIA H200, 143771, 143104, 580.159.03\nNVIDIA GB10, [N/A], [N/A], 580.95.05\n"
     found = devices.find_gpus(card, lambda: text)
     assert found == (
-        devices.Gpu("NVIDIA H200", 143771 << 20, "580.159.03"),
+        devices.Gpu("NVIDIA H200", 143771 << 20, "580.159.03", 143104 << 20),
         devices.Gpu("NVIDIA GB10", None, "580.95.05"),
     )
 

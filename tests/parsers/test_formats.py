@@ -10,7 +10,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.replies import MARKERS, Reply, events_of, made_format, parsed, steps_of
+from flashmoe.parsers.registry import reply_format
+from flashmoe.text.chat_template import ChatTemplate
+from flashmoe.text.tokenizer import Tokenizer
+from tests.support.replies import (
+    MARKERS,
+    Reply,
+    events_of,
+    made_format,
+    parsed,
+    steps_of,
+    vocabulary,
+)
 
 TOOLS: list[dict[str, Any]] = [
     {
@@ -46,15 +57,26 @@ CALLS = {
     "minimax": '<minimax:tool_call>\n<invoke name="f">\n<parameter name="city">Ro"me\n<b> é'
     '</parameter>\n<parameter name="days">3</parameter>\n'
     '<parameter name="deep">{"a": [1, "}"]}</parameter>\n</invoke>\n</minimax:tool_call>',
+    "dsml": '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="city" string="true">Ro"me\n<b> é</｜DSML｜parameter>\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'  # noqa: RUF001
+    '<｜DSML｜parameter name="deep" string="false">{"a": [1, "}"]}</｜DSML｜parameter>\n'  # noqa: RUF001
+    "</｜DSML｜invoke>\n</｜DSML｜tool_calls>",  # noqa: RUF001
+    "gemma": '<|tool_call>call:f{city:<|"|>Ro"me\n<b> é<|"|>,days:3,deep:{a:[1,<|"|>}<|"|>]}}'
+    "<tool_call|>",
 }
 FORMATS = sorted(CALLS)
+# The markers around reasoning, the opening one up to its text.
+THINK = dict.fromkeys(("plain", *FORMATS), ("<think>\n", "</think>")) | {
+    "gemma": ("<|channel>thought\n", "<channel|>")
+}
 
 
 def whole(name: str) -> str:
     """A reply with all parts and two calls."""
-    return (
-        f"<think>\nHm, 2 < 3.\n\nYes\n</think>\n\nI look <it> up.\n\n{CALLS[name]}\n{CALLS[name]}"
-    )
+    opening, closing = THINK[name]
+    thought = f"{opening}Hm, 2 < 3.\n\nYes\n{closing}"
+    return f"{thought}\n\nI look <it> up.\n\n{CALLS[name]}\n{CALLS[name]}"
 
 
 @pytest.fixture(params=[True, False], ids=["tokens", "text"])
@@ -154,7 +176,11 @@ def test_text_without_calls_is_content(tmp_path: Path, name: str, text: str) -> 
         ("qwen_xml", "<tool_call>\nf(1)\n</tool_call>"),
         ("qwen_xml", "<tool_call>\n<function=f"),
         ("minimax", "<minimax:tool_call>\nf(1)\n</minimax:tool_call>"),
+        ("dsml", "<｜DSML｜tool_calls>\nf(1)\n</｜DSML｜tool_calls>"),  # noqa: RUF001
         ("glm", "<tool_call>\n</tool_call>"),
+        ("gemma", "<|tool_call>call:<tool_call|>"),
+        ("gemma", "<|tool_call>call:f(1)"),
+        ("gemma", "<|tool_call> {"),
         ("kimi", "<|tool_calls_section_begin|>f<|tool_calls_section_end|>"),
         ("kimi", "<|tool_calls_section_begin|><|tool_call_begin|>f<|tool_call_end|>"),
         ("deepseek", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>x"),  # noqa: RUF001
@@ -163,6 +189,21 @@ def test_text_without_calls_is_content(tmp_path: Path, name: str, text: str) -> 
 def test_a_malformed_call_is_content(tmp_path: Path, name: str, text: str, as_tokens: bool) -> None:
     tokenizer, reply = made_format(tmp_path, name, as_tokens=as_tokens)
     assert events_of(text, tokenizer, reply) == Reply(content=text)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_where_there_are_no_tools_a_call_is_content(
+    tmp_path: Path, name: str, as_tokens: bool
+) -> None:
+    """A client may keep to a notation of its own in the system prompt."""
+    tokenizer, reply = made_format(tmp_path, name, as_tokens=as_tokens)
+    opening, closing = THINK[name]
+    text = f"{opening}Hm{closing}I look.\n{CALLS[name]}"
+    steps = steps_of(tokenizer, tokenizer.encode(text))
+    got, parser = Reply(), reply.parser(calls=False)
+    for event in [e for id, piece in steps for e in parser.push(id, piece)] + parser.finish():
+        got.add(event)
+    assert got == Reply("Hm", f"I look.\n{CALLS[name]}")
 
 
 def test_a_marker_inside_a_json_string_is_text(tmp_path: Path, as_tokens: bool) -> None:
@@ -241,6 +282,37 @@ def test_deepseek_v3_fences_its_json(tmp_path: Path) -> None:
     assert got.content == ""
 
 
+@pytest.mark.parametrize(
+    ("stated", "value", "expected"),
+    [
+        ("true", "3", '"3"'),
+        ("true", "</b>\n", '"</b>\\n"'),
+        ("false", "3", "3"),
+        ("false", '{"b": null}', '{"b": null}'),
+        ("false", "no JSON", '"no JSON"'),
+    ],
+)
+def test_dsml_says_what_is_a_string(tmp_path: Path, stated: str, value: str, expected: str) -> None:
+    """Whatever the schema says."""
+    tokenizer, reply = made_format(tmp_path, "dsml")
+    mark = "｜DSML｜"  # noqa: RUF001
+    parameter = f'<{mark}parameter name="a" string="{stated}">{value}</{mark}parameter>'
+    call = f'<{mark}invoke name="f">\n{parameter}\n</{mark}invoke>'
+    tools = [{"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}]
+    text = f"<{mark}tool_calls>\n{call}\n</{mark}tool_calls>"
+    assert events_of(text, tokenizer, reply, tools=tools).calls == [("f", f'{{"a": {expected}}}')]
+
+
+def test_dsml_of_v32_has_another_section(tmp_path: Path) -> None:
+    mark = "｜DSML｜"  # noqa: RUF001
+    template = f"{{# <{mark}function_calls> #}}"
+    tokenizer = Tokenizer(vocabulary(tmp_path, MARKERS["dsml"], template))
+    reply = reply_format(tokenizer, ChatTemplate(tmp_path))
+    text = CALLS["dsml"].replace("tool_calls", "function_calls")
+    got = events_of(text, tokenizer, reply, tools=TOOLS)
+    assert [json.loads(arguments) for _, arguments in got.calls] == [ARGUMENTS]
+
+
 def test_kimi_keeps_the_models_id(tmp_path: Path) -> None:
     tokenizer, reply = made_format(tmp_path, "kimi")
     assert events_of(CALLS["kimi"], tokenizer, reply).ids == ["functions.f:0"]
@@ -291,8 +363,75 @@ def test_a_stop_token_need_not_show_its_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["plain", *FORMATS])
 def test_a_prompt_may_open_the_reasoning(tmp_path: Path, name: str) -> None:
     tokenizer, reply = made_format(tmp_path, name)
-    got = events_of("Hm\n</think>\n\nYes ", tokenizer, reply, opens_reasoning=True)
+    opening, closing = THINK[name]
+    begun = opening.partition(">")[2].lstrip("\n")
+    got = events_of(f"{begun}Hm\n{closing}\n\nYes ", tokenizer, reply, opens_reasoning=True)
     assert got == Reply("Hm", "Yes ")
     assert (reply.think_start, reply.think_end) == tuple(
         tokenizer.token_id(marker) for marker in MARKERS[name][:2]
     )
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("{}", {}),
+        ("{ a : 1 , b:-2.5e3,}", {"a": 1, "b": -2500.0}),
+        ("{a:True,b:None,c:false}", {"a": True, "b": None, "c": False}),
+        ("{a:Rome by night}", {"a": "Rome by night"}),
+        ('{"a":"x\\"}\\n","b":[]}', {"a": 'x"}\n', "b": []}),
+        ('{<|"|>a<|"|>:<|"|>{}]"\\<|"|>}', {"a": '{}]"\\'}),
+        ("{a:[1,[2],{b:{}},]}", {"a": [1, [2], {"b": {}}]}),
+        ("{a:[1,{b:2", {"a": [1, {"b": 2}]}),
+        ('{a:"x', {"a": "x"}),
+        ("{a:", {"a": None}),
+    ],
+)
+def test_gemma_writes_bare_keys_and_words(
+    tmp_path: Path, body: str, expected: dict[str, Any], as_tokens: bool
+) -> None:
+    """The last three lack their brackets: the closing marker ends the call nevertheless."""
+    tokenizer, reply = made_format(tmp_path, "gemma", as_tokens=as_tokens)
+    got = events_of(f"<|tool_call>call:f{body}<tool_call|> Yes", tokenizer, reply)
+    assert [(name, json.loads(arguments)) for name, arguments in got.calls] == [("f", expected)]
+    assert got.content == "Yes"
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(-1e9, 1e9) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.from_regex("[a-z_]{1,5}", fullmatch=True), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def _in_gemma(value: Any) -> str:
+    if isinstance(value, str):
+        return f'<|"|>{value}<|"|>'
+    if isinstance(value, list):
+        return f"[{','.join(map(_in_gemma, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_in_gemma(v)}" for key, v in value.items()) + "}"
+    return json.dumps(value)
+
+
+@given(value=_VALUES, data=st.data())
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_value_comes_out_of_gemma_as_it_went_in(tmp_path: Path, value: Any, data: Any) -> None:
+    _, reply = made_format(tmp_path, "gemma", as_tokens=False)
+    text = f"<|tool_call>call:f{_in_gemma({'a': value})}<tool_call|>"
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(text) - 1), max_size=20)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    got = parsed(reply, [(0, piece) for piece in pieces])
+    assert [json.loads(arguments) for _, arguments in got.calls] == [{"a": value}]
+
+
+def test_another_channel_of_gemma_keeps_its_name(tmp_path: Path, as_tokens: bool) -> None:
+    tokenizer, reply = made_format(tmp_path, "gemma", as_tokens=as_tokens)
+    got = events_of("<|channel>note\nHm<channel|>Yes", tokenizer, reply)
+    assert got == Reply("note\nHm", "Yes")
+    assert events_of("<|channel>thought\n<channel|>Yes", tokenizer, reply) == Reply("", "Yes")

@@ -320,3 +320,11 @@ def test_a_repetition_joins_the_draw_before_it(start: Start) -> None:
     again = {"messages": MESSAGES}
     client.post("/v1/chat/completions", json=again, headers={"x-stainless-retry-count": "1"})
     assert worker.keys[0] == worker.keys[1]
+
+
+def test_markup_of_calls_is_content_where_no_tools_are_offered(start: Start) -> None:
+    for body in ({}, {"tools": [TOOL], "tool_choice": "none"}):
+        choice = post(start(FakeWorker(CALL)), **body).json()["choices"][0]
+        assert choice["message"]["content"] == CALL
+        assert "tool_calls" not in choice["message"]
+        assert choice["finish_reason"] == "stop"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from starlette.testclient import TestClient
@@ -15,6 +16,7 @@ from flashmoe.server.service import Service
 from flashmoe.server.settings import ServerSettings
 from tests.server.conftest import served_by
 from tests.support.fake_worker import FakeWorker
+from tests.support.server_process import served
 
 schemathesis = pytest.importorskip("schemathesis", reason="not installed (extra 'dev')")
 
@@ -53,3 +55,21 @@ def test_no_fault_and_no_shape_error(schema: Any, path: str, method: str) -> Non
         case.call_and_validate(checks=checks)
 
     holds()
+
+
+@pytest.mark.slow
+def test_a_real_model_neither_faults_nor_hangs() -> None:
+    """Each answer fills the context of 96 tokens at most: 60 s without it is a hang."""
+    found = schemathesis.checks.CHECKS
+    checks = found.get_by_names(("not_a_server_error", "response_schema_conformance"))
+    with served("--ctx", "96", "--parallel", "2") as url:
+        schema = schemathesis.openapi.from_url(url + "/openapi.json")
+        for path, method in OPERATIONS:
+
+            @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+            @given(case=schema[path][method].as_strategy())
+            def holds(case: Any) -> None:
+                case.call_and_validate(checks=checks, timeout=60)
+
+            holds()
+        assert httpx.get(url + "/slots").json() == []

@@ -119,6 +119,34 @@ def test_stop_ends_an_answer(page: Any, url: str) -> None:
     until(page, lambda: httpx.get(url + "/slots", headers=running).json() == [])
 
 
+def test_on_a_phone_nothing_is_cut_off(browser: Any, url: str) -> None:
+    screen = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.get(url)
+    find(browser, "#toggle").click()
+    for selector in ("#key", "#temperature"):
+        assert_reachable(browser, selector)
+    find(browser, "#key").send_keys(KEY)
+    keep_picture(browser, "phone-side")
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+    find(browser, "#toggle").click()
+    until(browser, lambda: "demo" in find(browser, "#model").text)
+    say(browser, "What is the capital of Italy? " + "word" * 30)
+    until(browser, lambda: answered(browser) and "tok/s" in figures(browser))
+    keep_picture(browser, "phone")
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+    for selector in ("#input", "#send"):
+        assert_reachable(browser, selector)
+
+
+def assert_reachable(page: Any, selector: str) -> None:
+    """Its middle is what a finger there would meet."""
+    script = """const box = arguments[0]; box.scrollIntoView({block: "nearest"});
+        const r = box.getBoundingClientRect();
+        return box.contains(document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2))"""
+    assert page.execute_script(script, find(page, selector)), selector
+
+
 def test_the_charts_follow_the_metrics(page: Any) -> None:
     until(page, lambda: find(page, "#speed-now").text != "")
     say(page, "Tell me a story.")

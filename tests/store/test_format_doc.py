@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from flashmoe.quant import Format
+from flashmoe.store.format import ExpertFormats
 from flashmoe.store.plan import PackOptions
 from tests.store.support import make_pack
 from tests.support.tiny_checkpoints import CONFIGS, make_tensors
@@ -89,10 +91,23 @@ def test_a_reader_written_from_the_document(tmp_path: Path, formats: tuple[str, 
     check_expert(pack, manifest, tensors, layer=1, expert=4)
 
 
+def test_layers_that_differ(tmp_path: Path) -> None:
+    own = {1: ExpertFormats(Format("q4", 32), Format("q8", 64))}
+    options = dataclasses.replace(PackOptions.parse("q4", "q8", 32), by_layer=own)
+    pack = make_pack(tmp_path, "qwen3_moe", options).path
+    manifest = json.loads((pack / "flashmoe.json").read_text())
+    sizes = {manifest["experts"]["record_bytes"]}
+    sizes |= {layer.get("record_bytes") for layer in manifest["experts"]["layers"]} - {None}
+    assert len(sizes) == 2
+    for layer in (0, 1):
+        check_expert(pack, manifest, make_tensors(CONFIGS["qwen3_moe"]), layer=layer, expert=4)
+
+
 def check_expert(pack: Path, manifest: Any, tensors: Any, layer: int, expert: int) -> None:
-    experts = manifest["experts"]
+    # §2: what a layer says of itself counts for it.
+    experts = {**manifest["experts"], **manifest["experts"]["layers"][layer]}
     hidden, inner = experts["hidden_size"], experts["intermediate_size"]
-    raw = (pack / experts["layers"][layer]["file"]).read_bytes()
+    raw = (pack / experts["file"]).read_bytes()
     (length,) = struct.unpack_from("<Q", raw)
     record = raw[8 + length + expert * experts["record_bytes"] :][: experts["record_bytes"]]
     gate_up = read_matrix(record, experts["gate_up"], 2 * inner, hidden)

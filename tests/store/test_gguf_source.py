@@ -9,7 +9,9 @@ import pytest
 
 import flashmoe
 from flashmoe.errors import ConfigError
+from flashmoe.models.gguf_config import read_config
 from flashmoe.ops.reference import ReferenceOps
+from flashmoe.store.gguf_source import GgufCheckpoint
 from flashmoe.store.packed import PackedModel
 from tests.store.support import contents, decode_record, read_record
 from tests.support.gguf_files import ARCH, write_gguf
@@ -85,20 +87,51 @@ def test_experts_are_kept_as_they_are(family: str, kind: str, tmp_path: Path) ->
     assert error <= (LOGITS_FLIPPED if kind == "MXFP4" else LOGITS_REFERENCE)
 
 
-def test_layers_of_different_types_become_q8_and_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_layers_keep_their_types(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sizes = {**WIDE, **INNER["qwen3_moe"]}
     tensors = write_gguf(tmp_path / "m.gguf", "qwen3_moe", "Q4_K", others={1: "Q6_K"}, **sizes)
     flashmoe.pack(tmp_path / "m.gguf", tmp_path / "packed")
-    assert "experts differ in type (q4_k, q6_k): they become q8" in caplog.text
+    assert caplog.text == ""
     pack = PackedModel.open(tmp_path / "packed")
-    gate, _, _ = decode_record(pack.manifest.experts, read_record(pack, 1, 3))
-    expected = tensors["model.layers.1.mlp.experts.3.gate_proj.weight"]
-    assert 0 < np.abs(gate - expected).max() <= np.abs(expected).max() / 127
+    for layer, layout in pack.manifest.layouts.items():
+        gate, _, _ = decode_record(layout, read_record(pack, layer, 3))
+        expected = tensors[f"model.layers.{layer}.mlp.experts.3.gate_proj.weight"]
+        np.testing.assert_array_equal(gate, expected)
 
 
 def test_an_architecture_without_family_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", "qwen3_moe", extra={"general.architecture": "falcon"})
     with pytest.raises(ConfigError, match=r"GGUF architecture is not supported.*got 'falcon'"):
         flashmoe.pack(tmp_path / "m.gguf", tmp_path / "packed")
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+def test_half_precision_is_rounded_like_any_float(kind: str, tmp_path: Path) -> None:
+    sizes = {**WIDE, **INNER["qwen3_moe"]}
+    tensors = write_gguf(tmp_path / "m.gguf", "qwen3_moe", kind, **sizes)
+    for name in ("q8", "same"):
+        flashmoe.pack(tmp_path / "m.gguf", tmp_path / name, experts=name, group=32)
+        pack = PackedModel.open(tmp_path / name)
+        layout = pack.manifest.experts
+        parts = decode_record(layout, read_record(pack, 1, 2))
+        assert layout.gate_up.name == ("bf16" if name == "same" else "q8")
+        for got, part in zip(parts, ("gate", "up", "down"), strict=True):
+            w = tensors[f"model.layers.1.mlp.experts.2.{part}_proj.weight"]
+            expected = layout.gate_up.decode(layout.gate_up.encode(w), *w.shape)
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_deepseek_without_groups_of_experts_is_one_group_and_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_gguf(tmp_path / "m.gguf", "deepseek_v3")
+    with GgufCheckpoint(tmp_path / "m.gguf") as checkpoint:
+        stated = checkpoint.config
+        metadata = dict(checkpoint.files[tmp_path / "m.gguf"].metadata)
+    assert stated["n_group"] > 1
+    assert caplog.text == ""
+    for key in ("expert_group_count", "expert_group_used_count"):
+        del metadata[f"deepseek2.{key}"]
+    config = read_config(metadata, [], tmp_path / "m.gguf")
+    assert (config["n_group"], config["topk_group"]) == (1, 1)
+    assert "does not say in which groups experts are chosen" in caplog.text

@@ -5,6 +5,7 @@ docs/format.md walks through the bytes of GOLDEN_BLOCKS.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from flashmoe import _native
 from flashmoe.quant import Format
 from flashmoe.store.encode import encode
+from flashmoe.store.format import ExpertFormats
 from flashmoe.store.pack import pack_checkpoint
 from flashmoe.store.plan import PackOptions
 from tests.store.support import contents
@@ -64,6 +66,9 @@ GOLDEN_FILES = {
 }
 
 
+OPTIONS = PackOptions.parse("q4", "q8", 32)
+
+
 def golden_matrix(rows: int, cols: int, phase: int = 0) -> NDArray[np.float32]:
     """w[i] = ((37 i + phase) mod 101 - 50) / 64 in row-major order: exact in bf16."""
     i = np.arange(rows * cols, dtype=np.int64)
@@ -80,19 +85,39 @@ def test_blocks(format_: Format) -> None:
     np.testing.assert_array_equal(found, format_.encode(w))
 
 
+# Version 5: the second layer has its own formats.
+GOLDEN_MIXED = {
+    "experts-000.safetensors": "9087d809975da2cf9a7f3e5f61b95a95",
+    "experts-001.safetensors": "760d135b5548423729d256bde948bea9",
+    "flashmoe.json": "7d5b689888b5e9fd5cc265804320fcea",
+    "resident.safetensors": "4e80b402f0ff1ecf10b9cbbe02af0b95",
+}
+Q4, Q8 = Format("q4", 32), Format("q8", 32)
+
+
 @pytest.mark.parametrize("family", GOLDEN_FILES)
 def test_files(tmp_path: Path, family: str) -> None:
+    assert digests(tmp_path, family, OPTIONS) == GOLDEN_FILES[family]
+
+
+def test_files_of_layers_that_differ(tmp_path: Path) -> None:
+    options = dataclasses.replace(OPTIONS, by_layer={1: ExpertFormats(Q4, Q8)})
+    assert digests(tmp_path, "qwen3_moe", options) == GOLDEN_MIXED
+
+
+def digests(path: Path, family: str, options: PackOptions) -> dict[str, str]:
+    """Of the files of a golden pack."""
+
     def set_weights(tensors: Tensors) -> None:
         for phase, name in enumerate(sorted(tensors)):
             tensors[name][:] = golden_matrix(1, tensors[name].size, phase).reshape(
                 tensors[name].shape
             )
 
-    source = write_checkpoint(tmp_path / "golden", family, change=set_weights)
-    pack_checkpoint(source, tmp_path / "pack", PackOptions.parse("q4", "q8", 32))
-    digests = {
+    source = write_checkpoint(path / "golden", family, change=set_weights)
+    pack_checkpoint(source, path / "pack", options)
+    return {
         name: hashlib.sha256(data).hexdigest()[:32]
-        for name, data in contents(tmp_path / "pack").items()
+        for name, data in contents(path / "pack").items()
         if name.endswith("safetensors") or name == "flashmoe.json"
     }
-    assert digests == GOLDEN_FILES[family]

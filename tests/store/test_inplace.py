@@ -25,6 +25,7 @@ from tests.store.support import read_record
 from tests.support import mxfp4, oracle
 from tests.support import quantised as made
 from tests.support.gguf_files import write_gguf
+from tests.support.gguf_recipes import write_mix
 from tests.support.packs import Transcript, assert_same_bits, lively, load_with, transcript
 from tests.support.tiny_checkpoints import CONFIGS, Layout, write_checkpoint
 
@@ -52,10 +53,25 @@ QUANTISED = {
 }
 # Sizes as the K formats want them.
 WIDE = {"hidden_size": 256, "moe_intermediate_size": 256, "num_hidden_layers": 2}
-GGUF = {f"gguf-{kind}": kind for kind in ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS")}
+GGUF = {f"gguf-{kind}": kind for kind in ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4")}
 # Families that only transformers can make.
 ORACLES = sorted({*FAMILIES.values()} - {*CONFIGS})
-KINDS = [*FAMILIES_AT_BF16, "mxfp4", *QUANTISED, *GGUF]
+MIXES = {f"gguf-mix-{name}": name for name in ("Q4_K_M", "UD")}
+# As mlx-lm's mixed recipes: layers, matrices and groups differ.
+MLX_MIX = made.mlx(
+    4,
+    64,
+    "BF16",
+    {
+        "model.layers.0.mlp.switch_mlp.down_proj": (6, 64),
+        "model.layers.1.mlp.switch_mlp.gate_proj": (8, 32),
+        "model.layers.1.mlp.switch_mlp.up_proj": (8, 32),
+        "model.layers.1.self_attn.v_proj": (4, 32),
+        "model.layers.2.mlp.switch_mlp.down_proj": (4, 32),
+        "lm_head": (6, 64),
+    },
+)
+KINDS = [*FAMILIES_AT_BF16, "mxfp4", "mlx-mix", *QUANTISED, *GGUF, *MIXES]
 oracles = [pytest.param(name, marks=pytest.mark.oracle) for name in ORACLES]
 
 
@@ -72,11 +88,17 @@ def make(root: Path, kind: str) -> tuple[Path, Path]:
 def write(path: Path, kind: str) -> Path:
     if kind == "mxfp4":
         return mxfp4.write_pair(path)[0]
+    if kind == "mlx-mix":
+        return made.write_pair(path, MLX_MIX, num_hidden_layers=3)[0]
     if kind in QUANTISED:
         return made.write_pair(path, QUANTISED[kind])[0]
     if kind in GGUF:
         path.mkdir()
         write_gguf(path / "m.gguf", "qwen3_moe", GGUF[kind], **WIDE)
+        return path / "m.gguf"
+    if kind in MIXES:
+        path.mkdir()
+        write_mix(path / "m.gguf", MIXES[kind])
         return path / "m.gguf"
     if kind in ORACLES:
         return oracle.save(oracle.tiny_model(oracle_type(kind)), path, fused=True)
@@ -306,7 +328,6 @@ def test_a_scale_that_is_no_scale_names_its_tensor(
 @pytest.mark.parametrize(
     ("family", "kind", "sizes", "reason"),
     [
-        ("qwen3_moe", "MXFP4", {}, "GgufMxfp4Rows"),
         ("gpt_oss", "Q8_0", {"intermediate_size": 64}, "computed from others"),
         ("qwen3_moe", "F32", {}, "no stored format holds F32"),
     ],
@@ -319,8 +340,9 @@ def test_gguf_that_must_be_packed_says_why(
         InPlaceModel.open(tmp_path / "m.gguf")
 
 
-def test_layers_of_different_formats_are_refused(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m.gguf", "qwen3_moe", "Q4_K", others={1: "Q6_K"}, **WIDE)
+def test_gate_and_up_of_different_formats_are_refused(tmp_path: Path) -> None:
+    up = {r"blk\.1\.ffn_up_exps\.weight": "Q6_K"}
+    write_gguf(tmp_path / "m.gguf", "qwen3_moe", "Q4_K", recipe=up, **WIDE)
     with pytest.raises(CheckpointError, match="in place: the experts differ in format"):
         InPlaceModel.open(tmp_path)
 

@@ -208,6 +208,29 @@ def test_mxfp4_gets_the_scales_of_the_encoder(seed: int) -> None:
     assert (record == Format("mxfp4", 32).encode(meaning(blocks, scales))).all()
 
 
+@given(data=st.binary(min_size=40 * 16 + 40, max_size=40 * 16 + 40))
+def test_mxfp4_of_gguf(data: bytes) -> None:
+    """Two groups per row, rows 40 bytes apart, two blocks."""
+    move = Move("ggml", "any", 17, 17, 2, 16, 40, 0, 136, 272, 17)
+    program, read = Program(544, (move,)), np.frombuffer(data, np.uint8)
+    record, twin = np.zeros(544, np.uint8), np.zeros(544, np.uint8)
+    assert native(program).run([(0, 0, 2, 0)], read, record)
+    run(program, Slice(0, 0, 2, 0), read, twin)
+    assert (record == twin).all()
+    row, group, col = 11, 1, 21
+    at = row * 40 + group * 17
+    stored = record[272 + group * 136 :][:136]
+    code = stored[(col // 8 * 8 + row % 8) * 4 + col % 4] >> (4 if col % 8 >= 4 else 0) & 15
+    assert code == (read[at + 1 + col % 16] >> (4 if col >= 16 else 0) & 15)
+    assert stored[128 + row % 8] == read[at]
+
+
+def test_groups_of_gguf_have_17_bytes() -> None:
+    move = Move("ggml", "any", 17, 34, 1, 8, 34, 0, 136, 272, 17)
+    with pytest.raises(ValueError, match="17 bytes"):
+        native(Program(544, (move,)))
+
+
 @pytest.mark.parametrize(("code", "scale"), [(0, 255), (7, 253), (6, 254), (4, 254)])
 def test_mxfp4_beyond_bf16_is_found(code: int, scale: int) -> None:
     program, record = Program(136, (), mxfp4=((0, 1),)), np.zeros(136, np.uint8)

@@ -126,11 +126,11 @@ def test_logits_are_those_of_the_meant_weights(tmp_path: Path, name: str) -> Non
 
 
 def test_overrides_by_module(tmp_path: Path) -> None:
-    own = {"model.layers.0.mlp.gate": 8, "model.layers.0.self_attn.q_proj": 6}
+    own = {"model.layers.0.mlp.gate": (8, 64), "model.layers.0.self_attn.q_proj": (6, 64)}
     source, plain = made.write_pair(tmp_path, made.mlx(4, 64, "BF16", own))
     pack_checkpoint(source, tmp_path / "pack", SAME)
     model, truth = PackedModel.open(tmp_path / "pack"), plain_tensors(plain)
-    for path, bits in own.items():
+    for path, (bits, _) in own.items():
         tensor = model.manifest.tensors[path.removeprefix("model.")]
         assert isinstance(tensor, fmt.Matrix)
         assert tensor.format.name == f"affine{bits}_bf16_g64"

@@ -57,13 +57,18 @@ def write_gguf(
     experts: str = "F32",
     *,
     others: Mapping[int, str] | None = None,
+    recipe: Mapping[str, str] | None = None,
+    fused: bool = False,
     extra: Mapping[str, Any] | None = None,
     parts: int = 1,
     **overrides: Any,
 ) -> Tensors:
     """Writes `path`; the experts are random runs of the type `experts` unless that is F32.
 
-    others: types of the experts of single layers. extra: more metadata, e.g. a tokenizer.
+    others: types of the experts of single layers. recipe: by a pattern of names in the file, the
+    types of any matrices; the first that matches counts. Dense ones become random runs that are
+    not among the weights returned. fused: gate and up in one stack. extra: more metadata, such as
+    a tokenizer.
     parts: files of a split model, named after `path`.
     Returns the weights that the file means, under canonical per-expert names.
     """
@@ -73,9 +78,17 @@ def write_gguf(
         for name in tensors:
             if name.endswith("A_log"):
                 tensors[name] = np.abs(tensors[name])
-    kinds = dict.fromkeys(range(config["num_hidden_layers"]), experts) | dict(others or {})
-    quantised = _requantise(tensors, kinds) if experts != "F32" else {}
+    layers = dict.fromkeys(range(config["num_hidden_layers"]), experts) | dict(others or {})
+
+    def kind_of(name: str) -> str:
+        found = [kind for pattern, kind in (recipe or {}).items() if re.fullmatch(pattern, name)]
+        return found[0] if found else layers[_layer(name)] if "_exps" in name else "F32"
+
+    quantised = _requantise(tensors, kind_of)
     converted = _convert(tensors, family, config)
+    quantised |= _random_dense(converted, kind_of)
+    if fused:
+        converted, quantised = _fused(converted), _fused(quantised)
     metadata = {**_metadata(config, family), **(extra or {})}
     names = sorted({*converted, *quantised})
     for number in range(parts):
@@ -85,7 +98,7 @@ def write_gguf(
             _add(writer, key, value)
         for name in names[number::parts]:
             if name in quantised:
-                writer.add_tensor(name, quantised[name], raw_dtype=Kind[kinds[_layer(name)]])
+                writer.add_tensor(name, quantised[name], raw_dtype=Kind[kind_of(name)])
             else:
                 writer.add_tensor(name, converted[name])
         writer.write_header_to_file()
@@ -113,12 +126,34 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     add(key, value)
 
 
-def _requantise(tensors: Tensors, kinds: Mapping[int, str]) -> dict[str, np.ndarray]:
+def _random_dense(converted: Tensors, kind_of: Callable[[str], str]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(8)
+    runs = {}
+    for name, w in converted.items():
+        kind = kind_of(name)
+        if kind != "F32" and "_exps" not in name:
+            run = BY_NAME[kind.lower()]
+            runs[name] = random_runs(rng, run.name, w.size // run.cols).reshape(len(w), -1)
+    return runs
+
+
+def _fused(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The stacks of gate and up [E, I, ...] as one [E, 2 I, ...]."""
+    result = dict(tensors)
+    for name in [name for name in tensors if "ffn_gate_exps" in name]:
+        both = result.pop(name), result.pop(name.replace("gate", "up"))
+        result[name.replace("gate", "gate_up")] = np.concatenate(both, axis=1)
+    return result
+
+
+def _requantise(tensors: Tensors, kind_of: Callable[[str], str]) -> dict[str, np.ndarray]:
     """Replaces the experts by what random runs mean -> stacked runs [E, rows, bytes] by name."""
     stacks: dict[str, list[np.ndarray]] = {}
     rng = np.random.default_rng(7)
     for name in [n for n in tensors if re.search(r"\.mlp\.experts\.\d+\.\w+\.weight", n)]:
-        (rows, cols), kind = tensors[name].shape, kinds[int(name.split(".")[2])]
+        (rows, cols), kind = tensors[name].shape, kind_of(_stacked(name))
+        if kind == "F32":
+            continue
         run = BY_NAME.get(kind.lower())
         if run is None:
             runs = gguf.quants.quantize(tensors[name], Kind[kind])

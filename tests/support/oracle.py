@@ -255,6 +255,48 @@ _TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
             "final_logit_softcapping": 30.0,
         },
     ),
+    "deepseek_v4": (
+        "DeepseekV4Config",
+        "DeepseekV4ForCausalLM",
+        {
+            "vocab_size": 512,
+            "hidden_size": 128,
+            "num_attention_heads": 4,
+            "head_dim": 64,
+            "q_lora_rank": 64,
+            "o_groups": 2,
+            "o_lora_rank": 64,
+            "moe_intermediate_size": 64,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 5,
+            "partial_rotary_factor": 0.25,
+            "sliding_window": 24,
+            # Limits within the tests' prompts, as above.
+            "index_n_heads": 32,
+            "index_head_dim": 64,
+            "index_topk": 12,
+            "layer_types": [
+                "sliding_attention",
+                "compressed_sparse_attention",
+                "heavily_compressed_attention",
+                "compressed_sparse_attention",
+                "heavily_compressed_attention",
+            ],
+            "compress_rates": {
+                "compressed_sparse_attention": 4,
+                "heavily_compressed_attention": 32,
+            },
+            "mlp_layer_types": ["hash_moe", "hash_moe", "moe", "moe", "moe"],
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 16,
+                "beta_fast": 32,
+                "beta_slow": 1,
+                "original_max_position_embeddings": 65536,
+            },
+        },
+    ),
     "qwen3_5_moe": (
         "Qwen3_5MoeTextConfig",
         "Qwen3_5MoeForCausalLM",
@@ -307,15 +349,28 @@ def _random(model_class: Any, config: Any) -> Any:
     t = torch()
     t.manual_seed(0)
     model = model_class(config).eval().float()
-    noisy = ("norm", "bias", "A_log", "sinks", ".scale", "per_expert_scale", "layer_scalar")
+    noisy = (
+        *("norm", "bias", "A_log", "sinks", ".scale", "per_expert_scale", "layer_scalar"),
+        *("_hc.base", "hc_base", "hc_scale"),
+    )
     with t.no_grad():
         for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
             if "inv_freq" in name or "embed_scale" in name:
+                continue
+            if name.endswith("tid2eid"):
+                parameter.copy_(_experts_of_tokens(parameter))
                 continue
             if any(part in name for part in noisy):
                 parameter.add_(t.randn_like(parameter) * 0.1)
             parameter.copy_(parameter.bfloat16().float())
     return model
+
+
+def _experts_of_tokens(table: Any) -> Any:
+    """[vocab, K] experts of 8, each token's different; with a smaller K the first of the same."""
+    t = torch()
+    tokens, places = t.arange(len(table))[:, None], t.arange(table.shape[1])
+    return (tokens * 3 + tokens // 8 + places * 5) % 8
 
 
 def save(model: Any, path: Path, *, fused: bool) -> Path:

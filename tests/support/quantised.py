@@ -6,6 +6,7 @@ Nothing here is shared with the readers: codes are placed one at a time.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -59,19 +60,22 @@ def scales_of(rng: np.random.Generator, dtype: str, *shape: int) -> tuple[Array,
     return stored, stored.astype(np.float32)
 
 
-def mlx(bits: int, group: int, dtype: str, overrides: Mapping[str, int] | None = None) -> Quantiser:
-    """overrides: bits by module path."""
+def mlx(
+    bits: int, group: int, dtype: str, overrides: Mapping[str, tuple[int, int]] | None = None
+) -> Quantiser:
+    """overrides: bits and group by module path, that of a stack for experts."""
     chosen = overrides or {}
+    base = bits, group
 
     def one(rng: np.random.Generator, path: str, rows: int, cols: int) -> tuple[Stored, Floats]:
-        n = chosen.get(path, bits)
+        n, group = chosen.get(re.sub(r"\.experts\.\d+\.", ".switch_mlp.", path), base)
         codes = rng.integers(0, 2**n, (rows, cols))
         (scale, s), (bias, b) = (scales_of(rng, dtype, rows, cols // group) for _ in range(2))
         w = codes.astype(np.float32) * s.repeat(group, 1) + b.repeat(group, 1)
         tensors = {"weight": ("U32", bit_words(codes, n)), "scales": (dtype, scale)}
         return tensors | {"biases": (dtype, bias)}, w
 
-    own = {path: {"bits": n, "group_size": group} for path, n in chosen.items()}
+    own = {path: {"bits": n, "group_size": g} for path, (n, g) in chosen.items()}
     config = {"group_size": group, "bits": bits, "mode": "affine", **own}
     return Quantiser(
         {"quantization": config, "quantization_config": config}, one, every=True, stacked=True

@@ -32,6 +32,8 @@ SIGNS = {
     "kimi": "<|tool_call_begin|>",
     "deepseek": "<｜tool▁call▁begin｜>",  # noqa: RUF001
     "minimax": "<minimax:tool_call>",
+    "dsml": "<｜DSML｜tool_calls>",  # noqa: RUF001
+    "gemma": "<|tool_call>",
     "harmony": "<|channel|><|message|>",
 }
 _KIMI = ["section_begin", "section_end"]
@@ -52,6 +54,8 @@ MARKERS = {
         *("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),  # noqa: RUF001
     ],
     "minimax": ["<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>"],
+    "dsml": ["<think>", "</think>"],
+    "gemma": ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'],
     "harmony": [
         *("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"),
         *("<|call|>", "<|end|>", "<|return|>"),

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.generate.costs import Costs
-from flashmoe.generate.engine import PhaseTimes
-from flashmoe.generate.scheduler import Prefixes, Scheduler
+from flashmoe.generate.engine import PhaseTimes, Prefixes
+from flashmoe.generate.scheduler import Scheduler
 from flashmoe.layers.state import Batch, SequenceState
 from flashmoe.stats import Stats
 from tests.support.serving import TOKENIZER

@@ -8,6 +8,7 @@ from typing import Any
 
 from flashmoe.api import Model
 from flashmoe.demo import demo_model_path
+from flashmoe.generate.engine import Prefixes
 from flashmoe.generate.request import (
     Event,
     Failed,
@@ -19,7 +20,7 @@ from flashmoe.generate.request import (
     Token,
 )
 from flashmoe.generate.sampling import SamplingOptions
-from flashmoe.generate.scheduler import Prefixes, Scheduler
+from flashmoe.generate.scheduler import Scheduler
 from flashmoe.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(demo_model_path())

@@ -132,3 +132,16 @@ q4, of activations to 8 bits, over one layer; a wrong scale or nibble order is o
 # Log probabilities of a reference are kept as float32: an error of 1e-6 in each of about 10, summed
 # with their probabilities into a divergence of order 1.
 KL_KEPT = 1e-5
+
+# Hyper-connections: sums of a hundred float32 products, through gates with a slope below 1 and
+# twenty normalisations that keep relative errors.
+STREAMS = 2e-5
+# Forecasts of `flashmoe plan` against recorded runs, relative: rates of disk and memory vary by a
+# tenth from second to second, and what formulas leave out comes on top (docs/plan.md).
+FORECAST_ERROR = 0.2
+# Hit rates, absolute: the curve has one exponent per trace (largest residual 0.025), and models it
+# was not fitted to have routing of their own (largest difference of the demo model 0.06).
+HIT_RATE_FIT = 0.03
+HIT_RATE_OF_ANOTHER_MODEL = 0.065
+# Probabilities of a trace sum to 1 but for float32 rounding of at most 512 of them.
+TRACE_SUM_ATOL = 1e-5

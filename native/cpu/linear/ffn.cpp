@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kBf16Piece = 64;
 constexpr int64_t kGatherRows = 16;  // per turn of a worker
 constexpr float kAlpha = 1.702f, kLimit = 7.0f;
+constexpr float kSiluLimit = 10.0f;
 // 2 sqrt(2 / pi) and the cubic term of gelu's tanh approximation.
 constexpr float kGeluScale = 1.5957691216057308f, kGeluCube = 0.044715f;
 
@@ -29,6 +30,14 @@ void clamp(float* gate, float* up, int64_t n) {
     }
 }
 
+// silu(g) * u of g = min(gate, 10) and u = up in [-10, 10].
+void limit(float* gate, float* up, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        gate[i] = std::min(gate[i], kSiluLimit);
+        up[i] = std::clamp(up[i], -kSiluLimit, kSiluLimit);
+    }
+}
+
 // gelu(g) = g * (1 + tanh(z / 2)) / 2 = g * sigmoid(z) with z = kGeluScale (g + kGeluCube g^3), so
 // that gelu(g) * u = silu(z) * u g / z.
 void gelu(float* gate, float* up, int64_t n) {
@@ -42,6 +51,7 @@ void gelu(float* gate, float* up, int64_t n) {
 // Brings an activation to silu(gate) * up.
 void prepare(Activation activation, float* gate, float* up, int64_t n) {
     if (activation == Activation::swiglu_clamped) clamp(gate, up, n);
+    if (activation == Activation::swiglu_limited) limit(gate, up, n);
     if (activation == Activation::geglu_tanh) gelu(gate, up, n);
 }
 

@@ -13,6 +13,7 @@ namespace flashmoe {
 enum class Activation {
     swiglu,          // silu(gate) * up
     swiglu_clamped,  // gpt-oss: g * sigmoid(1.702 g) * (u + 1), g = min(gate, 7), u = up in [-7, 7]
+    swiglu_limited,  // DeepSeek-V4: silu(min(gate, 10)) * u, u = up in [-10, 10]
     geglu_tanh,      // Gemma: gelu(gate) * up, gelu by its tanh approximation
 };
 

@@ -17,6 +17,13 @@ void PartSpace::multiply(Pool& pool, const float* x, int64_t tokens,
                          bool accumulate) {
     int64_t group = 0;
     for (const auto& w : matrices) group = std::max(group, w.group);
+    const auto other = [group](const MatrixView& w) { return w.group && w.group != group; };
+    if (std::any_of(matrices.begin(), matrices.end(), other)) {
+        for (size_t i = 0; i < matrices.size(); ++i) {
+            multiply(pool, x, tokens, {matrices[i]}, {outs[i]}, accumulate);
+        }
+        return;
+    }
     assign(pool, inputs, x, tokens, matrices[0].cols, group);
     linear(pool, inputs.view(x), tokens, matrices, outs, accumulate);
 }

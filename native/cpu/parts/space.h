@@ -28,7 +28,8 @@ class PartSpace {
 
     int64_t nbytes() const { return block_.nbytes() + inputs.nbytes() + ffn.nbytes(); }
 
-    // outs[i] [tokens, rows_i] = x [tokens, cols] @ matrices[i].T.
+    // outs[i] [tokens, rows_i] = x [tokens, cols] @ matrices[i].T. One after the other where they
+    // want x quantised in groups of different sizes.
     void multiply(Pool& pool, const float* x, int64_t tokens,
                   const std::vector<MatrixView>& matrices, const std::vector<float*>& outs,
                   bool accumulate = false);

@@ -30,6 +30,10 @@ class Belady:
         future.popleft()
         self._order.put(key, (-(future[0] if future else math.inf), 0))
 
+    def passed(self, key: Key) -> None:
+        """The expert was computed, and evicted by its own visit."""
+        self._future[key].popleft()
+
     def forget(self, key: Key) -> None:
         self._order.remove(key)
 

@@ -139,8 +139,7 @@ def touched_bytes(pack: StoredModel, experts_per_token: int) -> int:
     """Weights that one token reads from memory: all resident ones (of an embedding that is not
     also the head, one row) and its experts. Keys and values are not counted."""
     manifest = pack.manifest
-    layers, record = len(manifest.layers), manifest.experts.record_bytes
-    return _resident_bytes(manifest) + layers * experts_per_token * record
+    return _resident_bytes(manifest) + experts_per_token * manifest.layer_bytes
 
 
 def _resident_bytes(manifest: fmt.Manifest) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
@@ -43,6 +43,11 @@ class Rates:
         }
 
 
+def around_runs(samples: Sequence[float]) -> list[float]:
+    """Samples [2 N], right before and after each of N runs -> the mean of each two, [N]."""
+    return [mean(two) for two in zip(samples[::2], samples[1::2], strict=True)]
+
+
 @dataclass(frozen=True)
 class RateMeter:
     """Takes samples under the conditions of the engine: record size, reads in flight, threads.
@@ -63,9 +68,10 @@ class RateMeter:
 
     def measure(self) -> tuple[float, float]:
         """Disk and memory in bytes per second, measured for `seconds` each."""
-        return self._disk(), self._memory()
+        return self.disk(), self._memory()
 
-    def _disk(self) -> float:
+    def disk(self) -> float:
+        """Bytes per second of the disk, measured for `seconds`."""
         direct = supports_direct(self.files[0])
         case = Case(self.record_bytes, self.readers, direct, huge_pages=True)
         seed = len(self.rates.disk)  # other blocks in each sample

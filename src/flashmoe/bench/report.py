@@ -14,24 +14,12 @@ from flashmoe.bench.plots import GOALS, draw_plots
 from flashmoe.bench.record import SCHEMA
 from flashmoe.errors import UsageError
 from flashmoe.files import storage_errors
+from flashmoe.pages.html import page, section, table
 
 Row = Mapping[str, Any]
 Text = Callable[[Row], str]
 
 PAGE: Final = "index.html"
-
-_STYLE: Final = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #223; max-width: 76rem; margin: 2rem auto }
-body { padding: 0 1rem }
-h2 { margin-top: 2.5rem; border-bottom: 2px solid #2f5d8a; padding-bottom: .2rem }
-section { overflow-x: auto }
-table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; white-space: nowrap }
-th { background: #eef2f6 }
-tr:nth-child(odd) td { background: #fafbfc }
-th, td { border-bottom: 1px solid #d5dbe3; padding: .3rem .6rem; text-align: right }
-th:first-child, td:first-child { text-align: left }
-img { max-width: 100% }
-"""
 
 
 @dataclass(frozen=True)
@@ -193,21 +181,14 @@ def render(rows: Mapping[str, Sequence[Row]], plots: Mapping[str, bytes]) -> str
     # In the order of the columns' table: what is asked first stands first.
     verbs = sorted(rows, key=lambda verb: [*_COLUMNS, verb].index(verb))
     parts = [_section(verb, rows[verb], plots.get(verb)) for verb in verbs]
-    return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>flashmoe bench</title>\n'
-        f"<style>{_STYLE}</style>\n<h1>flashmoe bench</h1>\n{''.join(parts)}</html>\n"
-    )
+    return page("flashmoe bench", "".join(parts))
 
 
 def _section(verb: str, rows: Sequence[Row], plot: bytes | None) -> str:
     columns = _COLUMNS.get(verb, _OTHERS)
-    head = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(column.cell(row))}</td>" for column in columns) + "</tr>\n"
-        for row in rows
-    )
-    table = f"<table>\n<tr>{head}</tr>\n{body}</table>\n"
-    return f"<section>\n<h2>{escape(verb)}</h2>\n{_image(verb, plot)}{table}</section>\n"
+    lines = ([column.cell(row) for column in columns] for row in rows)
+    found = table([column.title for column in columns], lines)
+    return section(verb, _image(verb, plot), found)
 
 
 def _image(verb: str, png: bytes | None) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from flashmoe.bench.shapes import shape_config
 from flashmoe.bench.skew import ANCHOR, Skew, parse_skew, router_column
-from flashmoe.checkpoint.safetensors import Tensor
+from flashmoe.checkpoint.safetensors import ITEM_BYTES, Tensor
 from flashmoe.models.registry import family_name, load_family
 from flashmoe.models.specs import ExpertsSpec, VectorSpec, WeightSpecs
 from flashmoe.quant.layout import to_bf16
@@ -31,7 +31,7 @@ BLOCK_WEIGHTS = 1 << 23
 _BF16_BYTES = 2
 _EMBEDDING = "embed_tokens.weight"
 # What these compute is added to the hidden state.
-_ADDERS = ("o_proj.weight", "out_proj.weight", "down_proj.weight")
+_ADDERS = ("o_proj.weight", "o_b_proj.weight", "out_proj.weight", "down_proj.weight")
 _ROUTER = re.compile(r".*layers\.(\d+)\.mlp\.(?:gate|router)\.weight")
 
 
@@ -51,6 +51,7 @@ class SyntheticCheckpoint:
         specs = family.weights(family.read_config(dict(self.config)))
         self.tensors = {tensor.name: tensor for tensor in _declare(specs, self.path)}
         self._constant = {v.source: _constant(v) for v in specs.vectors}
+        self._tables = {v.source: v.below for v in specs.vectors if v.below}
         self._constant |= {
             name: 0.0 for e in specs.experts for name in (e.gate_up_bias, e.down_bias)
         }
@@ -58,7 +59,9 @@ class SyntheticCheckpoint:
         self.skew = None if skew is None else parse_skew(skew, self.config["num_experts"])
 
     def read(self, tensor: Tensor, start: int, nbytes: int) -> NDArray[np.uint8]:
-        """Bytes [start, start + nbytes) of a made-up bf16 tensor -> uint8 [nbytes]."""
+        """Bytes [start, start + nbytes) of a made-up tensor, bf16 but for tables -> uint8."""
+        if tensor.name in self._tables:
+            return _table_bytes(self._tables[tensor.name], start // 4, nbytes // 4)
         first, count = start // _BF16_BYTES, nbytes // _BF16_BYTES
         constant = self._constant.get(tensor.name)
         if constant is not None:
@@ -132,6 +135,12 @@ def _stretch(block: NDArray[np.uint16], begin: int, count: int) -> NDArray[np.ui
     return np.resize(np.roll(block, -begin), count)
 
 
+def _table_bytes(below: int, first: int, count: int) -> NDArray[np.uint8]:
+    """Part of an I32 table of whole numbers that looks random; neighbours differ."""
+    numbers = np.arange(first, first + count, dtype=np.int64) * 97 + first // 1009
+    return (numbers % below).astype("<i4").view(np.uint8)
+
+
 def _constant(vector: VectorSpec) -> float | None:
     """What a vector is filled with: norms come out as 1, the rest is small; None: random."""
     if vector.name.endswith("norm"):
@@ -144,7 +153,8 @@ def _declare(specs: WeightSpecs, path: Path) -> Iterator[Tensor]:
         for source in matrix.sources:
             yield _tensor(source.name, path, source.shape(matrix.cols))
     for vector in specs.vectors:
-        yield _tensor(vector.source, path, vector.shape)
+        dtype = "I32" if vector.below else "BF16"
+        yield _tensor(vector.source, path, vector.shape, dtype)
     for experts in specs.experts:
         yield from _declare_experts(experts, path)
 
@@ -160,8 +170,8 @@ def _declare_experts(spec: ExpertsSpec, path: Path) -> Iterator[Tensor]:
         yield _tensor(spec.down_bias, path, (spec.num_experts, wide))
 
 
-def _tensor(name: str, path: Path, shape: tuple[int, ...]) -> Tensor:
-    return Tensor(name, path, "BF16", shape, 0, _BF16_BYTES * int(np.prod(shape)))
+def _tensor(name: str, path: Path, shape: tuple[int, ...], dtype: str = "BF16") -> Tensor:
+    return Tensor(name, path, dtype, shape, 0, ITEM_BYTES[dtype] * int(np.prod(shape)))
 
 
 def byte_tokens(vocab_size: int) -> list[str]:

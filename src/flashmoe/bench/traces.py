@@ -5,11 +5,17 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from flashmoe.bench.recorded import Recorded, RoutedLayer, Rows, is_recorded, read_recorded
 from flashmoe.errors import FlashMoeError, UsageError
+from flashmoe.experts.trace_format import NO_EXPERT
 from flashmoe.files import storage_errors
 
 CSV_HEADER = "# route_trace v1"
@@ -18,11 +24,19 @@ _DECODE_PHASE = 1
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One layer of one token. experts: distinct ids, ascending, as the engine asks for them."""
+    """One layer of a token, or of all tokens of a pass.
+
+    experts: distinct ids, in the order in which they are asked for. rows: what the router said,
+    where the trace has it. mass: what the experts have of the scores of the router's own K, the
+    mean over the tokens, where that is known.
+    """
 
     layer: int
     experts: tuple[int, ...]
     decode: bool
+    tokens: int = 1
+    rows: tuple[Rows, ...] = field(default=(), compare=False)
+    mass: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,7 @@ class Trace:
     """A run of a model, visit by visit.
 
     num_experts: per layer. expert_bytes: size of one expert by layer; empty where the trace does
-    not say. tokens: decoded ones.
+    not say. tokens: decoded ones. recorded: what else it says, if the engine recorded it.
     """
 
     name: str
@@ -38,6 +52,7 @@ class Trace:
     num_experts: int
     expert_bytes: Mapping[int, int]
     tokens: int
+    recorded: Recorded | None = None
 
     @property
     def total_experts(self) -> int:
@@ -46,18 +61,19 @@ class Trace:
 
     @property
     def widest(self) -> int:
-        """Most experts that one visit asks for."""
-        return max(len(visit.experts) for visit in self.visits)
+        """Most experts that one visit asks for while decoding."""
+        return max((len(visit.experts) for visit in self.visits if visit.decode), default=0)
 
 
 def read_trace(path: Path, num_experts: int | None = None) -> Trace:
-    """Read a trace of either format.
+    """Read a trace of any format.
 
     num_experts: per layer, where the trace does not say; default: what its highest id implies.
     Raises UsageError for a damaged or empty trace, or ids beyond num_experts; StorageError.
     """
-    with storage_errors("cannot read", path):
-        lines = path.read_text(encoding="utf-8").splitlines()
+    if is_recorded(path):
+        return trace_of(read_recorded(path))
+    lines = _lines(path)
     if lines and lines[0].strip() == CSV_HEADER:
         visits, declared, sizes = _read_csv(path, lines)
     else:
@@ -66,9 +82,48 @@ def read_trace(path: Path, num_experts: int | None = None) -> Trace:
         raise UsageError("the trace is empty", where=path)
     experts = declared or num_experts or _implied_experts(visits)
     _check_ids(path, visits, experts)
+    return Trace(path.name, tuple(visits), experts, sizes, _decoded(visits))
+
+
+def trace_of(recorded: Recorded) -> Trace:
+    """A recorded run as a replay needs it. Raises UsageError if no layer ran."""
+    visits = tuple(_recorded_visit(layer) for layer in recorded.layers)
+    if not visits:
+        raise UsageError("the trace is empty", where=recorded.path)
+    header = recorded.header
+    sizes = dict(zip(header.layers, header.expert_bytes, strict=True))
+    return Trace(recorded.path.name, visits, header.num_experts, sizes, _decoded(visits), recorded)
+
+
+def _recorded_visit(layer: RoutedLayer) -> Visit:
+    tokens = sum(len(part.ids) for part in layer.rows)
+    experts = wanted([part.ids for part in layer.rows])
+    return Visit(layer.layer, experts, layer.facts.decodes, tokens, layer.rows)
+
+
+def wanted(ids: Sequence[NDArray[Any]]) -> tuple[int, ...]:
+    """The distinct experts of recorded ids, [n, K] each, in the order in which the engine asks for
+    them: of a single token as they are ranked, of several ascending."""
+    if sum(len(part) for part in ids) > 1:
+        found = np.unique(np.concatenate([part.reshape(-1) for part in ids]))
+    else:
+        found = ids[0][0]
+    return tuple(found[found != NO_EXPERT].tolist())
+
+
+def _decoded(visits: Sequence[Visit]) -> int:
+    """Tokens that were decoded: those of the first layer."""
     first = visits[0].layer
-    tokens = sum(visit.decode and visit.layer == first for visit in visits)
-    return Trace(path.name, tuple(visits), experts, sizes, tokens)
+    return sum(visit.tokens for visit in visits if visit.decode and visit.layer == first)
+
+
+def _lines(path: Path) -> list[str]:
+    with storage_errors("cannot read", path):
+        data = path.read_bytes()
+    try:
+        return data.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise _damaged(path, 1 + data.count(b"\n", 0, error.start), "text", "bytes") from error
 
 
 def _implied_experts(visits: Iterable[Visit]) -> int:

@@ -57,8 +57,7 @@ class Commands:
         return True
 
     def _help(self, _: str) -> None:
-        width = max(map(len, HELP))
-        self._view.note("\n".join(f"{name:{width}}  {text}" for name, text in HELP.items()))
+        self._view.table(HELP)
 
     def _system(self, argument: str) -> None:
         if argument:
@@ -76,11 +75,7 @@ class Commands:
 
     def _list_settings(self) -> None:
         values = self._chat.options.shown()
-        left = {name: f"{name} {values[name]}" for name in SETTINGS}
-        width = max(map(len, left.values()))
-        self._view.note(
-            "\n".join(f"{left[name]:{width}}  {text}" for name, text in SETTINGS.items())
-        )
+        self._view.table({f"{name} {values[name]}": text for name, text in SETTINGS.items()})
 
     def _save(self, argument: str) -> None:
         path = _path(argument, "/save")

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from flashmoe.chat.sequence import Continued, Logits
 from flashmoe.errors import UsageError
+from flashmoe.generate.answering import Answering
 from flashmoe.generate.masks import Masks
-from flashmoe.generate.sampling import Sampler, SamplingOptions
-from flashmoe.generate.stop import StopStrings
+from flashmoe.generate.request import GenerationRequest
+from flashmoe.generate.sampling import SamplingOptions
 from flashmoe.parsers.base import (
     CallArguments,
     CallStart,
@@ -107,45 +108,15 @@ class Writer:
         reply: Reply,
     ) -> Iterator[list[ReplyEvent]]:
         """Yields the events of each token; `reply.tokens` and `reply.end` are kept up to date."""
-        sampler, text = Sampler(options), _Text(self.tokenizer, options)
+        request = GenerationRequest(tuple(self.sequence.ids), options, mask, self.stop_ids)
+        answering = Answering(request, self.tokenizer)
         while not self.interrupted():
-            apply = mask.apply if mask is not None and mask.active() else None
-            id = sampler.choose(logits, self.sequence.ids, mask=apply)
+            ids = self.sequence.ids
+            chosen = answering.choose(logits, ids, full=len(ids) >= self.context_length)
             reply.tokens += 1
-            if id in self.stop_ids:
-                reply.end = "stop"
+            yield parser.push(chosen.token.id, chosen.token.raw)
+            if chosen.end is not None:
+                reply.end = chosen.end
                 break
-            if mask is not None:
-                mask.accept(id)
-            yield parser.push(id, text.push(id))
-            if (end := self._end(text, mask, options, reply)) is not None:
-                reply.end = end
-                break
-            logits = self.sequence.step(id)
-        yield [*parser.push(-1, text.finish()), *parser.finish()]
-
-    def _end(
-        self, text: _Text, mask: Masks | None, options: SamplingOptions, reply: Reply
-    ) -> End | None:
-        if text.stopped or (mask is not None and mask.finished()):
-            return "stop"
-        full = len(self.sequence.ids) >= self.context_length
-        return "length" if full or reply.tokens >= options.max_tokens else None
-
-
-class _Text:
-    """Text of tokens, control tokens as theirs, up to a stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, options: SamplingOptions) -> None:
-        self._pieces = tokenizer.detokenizer(skip_special=False)
-        self._stop = StopStrings(options.stop)
-
-    @property
-    def stopped(self) -> bool:
-        return self._stop.matched is not None
-
-    def push(self, id: int) -> str:
-        return self._stop.push(self._pieces.push([id]))
-
-    def finish(self) -> str:
-        return self._stop.push(self._pieces.finish()) + self._stop.finish()
+            logits = self.sequence.step(chosen.token.id)
+        yield [*parser.push(-1, answering.break_off()), *parser.finish()]

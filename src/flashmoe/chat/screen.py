@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from time import monotonic
 
 from markdown_it import MarkdownIt
@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from flashmoe.chat.tools import Answer
@@ -92,11 +93,20 @@ class Screen:
         lines = printable(text).splitlines() or ["(nothing)"]
         more = len(lines) - _TOOL_LINES
         shown = lines[:_TOOL_LINES] + ([f"... {more} more lines"] if more > 0 else [])
-        self._console.print(Text("\n".join(f"│ {line}" for line in shown), style="cyan"))
+        self._console.print(Text("\n".join(self._ruled(shown)), style="cyan"))
 
     def note(self, text: str) -> None:
         """See View."""
         self._console.print(Text(printable(text), style="dim"))
+
+    def table(self, rows: Mapping[str, str]) -> None:
+        """See View: the right column wraps within itself."""
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(no_wrap=self._console.width >= 2 * max(map(len, rows)))
+        grid.add_column()
+        for name, text in rows.items():
+            grid.add_row(Text(printable(name)), Text(printable(text)), style="dim")
+        self._console.print(grid)
 
     def error(self, text: str) -> None:
         """See View."""
@@ -118,6 +128,13 @@ class Screen:
             if typed in ("e", "edit"):
                 changed = self._ask("edit: ", text)
                 return ("no", text) if changed is None else ("yes", changed)
+
+    def _ruled(self, lines: list[str]) -> Iterator[str]:
+        """The lines, also those that do not fit, behind a rule."""
+        width = max(1, self._console.width - 2)
+        for line in lines:
+            parts = Text(line).wrap(self._console, width, overflow="fold") if line else [Text()]
+            yield from (f"│ {part.plain}" for part in parts)
 
     def _show_status(self, text: str) -> None:
         self._status = f"reading the prompt: {text}"

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flashmoe.generate.engine import Prefixes
 from flashmoe.text.tokenizer import Tokenizer
 
 Logits = NDArray[np.float32]
@@ -28,16 +29,24 @@ class Feeds(Protocol):
 
     def rewind(self, position: int) -> int: ...
 
+    def restore(self, ids: Sequence[int], prefixes: Prefixes) -> int: ...
+
+    def keep(self, ids: Sequence[int], prefixes: Prefixes) -> None: ...
+
 
 class Continued:
     """A session and the ids that it was fed.
 
-    session: empty. tokenizer: to see that other ids are the same text.
+    session: empty. tokenizer: to see that other ids are the same text. prefixes: where states of
+    prompts are kept, for sessions that cannot go back.
     """
 
-    def __init__(self, session: Feeds, tokenizer: Tokenizer) -> None:
-        self._session, self._tokenizer = session, tokenizer
+    def __init__(
+        self, session: Feeds, tokenizer: Tokenizer, prefixes: Prefixes | None = None
+    ) -> None:
+        self._session, self._tokenizer, self._prefixes = session, tokenizer, prefixes
         self.ids: list[int] = []
+        self._stepped = False  # of what it holds, some was fed as tokens of an answer
 
     def read(
         self, prompt: Sequence[int], on_progress: Callable[[int, int], None]
@@ -48,19 +57,38 @@ class Continued:
         """
         wanted = own_spelling(self.ids, prompt, self._tokenizer)
         held = min(common(self.ids, wanted), len(wanted) - 1)  # the last one gives the logits
-        reused = self._session.rewind(held)
-        self.ids = self.ids[:reused]
-        rest = wanted[reused:]
+        reused = self._back_to(held, wanted)
+        self.ids, rest = wanted[:reused], wanted[reused:]
         on_progress(0, len(rest))
         self.ids += rest
         with self._kept_in_step():
-            logits = self._session.feed(rest, lambda done: on_progress(done, len(rest)))
+            logits = self._feed(rest, on_progress)
         on_progress(len(rest), len(rest))
         return logits, reused
+
+    def _back_to(self, held: int, wanted: Sequence[int]) -> int:
+        """Forget all but the first `held` tokens -> how many of `wanted` the session holds."""
+        reused = self._session.rewind(held)
+        if reused:
+            return reused
+        self._stepped = False
+        return self._session.restore(wanted, self._prefixes) if self._prefixes else 0
+
+    def _feed(self, rest: Sequence[int], on_progress: Callable[[int, int], None]) -> Logits:
+        """Feed a prompt's rest; on the way its state is kept, where it was only ever a prompt's."""
+        begin, total = 0, len(rest)
+        if self._prefixes is not None and not self._stepped:
+            cut = self._prefixes.limit(self._session.position, total, len(self.ids))
+            if cut < total:
+                self._session.feed(rest[:cut], lambda done: on_progress(done, total))
+                self._session.keep(self.ids, self._prefixes)
+                begin = cut
+        return self._session.feed(rest[begin:], lambda done: on_progress(begin + done, total))
 
     def step(self, id: int) -> Logits:
         """Feed one token of an answer -> logits [vocab_size], written over by the next step."""
         self.ids.append(id)
+        self._stepped = True
         with self._kept_in_step():
             return self._session.step(id)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
 
 from flashmoe.chat.options import Options
 from flashmoe.chat.reply import Reply, Writer
-from flashmoe.chat.sequence import Continued, Feeds
+from flashmoe.chat.sequence import Continued, Feeds, Logits
 from flashmoe.chat.tools import ToolBox
 from flashmoe.chat.view import Figures, View
 from flashmoe.errors import FlashMoeError, UsageError
+from flashmoe.generate.engine import Prefixes
 from flashmoe.generate.grammar import Grammars, Thinking
 from flashmoe.generate.masks import Masks
+from flashmoe.parsers.base import ReplyEvent
 from flashmoe.parsers.registry import reply_format
 from flashmoe.stats import Stats
 from flashmoe.text.chat_template import ChatTemplate
@@ -65,7 +67,8 @@ class Chat:
     """One conversation.
 
     interrupted: asked between layers and tokens; True ends the answer. rounds: answers with tool
-    calls that may follow one message.
+    calls that may follow one message. prefixes: keeps states of prompts, for models whose own
+    cannot go back.
     """
 
     def __init__(
@@ -76,12 +79,16 @@ class Chat:
         options: Options,
         interrupted: Callable[[], bool] = lambda: False,
         rounds: int = MAX_ROUNDS,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self.options, self.messages = options, list[Message]()
         self.figures: Figures | None = None
         self._model, self._view, self._tools, self._rounds = model, view, tools, rounds
         self._interrupted = interrupted
-        self._sequence = Continued(model.session(), model.tokenizer)
+        self._sequence = Continued(model.session(), model.tokenizer, prefixes)
+        self._writer = Writer(
+            self._sequence, model.tokenizer, model.stop_ids, model.context_length, interrupted
+        )
         self._format = reply_format(model.tokenizer, model.chat_template)
         self._grammars: Grammars | None = None
         self._reused = self._prompt_tokens = 0
@@ -145,32 +152,31 @@ class Chat:
         self._view.note(f"stopped after {self._rounds} rounds of tool calls (--rounds)")
 
     def _one_reply(self) -> Reply:
-        model, reply, clock = self._model, Reply(), _Clock()
+        reply, clock = Reply(), _Clock()
         prompt = self._prompt()
         self._fits(prompt)
-        model.restart_stats()
+        self._model.restart_stats()
         logits, self._reused = self._sequence.read(prompt.ids, self._progress)
         self._prompt_tokens = len(prompt.ids)
-        parser = self._format.parser(prompt.opens_reasoning, self._tools.schemas)
-        mask = self._mask(prompt, len(logits))
         clock.first = perf_counter()
         try:
-            writer = Writer(
-                self._sequence,
-                model.tokenizer,
-                model.stop_ids,
-                model.context_length,
-                self._interrupted,
-            )
-            calls = sum(len(message.get("tool_calls", ())) for message in self.messages)
-            for events in writer.write(logits, self.options.sampling, parser, mask, reply):
-                for event in events:
-                    reply.add(event, calls)
+            for events in self._written(reply, prompt, logits):
                 self._view.add(events, self._figures(reply, clock))
         finally:
             self.figures = self._figures(reply, clock)
             self._view.end_answer(self.figures, _REMARKS[reply.end])
         return reply
+
+    def _written(self, reply: Reply, prompt: Prompt, logits: Logits) -> Iterator[list[ReplyEvent]]:
+        """The events of each token, taken into the reply."""
+        tools = self._tools.schemas
+        parser = self._format.parser(prompt.opens_reasoning, tools, calls=bool(tools))
+        mask = self._mask(prompt, len(logits))
+        calls = sum(len(message.get("tool_calls", ())) for message in self.messages)
+        for events in self._writer.write(logits, self.options.sampling, parser, mask, reply):
+            for event in events:
+                reply.add(event, calls)
+            yield events
 
     def _prompt(self) -> Prompt:
         return chat_prompt(

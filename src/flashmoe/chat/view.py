@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
@@ -46,6 +47,9 @@ class View(Protocol):
     def note(self, text: str) -> None:
         """Something about the chat."""
 
+    def table(self, rows: Mapping[str, str]) -> None:
+        """Names, and what is to be said of each."""
+
     def error(self, text: str) -> None:
         """Something that went wrong."""
 
@@ -86,6 +90,11 @@ class PlainView:
     def note(self, text: str) -> None:
         """See View."""
         print(printable(text), file=self._err, flush=True)
+
+    def table(self, rows: Mapping[str, str]) -> None:
+        """See View."""
+        width = max(map(len, rows))
+        self.note("\n".join(f"{name:{width}}  {text}" for name, text in rows.items()))
 
     def error(self, text: str) -> None:
         """See View."""

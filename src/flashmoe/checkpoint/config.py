@@ -71,7 +71,7 @@ ROPE_KEYS = frozenset(
 
 # How activations were quantised in training and which modules were not: no matter to the weights.
 QUANTISED_KEYS = frozenset(
-    ("activation_scheme", "ignored_layers", "modules_to_not_convert", "scale_fmt")
+    ("activation_scheme", "expert_dtype", "ignored_layers", "modules_to_not_convert", "scale_fmt")
 )
 
 
@@ -170,6 +170,29 @@ class ConfigReader:
                 self.fail(name, " | ".join(allowed), item)
         return tuple(value)
 
+    def letters(self, name: str, known: dict[str, str], length: int) -> tuple[str, ...] | None:
+        """What the letters of a string of `length` mean, or a list of such words; None if the key
+        is absent or null."""
+        if not isinstance(self._raw.get(name), str):
+            return self.choices(name, tuple(known.values()), length)
+        value: str = self._get((name,), None)
+        if len(value) != length or set(value) - known.keys():
+            self.fail(name, f"{length} letters out of {''.join(known)}", value)
+        return tuple(known[letter] for letter in value)
+
+    def integers(self, name: str, count: int, allowed: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The first `count` of a list of at least so many integers out of `allowed`; None if the
+        key is absent or null."""
+        value = self._get((name,), None)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) < count:
+            self.fail(name, f"a list of at least {count}", value)
+        for item in value[:count]:
+            if type(item) is not int or item not in allowed:
+                self.fail(name, " | ".join(map(str, allowed)), item)
+        return tuple(value[:count])
+
     def require(self, name: str, *supported: object, default: object = _REQUIRED) -> None:
         """Refuses every value but the supported ones."""
         value = self._get((name,), default)
@@ -219,6 +242,14 @@ class ConfigReader:
         if yarn is not None and theta <= 1:
             self.fail("rope_theta", "more than 1", theta)
         return Rope(theta, partial, yarn)
+
+    def own_rope(self, default_partial: float, allow_yarn: bool = False) -> Rope:
+        """`rope_parameters` that are this object itself."""
+        yarn = self._rope_kind(allow_yarn)
+        partial = self.number("partial_rotary_factor", default=default_partial)
+        if partial > 1:
+            self.fail("partial_rotary_factor", "a number in (0, 1]", partial)
+        return Rope(self.number("rope_theta"), partial, yarn)
 
     def full_rope(self, allow_yarn: bool = False) -> Rope:
         """As `rope`, of a family that rotates all dimensions."""

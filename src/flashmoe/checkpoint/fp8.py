@@ -2,7 +2,7 @@
 
 A code is a sign, 4 bits of exponent (bias 7) and 3 of mantissa (OCP 8-bit floating point, E4M3):
 no infinities, NaN where all seven bits are set. A weight is code * scale; the tensor of scales is
-called `weight_scale_inv`, but multiplies.
+called `weight_scale_inv`, but multiplies. DeepSeek-V4 calls it `scale`: powers of two.
 """
 
 from __future__ import annotations

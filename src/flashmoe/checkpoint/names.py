@@ -13,6 +13,8 @@ CANONICAL = "model."
 PREFIXES = ("model.", "model.language_model.", "language_model.model.")
 OUTER_PREFIXES = ("", "model.language_model.", "language_model.")
 PROBE = "embed_tokens.weight"
+# Published DeepSeek-V4: no prefix at all.
+BARE_PROBE = "embed.weight"
 
 
 class Names:
@@ -34,6 +36,7 @@ class Names:
         self._tensors, self._where, self._spellings = tensors, where, spellings
         self._used: set[str] = set()
         found = [prefix for prefix in PREFIXES if prefix + PROBE in tensors]
+        found += [""] if BARE_PROBE in tensors else []
         if not found:
             expected = " | ".join(prefix + PROBE for prefix in PREFIXES)
             raise CheckpointError("tensor is missing", where=where, expected=expected)
@@ -74,9 +77,12 @@ class Names:
     def _candidates(self, name: str) -> list[str]:
         if name.startswith(CANONICAL):
             known = self._prefix + name.removeprefix(CANONICAL)
-            other = known
-            for part, replacement in self._spellings:
-                other = other.replace(part, replacement)
             mixed = [known.replace(*spelling) for spelling in self._spellings[:1]]
-            return list(dict.fromkeys([other, known, *mixed]))
-        return [prefix + name for prefix in OUTER_PREFIXES]
+            return list(dict.fromkeys([self._spelt(known), known, *mixed]))
+        names = dict.fromkeys([name, self._spelt(name)])
+        return [prefix + spelt for spelt in names for prefix in OUTER_PREFIXES]
+
+    def _spelt(self, name: str) -> str:
+        for part, replacement in self._spellings:
+            name = name.replace(part, replacement)
+        return name

@@ -29,6 +29,9 @@ ITEM_BYTES = {
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
 WEIGHT_TYPES = ("BF16", "F16", "F32")
+# Of tables of whole numbers, and of scales that are powers of two.
+INTEGER_TYPES = {"I32": "<i4", "I64": "<i8"}
+E8M0 = "F8_E8M0"
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,14 @@ def _check_ranges(tensors: list[Tensor], start: int, end: int, path: Path) -> No
 
 
 def to_float32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
-    """Bytes [..., n * itemsize] of a WEIGHT_TYPES dtype -> the same numbers, float32 [..., n]."""
+    """Bytes [..., n * itemsize] of a WEIGHT_TYPES dtype, of E8M0 (255 is NaN) or of INTEGER_TYPES
+    -> the same numbers, float32 [..., n]."""
     if dtype == "BF16":
         return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    if dtype == E8M0:
+        powers = np.ldexp(np.float32(1), np.arange(256) - 127).astype(np.float32)
+        powers[255] = np.nan
+        return powers[raw]
+    if dtype in INTEGER_TYPES:
+        return raw.view(INTEGER_TYPES[dtype]).astype(np.float32)
     return raw.view("<f2" if dtype == "F16" else "<f4").astype(np.float32)

@@ -34,6 +34,7 @@ VERBS = (
     "families",
     "eval",
     "synth",
+    "trace",
     "bench",
     "doctor",
 )

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from flashmoe.cli.models import ModelPath
+
 
 def calibrate(
-    model: Annotated[Path, typer.Argument(help="A packed model, best of bf16.")],
+    model: ModelPath,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
     text: Annotated[
         list[Path] | None, typer.Argument(help="Texts; .jsonl: chats, one a line.")
@@ -19,10 +21,16 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="Of what it writes.")] = 0,
     ram: Annotated[str | None, typer.Option(help="Memory limit, e.g. 8G.")] = None,
 ) -> None:
-    """Run texts through a model and record what its experts are given."""
+    """Run texts through a model and record what its experts are given.
+
+    Interrupted, the same command goes on.
+    """
     import flashmoe
+    from flashmoe.cli.bench.output import status
     from flashmoe.evals.calibrate import calibrate as run
 
-    with flashmoe.load(model, ram=ram, prefetch="off") as loaded:
-        count = run(loaded, text or [], output, tokens=tokens, sample=sample, seed=seed)
+    with flashmoe.load(model, ram=ram, prefetch="off") as loaded, status() as show:
+        count = run(
+            loaded, text or [], output, tokens=tokens, sample=sample, seed=seed, progress=show
+        )
     print(f"{output}: {count} tokens")

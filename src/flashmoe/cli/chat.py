@@ -13,8 +13,11 @@ import typer
 from flashmoe.errors import UsageError
 
 if TYPE_CHECKING:
+    from flashmoe.api import Model
+    from flashmoe.chat.keyboard import Keyboard
     from flashmoe.chat.options import Options
     from flashmoe.chat.tools import ToolBox
+    from flashmoe.chat.view import View
 
 
 def _option(flag: str, help: str, metavar: str | None = None) -> Any:
@@ -59,11 +62,25 @@ def chat(
     cache: Annotated[
         str | None, _option("--cache", "Memory for experts: auto, all, 0 or as 2G.", "SIZE")
     ] = None,
+    prefix_ram: Annotated[
+        str | None,
+        _option("--prefix-ram", "Memory for states of prompts (hybrid models), kept.", "SIZE"),
+    ] = None,
     threads: Annotated[int | None, _option("--threads", "Kernel threads.")] = None,
     ctx: Annotated[int | None, _option("--ctx", "Context length in tokens.")] = None,
+    experts: Annotated[
+        int | None,
+        _option("--experts", "Experts per token, fewer than the model's own: lossy.", "K"),
+    ] = None,
+    routing: Annotated[
+        str | None, _option("--routing", "Lossy routing: mass=0.9, ratio=0.3 and so on.", "RULES")
+    ] = None,
     device: Annotated[str | None, _option("--device", "auto, cpu or cuda.", "NAME")] = None,
     vram: Annotated[
         str | None, _option("--vram", "Hard limit of memory on the card, as 20G or 50%.", "SIZE")
+    ] = None,
+    trace: Annotated[
+        str | None, _option("--trace", "Record what routers say to a new file.", "FILE")
     ] = None,
 ) -> None:
     """Talk to a model. /help in the chat lists its commands.
@@ -72,6 +89,9 @@ def chat(
     message, answers go to stdout and all else to stderr.
     """
     from flashmoe.chat.commands import read_text
+    from flashmoe.chat.loop import Stop, from_keyboard, from_lines
+    from flashmoe.chat.saved import load as saved
+    from flashmoe.chat.session import Chat
 
     if system is not None and system_file is not None:
         raise UsageError("give one system prompt", where="--system, --system-file")
@@ -83,57 +103,60 @@ def chat(
     engine = {
         "ram": ram,
         "cache": cache,
+        "prefix_ram": prefix_ram,
         "threads": threads,
         "context_length": ctx,
+        "experts_per_token": experts,
+        "routing": routing,
         "device": device,
         "vram": vram,
+        "trace": trace,
     }
     given = {name: value for name, value in engine.items() if value is not None}
     with ExitStack() as stack:
         box = _toolbox(stack, tools or [], tool or [], mcp or [], yes)
-        _talk(stack, model, given, box, options, opening, load, rounds)
+        shown, keyboard = _view()
+        loaded = _loaded(stack, model, given)
+        stop = Stop()
+        prefixes = loaded.prefix_cache() if prefix_ram is not None else None
+        talk = Chat(loaded, shown, box, options, stop, rounds, prefixes)
+        if load is not None:
+            talk.messages, talk.options = saved(load)
+        if opening is not None:
+            talk.set_system(opening)
+        if lossy := loaded.stats.lossy:
+            shown.note(f"lossy: {lossy}")
+        if keyboard is None:
+            from_lines(talk, shown, sys.stdin)
+            return
+        shown.note(f"{model or 'the demo model'}, context {loaded.context_length} tokens; /help")
+        from_keyboard(talk, shown, keyboard.message, stop)
 
 
-def _talk(
-    stack: ExitStack,
-    path: str | None,
-    engine: dict[str, Any],
-    box: ToolBox,
-    options: Options,
-    system: str | None,
-    saved: Path | None,
-    rounds: int,
-) -> None:
+def _loaded(stack: ExitStack, path: str | None, engine: dict[str, Any]) -> Model:
+    """The model, closed with the stack."""
     import flashmoe
-    from flashmoe.chat.loop import Stop, from_keyboard, from_lines
-    from flashmoe.chat.saved import load
-    from flashmoe.chat.session import Chat
-    from flashmoe.chat.view import PlainView, View
     from flashmoe.cli.terminal import StatusLine
 
-    terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    keyboard, view = _terminal() if terminal else (None, PlainView(sys.stdout, sys.stderr))
-    shown: View = view
     status = StatusLine(sys.stderr)
     status.show("loading the model …")
     try:
-        loaded = stack.enter_context(flashmoe.load(path, **engine))
+        return stack.enter_context(flashmoe.load(path, **engine))
     finally:
         status.clear()
-    stop = Stop()
-    chat = Chat(loaded, shown, box, options, stop, rounds)
-    if saved is not None:
-        chat.messages, chat.options = load(saved)
-    if system is not None:
-        chat.set_system(system)
-    if keyboard is None:
-        from_lines(chat, shown, sys.stdin)
-        return
-    shown.note(f"{path or 'the demo model'}, context {loaded.context_length} tokens; /help")
-    from_keyboard(chat, shown, keyboard.message, stop)
 
 
-def _terminal() -> tuple[Any, Any]:
+def _view() -> tuple[View, Keyboard | None]:
+    """What shows the chat, and the keyboard of a terminal."""
+    from flashmoe.chat.view import PlainView
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return PlainView(sys.stdout, sys.stderr), None
+    keyboard, screen = _terminal()
+    return screen, keyboard
+
+
+def _terminal() -> tuple[Keyboard, View]:
     """Keyboard and screen."""
     from rich.console import Console
 

@@ -45,7 +45,7 @@ choice wherever it is clear, from experts stored one by one and fused. A prompt 
 column differs in sizes from one that is.
 
 Left out: vision parts and multi-token prediction of all families; dense models of a family
-(Gemma 4 E2B, 31B); DeepSeek-V4. On a GPU only families with a "yes" run; the others are refused.
+(Gemma 4 E2B, 31B). On a GPU only families with a "yes" run; the others are refused.
 
 ## Known models
 

@@ -6,9 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from flashmoe.store.plan import PackOptions
 
 
 def pack(
@@ -33,6 +36,13 @@ def pack(
     calibration: Annotated[
         Path | None, typer.Option(help="File of `flashmoe calibrate`: rounds q2, q3, q4 better.")
     ] = None,
+    experts_bits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BITS",
+            help="Of q4, q3, q2 for each layer what loses least at this size; with --calibration.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
     """Pack a checkpoint for streaming. Interrupted, the same command resumes."""
@@ -42,13 +52,26 @@ def pack(
     from flashmoe.store.packed import PackedModel
     from flashmoe.store.plan import PackOptions
 
-    options = PackOptions.parse(experts, dense, group, experts_down)
+    options = PackOptions.parse(experts, dense, group, experts_down, experts_bits)
     start = time.monotonic()
     with progress_bar("packing", quiet) as progress:
         pack_checkpoint(find_model(source), destination, options, progress, calibration=calibration)
     if not quiet:
         size = human_bytes(PackedModel.open(destination).total_bytes)
         print(f"{destination}: {size} in {time.monotonic() - start:.1f} s")
+        if calibration is None:
+            _print_losses(find_model(source), options)
+
+
+def _print_losses(source: Path, options: PackOptions) -> None:
+    """What plain rounding to 4 bits or fewer has cost."""
+    from flashmoe.store.loss import losses, rounds
+    from flashmoe.store.opening import open_checkpoint
+    from flashmoe.store.pack import plan_pack
+
+    with open_checkpoint(source) as checkpoint:
+        for loss in losses(checkpoint, plan_pack(checkpoint, options), rounds):
+            print(loss)
 
 
 @contextmanager

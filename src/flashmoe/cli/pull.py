@@ -60,16 +60,18 @@ def pull(
         else:
             work.checkpoint(address, destination, files or (), meter)
     if not quiet:
-        _say_done(destination, pack, to is None)
+        _say_done(destination, to is None)
 
 
-def _say_done(destination: Path, packed: bool, named: bool) -> None:
+def _say_done(destination: Path, named: bool) -> None:
+    from flashmoe.store.model import is_checkpoint
+
     called = destination.name if named else str(destination)
     print(destination)
-    if packed:
-        print(f'flashmoe run {called} "..." runs it', file=sys.stderr)
-    else:
-        print(f"flashmoe pack {called} DIR packs it", file=sys.stderr)
+    print(f'flashmoe run {called} "..." runs it', file=sys.stderr)
+    if is_checkpoint(destination):
+        hint = f"flashmoe plan {called} tells whether it has to be packed, and what that gains"
+        print(hint, file=sys.stderr)
 
 
 @contextmanager

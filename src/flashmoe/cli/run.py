@@ -86,6 +86,9 @@ def run(
         bool,
         _option("--hybrid", "Let the CPU compute experts in RAM beside the card: other rounding."),
     ] = False,
+    trace: Annotated[
+        str | None, _option("--trace", "Record what routers say to a new file.", "FILE")
+    ] = None,
     lock: Annotated[
         bool, typer.Option("--lock", help="Lock the resident weights in memory.")
     ] = False,
@@ -125,6 +128,7 @@ def run(
         "device": device,
         "vram": vram,
         "hybrid": hybrid or None,
+        "trace": trace,
     }
     given = {name: value for name, value in engine.items() if value is not None}
     request = Request(model, _text(prompt), system, raw, sampling, given)

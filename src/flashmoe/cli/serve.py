@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from flashmoe.server.worker import Worker
 
 _NEEDED = ("starlette", "uvicorn", "pydantic", "prometheus_client", "llguidance")
+# Answers that advance together: a card's passes are captured for one sequence.
+_AT_ONCE = {"cpu": 4, "cuda": 1}
 
 
 def _option(flag: str, help: str, metavar: str | None = None) -> Any:
@@ -49,7 +51,10 @@ def serve(
     alias: Annotated[
         str | None, _option("--alias", "The model's id in the APIs; default: its name.", "NAME")
     ] = None,
-    parallel: Annotated[int, _option("--parallel", "Answers that advance together.")] = 4,
+    parallel: Annotated[
+        int | None,
+        _option("--parallel", "Answers that advance together; default: 4, on a card 1."),
+    ] = None,
     prefix_ram: Annotated[
         str | None,
         _option("--prefix-ram", "Memory for beginnings of conversations, kept.", "SIZE"),
@@ -81,9 +86,18 @@ def serve(
     isa: Annotated[
         str | None, _option("--isa", "Kernels: auto, scalar, avx2, avx512, amx, neon.", "NAME")
     ] = None,
+    trace: Annotated[
+        str | None, _option("--trace", "Record what routers say to a new file.", "FILE")
+    ] = None,
     lock: Annotated[
         bool, typer.Option("--lock", help="Lock the resident weights in memory.")
     ] = False,
+    device: Annotated[
+        str, _option("--device", "cpu, cuda (one answer at a time), or auto.", "NAME")
+    ] = "cpu",
+    vram: Annotated[
+        str | None, _option("--vram", "Hard limit of memory on the card, as 20G or 50%.", "SIZE")
+    ] = None,
 ) -> None:
     """Serve a model over HTTP: OpenAI's, Anthropic's and Ollama's APIs (docs/server.md).
 
@@ -101,7 +115,8 @@ def serve(
         "context_length": ctx,
         "parallel": parallel,
         "prefix_ram": prefix_ram,
-        "device": "cpu",  # sequences share passes on the CPU only
+        "device": device,
+        "vram": vram,
         "ram": ram,
         "cache": cache,
         "prefetch": prefetch,
@@ -110,6 +125,7 @@ def serve(
         "routing": routing,
         "isa": isa,
         "lock": lock or None,
+        "trace": trace,
     }
     warn_of_openness(settings)
     name = alias or (Path(model).resolve().name if model else "flashmoe-demo")
@@ -117,7 +133,7 @@ def serve(
         settings,
         name,
         lambda: _loaded(model, engine, queue, prefix_cache, prefix_disk),
-        lambda served: _say_ready(served, settings, parallel),
+        lambda served: _say_ready(served, settings, engine),
     )
 
 
@@ -141,9 +157,12 @@ def _loaded(
     model: str | None, engine: dict[str, Any], queue: int, folder: Path | None, folder_size: str
 ) -> tuple[Model, Worker]:
     import flashmoe
+    from flashmoe.api import device_for
     from flashmoe.server.worker import Worker
     from flashmoe.sizes import parse_size
 
+    if engine["parallel"] is None:
+        engine["parallel"] = _AT_ONCE[device_for(model, engine["device"])[0]]
     loaded = flashmoe.load(model, **engine)
     prefixes = None
     if engine["prefix_ram"] is not None:
@@ -164,11 +183,11 @@ def warn_of_openness(settings: ServerSettings) -> None:
     )
 
 
-def _say_ready(served: Served, settings: ServerSettings, parallel: int) -> None:
+def _say_ready(served: Served, settings: ServerSettings, engine: dict[str, Any]) -> None:
     place = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(
         f"flashmoe: serving {served.name} at http://{place}:{settings.port}/v1 "
-        f"(context {served.context_length}, {parallel} at once, "
+        f"(context {served.context_length}, {engine['parallel']} at once, "
         f"{'a key is needed' if settings.keys else 'no key'})",
         file=sys.stderr,
         flush=True,

@@ -37,8 +37,8 @@ def synth(
             "frequencies as CSV. Default: all alike.",
         ),
     ] = None,
-    experts: Annotated[str, typer.Option(help="q4 | q8 | bf16 | mxfp4")] = "q4",
-    dense: Annotated[str, typer.Option(help="q8 | q4 | bf16 | mxfp4")] = "q8",
+    experts: Annotated[str, typer.Option(help="q4 | q3 | q2 | q8 | bf16 | mxfp4")] = "q4",
+    dense: Annotated[str, typer.Option(help="q8 | q4 | q3 | q2 | bf16 | mxfp4")] = "q8",
     group: Annotated[int, typer.Option(help="Columns per group: 32, 64, 128.")] = 64,
 ) -> None:
     """Write a model with random weights, to measure a machine before a download."""

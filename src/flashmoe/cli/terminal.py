@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import textwrap
 from typing import TextIO
 
 from flashmoe.text.printable import printable
@@ -52,6 +54,27 @@ def _columns(stream: TextIO) -> int:
         return os.get_terminal_size(stream.fileno()).columns
     except OSError:  # no terminal has this stream
         return 0
+
+
+def printed_columns() -> int:
+    """The width of the terminal that stdout is, 0 if it is none."""
+    return _columns(sys.stdout) if sys.stdout.isatty() else 0
+
+
+def wrapped(text: str, columns: int, indent: int = 0) -> str:
+    """`text` in lines of at most `columns`, those after the first indented; words stay whole.
+
+    columns: 0 for one long line.
+    """
+    if not columns:
+        return text
+    return textwrap.fill(
+        text,
+        max(columns - 1, indent + 10),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 class LiveText:

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from flashmoe.cli.models import ModelPath
+
 
 def verify(
-    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
+    model: ModelPath,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print damages only.")] = False,
 ) -> None:

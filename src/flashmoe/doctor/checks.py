@@ -6,36 +6,23 @@ import os
 import platform
 import resource
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
 from flashmoe import __version__
 from flashmoe.bench.machine import machine_facts
 from flashmoe.bench.probe import probe_disk
+from flashmoe.doctor.findings import Finding
+from flashmoe.doctor.gpu import check_gpus
 from flashmoe.errors import FlashMoeError
 from flashmoe.experts.memory import locked_limit, read_system_memory
-from flashmoe.ops.devices import driver_present, missing_packages
 from flashmoe.sizes import format_size
 
-Status = Literal["ok", "warn", "fail"]
 # An expert of Qwen3-30B-A3B at 4.5 bits per weight.
 EXPERT_BYTES = 2_654_208
 _SLOW_DISK = 0.5e9
 _FEW_FILES = 1024
 _SMALL_MEMORY = 4 << 30
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check found. advice: what to do, "" where nothing is. value: for programs."""
-
-    name: str
-    status: Status
-    text: str
-    advice: str = ""
-    value: float | str | None = None
 
 
 def examine(models: Path, root: Path = Path("/"), probe: bool = True) -> Iterator[Finding]:
@@ -55,11 +42,11 @@ def examine(models: Path, root: Path = Path("/"), probe: bool = True) -> Iterato
         lambda: _read_ahead(place, root),
         _open_files,
         _locked_memory,
-        lambda: _gpu(root),
-        _versions,
     ]
     for check in checks:
         yield check()
+    yield from check_gpus(root)
+    yield _versions()
     if probe:
         yield from _rate(place)
 
@@ -156,18 +143,8 @@ def _locked_memory() -> Finding:
     return Finding("locked memory", "ok", text, note, limit)
 
 
-def _gpu(root: Path) -> Finding:
-    missing = missing_packages()
-    if not driver_present(root):
-        return Finding("gpu", "ok", "none: the CPU computes", value="none")
-    if missing:
-        advice = "To use it: pip install 'flashmoe[cuda]'"
-        return Finding("gpu", "warn", f"NVIDIA, without {' and '.join(missing)}", advice, "unused")
-    return Finding("gpu", "ok", "NVIDIA", value="cuda")
-
-
 def _versions() -> Finding:
-    names = ("numpy", "tokenizers", "huggingface_hub", "starlette", "torch")
+    names = ("numpy", "tokenizers", "huggingface_hub", "starlette")
     found = [f"{name} {_version(name)}" for name in names]
     python = f"Python {platform.python_version()}, Linux {platform.release()}"
     return Finding("versions", "ok", ", ".join([f"flashmoe {__version__}", python, *found]))

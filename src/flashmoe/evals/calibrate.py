@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashmoe.errors import UsageError
+from flashmoe.evals.leaks import passages
 from flashmoe.evals.perplexity import read_text
 from flashmoe.store.calibration import CalibrationWriter
+from flashmoe.store.calibration_journal import CalibrationJournal
 from flashmoe.store.packed import PackedModel
 from flashmoe.text.prompting import chat_prompt
+from flashmoe.text.shingles import sketch
 
 if TYPE_CHECKING:
     from flashmoe.api import Model
 
 WINDOW = 512
-Progress = Callable[[int, int], None]
+# Seconds of work that an interruption may cost.
+SYNC_SECONDS = 10.0
+Progress = Callable[[str], None]
 
 
 def calibrate(
@@ -31,42 +37,75 @@ def calibrate(
     tokens: int = 65536,
     sample: int = 0,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = lambda text: None,
+    sync_seconds: float = SYNC_SECONDS,
 ) -> int:
-    """Writes a calibration file -> tokens in it.
+    """Writes a calibration file -> tokens in it. Interrupted, the same call goes on.
 
     Args:
         texts: UTF-8 files, cut into windows of 512 tokens; of .jsonl files each line is a chat
             {"messages", "tools"?}.
         tokens: at most so many of the texts, evenly from the beginning of each.
         sample: tokens that the model writes itself (temperature 1), beside the texts.
-        progress: called with (tokens done, tokens in all).
+        progress: told in words how far it is.
+        sync_seconds: between two entries of the journal OUTPUT.journal.
 
-    Raises UsageError (no text, a file that cannot be read), StorageError.
+    Raises UsageError (no text, a file that cannot be read, an unfinished calibration of other
+    texts), StorageError, CheckpointError (a damaged journal).
     """
     windows = [w for path in texts for w in read_windows(model, path, tokens // len(texts))]
-    windows += sampled_windows(model, sample, seed)
-    total = sum(map(len, windows))
-    if not total:
+    if not windows and sample < 2:
         raise UsageError("nothing to calibrate on", where="calibrate", expected="texts or --sample")
-    writer = _writer(model, output, total)
-    writer.open({"text": describe(texts, total, sample, seed)})
-    done = 0
-    with model.watch_experts(writer.add):
-        for window in windows:
-            model.session().feed(window)
-            done += len(window)
-            if progress is not None:
-                progress(done, total)
-    writer.finish()
+    about = describe(texts, sample, seed)
+    key = hashlib.sha256(f"{model.fingerprint} {tokens} {about}".encode()).hexdigest()
+    with CalibrationJournal(output.with_name(output.name + ".journal"), key) as journal:
+        windows += _documents(model, sample, seed, journal, progress)
+        total = sum(map(len, windows))
+        writer = _writer(model, output, total)
+        shingles = sketch(text for w in windows for text in passages(model.tokenizer, w))
+        head = {"text": f"{total} tokens: {about}", "shingles": shingles.encode()}
+        writer.open(head, sum(map(len, windows[: journal.ran])))
+        _run(model, windows, writer, journal, progress, sync_seconds)
+        writer.finish()
+        journal.finish()
     return total
 
 
-def describe(texts: Sequence[Path], total: int, sample: int, seed: int) -> str:
-    """What the file's text was, in one line."""
+def _documents(
+    model: Model, sample: int, seed: int, journal: CalibrationJournal, progress: Progress
+) -> list[list[int]]:
+    """All that the model writes, each document in the journal as soon as it is there."""
+    for ids in sampled_windows(model, sample, seed, list(journal.wrote)):
+        journal.add_document(ids)
+        progress(f"wrote {sum(map(len, journal.wrote))} of {sample} tokens")
+    return journal.wrote
+
+
+def _run(
+    model: Model,
+    windows: Sequence[Sequence[int]],
+    writer: CalibrationWriter,
+    journal: CalibrationJournal,
+    progress: Progress,
+    sync_seconds: float,
+) -> None:
+    """Runs the windows that no earlier run has left."""
+    synced = time.monotonic()
+    with model.watch_experts(writer.add):
+        for number in range(journal.ran, len(windows)):
+            model.session().feed(windows[number])
+            progress(f"ran {number + 1} of {len(windows)} windows")
+            if time.monotonic() - synced >= sync_seconds:
+                writer.sync()
+                journal.set_ran(number + 1)
+                synced = time.monotonic()
+
+
+def describe(texts: Sequence[Path], sample: int, seed: int) -> str:
+    """Of what texts a file is, in one line. Raises StorageError."""
     names = [f"{p.name} sha256 {hashlib.sha256(p.read_bytes()).hexdigest()[:16]}" for p in texts]
     names += [f"{sample} tokens sampled from the model, seed {seed}"] if sample else []
-    return f"{total} tokens: " + ", ".join(names)
+    return ", ".join(names)
 
 
 def read_windows(model: Model, path: Path, tokens: int) -> list[list[int]]:
@@ -92,22 +131,25 @@ def _chat(model: Model, line: str, where: str) -> list[int]:
     return [int(i) for i in ids]
 
 
-def sampled_windows(model: Model, tokens: int, seed: int) -> list[list[int]]:
+def sampled_windows(
+    model: Model, tokens: int, seed: int, written: Sequence[Sequence[int]] = ()
+) -> Iterator[list[int]]:
     """Documents that the model writes: in turn from a random token and from the start of a chat.
 
     The start of a chat is its template's first line, so that the model makes up system text and
-    tools, too.
+    tools, too. Those of `written`, which came before, are not written again.
     """
-    windows: list[list[int]] = []
+    left = tokens - sum(map(len, written))
     for number, start in enumerate(_starts(model, seed)):
-        left = tokens - sum(map(len, windows))
         if left < 2:
-            return windows
-        pieces = model.generate(
-            start, max_tokens=WINDOW - len(start), temperature=1.0, seed=seed + number, stop=[]
-        )
-        windows.append([*start, *(piece.token_id for piece in pieces)][:left])
-    return windows
+            return
+        if number >= len(written):
+            pieces = model.generate(
+                start, max_tokens=WINDOW - len(start), temperature=1.0, seed=seed + number, stop=[]
+            )
+            window = [*start, *(piece.token_id for piece in pieces)][:left]
+            left -= len(window)
+            yield window
 
 
 def _starts(model: Model, seed: int) -> Iterator[list[int]]:

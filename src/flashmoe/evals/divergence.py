@@ -7,10 +7,11 @@ outcome: the divergence is a lower bound, and the report says how many were kept
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 
 _LARGEST_FILE: Final = 2 << 30
 _KEPT_OF_MANY: Final = 1024
+_SAVED: Final = "reference.json"
 # Edges of the reference's probability of its likeliest token.
 CONFIDENCE: Final = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 Wide = NDArray[np.float64]
+Mode = Literal["w+", "r"]
 
 
 @dataclass
@@ -78,20 +81,45 @@ class Reference:
 
     score: of the reference itself. noise: figures of Divergence between the reference and itself
     with hidden states rounded to bf16 after every layer; None where that was not measured.
+    mode: "w+": new files; "r": those of `save`.
     """
 
-    def __init__(self, directory: Path, tokens: int, vocab: int) -> None:
+    def __init__(self, directory: Path, tokens: int, vocab: int, mode: Mode = "w+") -> None:
         fits = 4 * tokens * vocab <= _LARGEST_FILE
         self.kept = vocab if fits else min(vocab, _KEPT_OF_MANY)
         self.vocab, self.score = vocab, TextScore(0, 0, 0, 0.0)
         self.noise: dict[str, Any] | None = None
         shape = (tokens, self.kept)
-        with storage_errors("cannot write", directory):
+        with storage_errors("cannot open", directory):
             directory.mkdir(parents=True, exist_ok=True)
-            self._logs = np.memmap(directory / "logprobs.f32", np.float32, "w+", shape=shape)
+            if mode == "w+":
+                (directory / _SAVED).unlink(missing_ok=True)
+            self._logs = np.memmap(directory / "logprobs.f32", np.float32, mode, shape=shape)
             self._ids = None
             if self.kept < vocab:
-                self._ids = np.memmap(directory / "ids.i32", np.int32, "w+", shape=shape)
+                self._ids = np.memmap(directory / "ids.i32", np.int32, mode, shape=shape)
+
+    def save(self, directory: Path, key: str) -> None:
+        """The files are whole: `saved` opens them again under the same key."""
+        self._logs.flush()
+        if self._ids is not None:
+            self._ids.flush()
+        about = {"key": key, "tokens": len(self._logs), "vocab": self.vocab}
+        about |= {"score": asdict(self.score), "noise": self.noise}
+        with storage_errors("cannot write", directory):
+            (directory / _SAVED).write_text(json.dumps(about), encoding="utf-8")
+
+    @classmethod
+    def saved(cls, directory: Path, key: str) -> Self | None:
+        """The reference of this key that `save` left in a directory; None if there is none."""
+        file = directory / _SAVED
+        with storage_errors("cannot read", file):
+            about = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if about.get("key") != key:
+            return None
+        found = cls(directory, about["tokens"], about["vocab"], "r")
+        found.score, found.noise = TextScore(**about["score"]), about["noise"]
+        return found
 
     def put(self, begin: int, logits: Floats) -> None:
         """Keep the distributions of tokens begin..."""

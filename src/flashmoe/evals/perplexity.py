@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from flashmoe.evals.windows import Windows, cut_windows, read_text
+from flashmoe.evals.windows import Targets, Windows, cut_windows, read_text
 from flashmoe.generate.hidden import HiddenStates
 from flashmoe.generate.sweep import Sweep, can_sweep
 from flashmoe.ops.base import Floats, Ints
@@ -105,7 +105,7 @@ def score_windows(
 
 def logits_of(
     model: Model,
-    windows: Windows,
+    windows: Targets,
     progress: Progress,
     directory: Path | None = None,
     rounded: int = 0,
@@ -122,27 +122,29 @@ def logits_of(
 
 
 def _by_windows(
-    model: Model, windows: Windows, progress: Progress
+    model: Model, windows: Targets, progress: Progress
 ) -> Iterator[tuple[int, Floats, Ints]]:
     for n, ids in enumerate(windows.ids):
-        first = windows.first_target(n)
-        yield n, model.session().feed_all(ids.tolist())[first - 1 : -1], ids[first:]
+        wanted = windows.targets(n)
+        logits = model.session().feed_all(ids[: wanted.stop - 1].tolist())
+        yield n, logits[wanted.start - 1 :], ids[wanted.start : wanted.stop]
         progress(f"window {n + 1} of {len(windows.ids)}")
 
 
 def _by_layers(
-    model: Model, windows: Windows, progress: Progress, directory: Path, rounded: int
+    model: Model, windows: Targets, progress: Progress, directory: Path, rounded: int
 ) -> Iterator[tuple[int, Floats, Ints]]:
     engine = model.session().engine
-    hidden, tokens = len(engine.decoder.head.norm), windows.tokens
+    hidden, tokens = engine.decoder.width, windows.tokens
     key = f"{model.fingerprint} {rounded} {hash_of(windows.ids)}"
     with HiddenStates(directory, windows.ids.size, hidden, key) as store:
         sweep = Sweep(engine, windows.ids, rounded)
         sweep.run(store, lambda done, layers: progress(f"layer {done:.1f} of {layers}"))
         size = max(_LEAST_ROWS, _LOGITS_AT_A_TIME // engine.vocab_size)
         for n, ids in enumerate(windows.ids):
-            for begin in range(windows.first_target(n), tokens, size):
-                end = min(begin + size, tokens)
+            wanted = windows.targets(n)
+            for begin in range(wanted.start, wanted.stop, size):
+                end = min(begin + size, wanted.stop)
                 h = store.read(n * tokens + begin - 1, n * tokens + end - 1)
                 logits = np.empty((len(h), engine.vocab_size), dtype=np.float32)
                 yield n, engine.logits_of(h, engine.prefill, logits), ids[begin:end]

@@ -49,7 +49,7 @@ def open_reference(
 ) -> Reference:
     """The distributions of a pack for the text of `options`, kept in `directory`. Knobs of
     `options` do not apply to it."""
-    knobs = ("routing", "experts_per_token")
+    knobs = ("routing", "experts_per_token", "trace")
     engine = {name: value for name, value in options.engine.items() if name not in knobs}
     progress(f"loading {path.name}")
     with flashmoe.load(path, **context_for(options), **engine) as model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -13,6 +13,19 @@ from flashmoe.ops.base import Ints
 
 if TYPE_CHECKING:
     from flashmoe.api import Model
+
+
+class Targets(Protocol):
+    """Sequences int32 [N, W] and, of each, the places of the tokens whose logits are wanted."""
+
+    @property
+    def ids(self) -> Ints: ...
+    @property
+    def tokens(self) -> int:
+        """W."""
+
+    def targets(self, window: int) -> range:
+        """Places of a sequence's targets: without gaps, not the first."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +48,14 @@ class Windows:
         """Position in a window of the first token that is scored."""
         return 1 if window == 0 else max(1, self.tokens - self.stride)
 
+    def targets(self, window: int) -> range:
+        """Positions in a window of the tokens that are scored."""
+        return range(self.first_target(window), self.tokens)
+
     @property
     def scored(self) -> int:
         """Tokens that are scored, of all windows."""
-        return sum(self.tokens - self.first_target(n) for n in range(len(self.ids)))
+        return sum(len(self.targets(n)) for n in range(len(self.ids)))
 
 
 def read_text(path: Path) -> str:

@@ -32,11 +32,6 @@ _COPY_WORDS = 4096
 _GUESSES = 4
 
 
-def floor_device_slots(num_experts: int, num_experts_per_tok: int) -> int:
-    """Slots from which the card can plan by itself: two layers, or the experts of a few tokens."""
-    return max(2 * num_experts, FEW_TOKENS * num_experts_per_tok)
-
-
 class Pinned(Protocol):
     """flashmoe.ops.cuda.memory.PinnedArena."""
 

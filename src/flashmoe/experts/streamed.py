@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
@@ -86,9 +87,12 @@ def by_demand(ids: Ints) -> list[int]:
 class Reading:
     """Reads under way for one layer; leaving the context gives up what was not finished."""
 
-    def __init__(self, groups: ExpertGroups | OneTokenGroups, reads: Ticket) -> None:
+    def __init__(
+        self, groups: ExpertGroups | OneTokenGroups, reads: Ticket, shape: ExpertShape
+    ) -> None:
         self.groups = groups
         self.reads = reads
+        self.shape = shape
 
     def __enter__(self) -> Reading:
         return self
@@ -106,8 +110,9 @@ class Ready:
     """One token's experts of a layer, all resident. A single object serves all layers: a decode
     step that misses nothing leaves no garbage."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: ExpertShape) -> None:
         self.addresses: Addresses = np.empty(0, dtype=np.uint64)
+        self.shape = shape
 
     def __enter__(self) -> Ready:
         return self
@@ -127,21 +132,26 @@ RoutedTicket = Reading | Ready
 class StreamedExperts:
     """flashmoe.layers.moe.RoutedExperts on an ExpertCache.
 
+    shapes: of the experts of each layer.
     residents: where a backend may look a token's experts up by itself; None where guesses are made,
     which `begin` has to settle. wants_ahead: whether `begin` has a use for a guess of what the next
     layer will want.
     """
 
     def __init__(
-        self, cache: ExpertCache, shape: ExpertShape, ops: Ops, prefetch: Prefetch = "off"
+        self,
+        cache: ExpertCache,
+        shapes: Mapping[int, ExpertShape],
+        ops: Ops,
+        prefetch: Prefetch = "off",
     ) -> None:
         self.cache = cache
-        self._shape = shape
+        self._shapes = shapes
         self._ops = ops
-        self._ready = Ready()
+        self._ready = Ready(next(iter(shapes.values())))
         mode: Prefetch = prefetch if cache.staging else "off"
         self._control = PrefetchControl(mode)
-        self.residents = Residents(cache.table, shape) if mode == "off" else None
+        self.residents = Residents(cache.table, shapes) if mode == "off" else None
         self.wants_ahead = self._control.on
         self._pass: _Pass | None = None
 
@@ -159,7 +169,7 @@ class StreamedExperts:
         if found is None:
             ticket = self._read(layer, ids)
         else:
-            self._ready.addresses = found
+            self._ready.addresses, self._ready.shape = found, self._shapes[layer]
         if ahead is not None:
             self.cache.guess(ahead[0], by_demand(ahead[1]))
         return ticket
@@ -167,9 +177,9 @@ class StreamedExperts:
     def finish(self, ticket: RoutedTicket, x: Floats, weights: Floats, out: Floats) -> None:
         """Compute hits, then misses as they land; then out [T, H] += the weighted sum."""
         if isinstance(ticket, Ready):
-            self._ops.add_token_experts(out, x, self._shape, ticket.addresses, weights)
+            self._ops.add_token_experts(out, x, ticket.shape, ticket.addresses, weights)
             return
-        call = self._ops.experts(x, self._shape, weights.size)
+        call = self._ops.experts(x, ticket.shape, weights.size)
         self._finish_reading(ticket, call)
         self._ops.combine(call.rows, weights, out)
 
@@ -189,7 +199,7 @@ class StreamedExperts:
 
     def _read(self, layer: int, ids: Ints) -> Reading:
         groups = OneTokenGroups(ids) if len(ids) == 1 else ExpertGroups.of(ids)
-        return Reading(groups, self.cache.begin(layer, groups.experts))
+        return Reading(groups, self.cache.begin(layer, groups.experts), self._shapes[layer])
 
     def _finish_reading(self, ticket: Reading, call: ExpertCall) -> None:
         waited = self.cache.stats.wait_seconds

@@ -2,213 +2,132 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
 
-from flashmoe.bench.probe import probe_disk
-from flashmoe.bench.rates import RateMeter, memory_rate
-from flashmoe.errors import MemoryBudgetError, UsageError
-from flashmoe.forecast.model import Rates, Sizes, first_token_seconds, hit_rate, tokens_per_second
-from flashmoe.hub.address import Address, is_repo
-from flashmoe.library import Library, find_model
+from flashmoe.bench.traces import Trace
+from flashmoe.errors import MemoryBudgetError
+from flashmoe.forecast.device import Choice, card_limit, choose, place
+from flashmoe.forecast.figures import SLOW, Comparison, Figure, Outlook, Speed
+from flashmoe.forecast.hits import Hits, expected_hits
+from flashmoe.forecast.model import Sizes
+from flashmoe.forecast.on_card import card_speed, known_card
+from flashmoe.forecast.on_host import host_speed, in_place_speed
+from flashmoe.forecast.rates import MachineRates, machine_rates
+from flashmoe.forecast.sizes import active_parameters, disk_bytes, sizes_of
+from flashmoe.forecast.source import Candidate, read_candidate
 from flashmoe.models.registry import load_family
-from flashmoe.ops.devices import driver_present
-from flashmoe.ops.threads import default_threads
-from flashmoe.planning import EMBEDDING, HEAD, least_memory, make_plan
-from flashmoe.settings import DEFAULT_READERS, EngineSettings
-from flashmoe.store.format import MANIFEST, Manifest
-from flashmoe.store.info import pack_info
-from flashmoe.store.model import is_checkpoint
-from flashmoe.store.opening import open_checkpoint
-from flashmoe.store.pack import Described, plan_pack
-from flashmoe.store.packed import PackedModel
+from flashmoe.ops.devices import Gpu, find_gpus
+from flashmoe.planning import least_memory, make_plan
+from flashmoe.settings import EngineSettings
 from flashmoe.store.plan import PackOptions
 
-Origin = Literal["header", "measured", "estimated"]
-Kind = Literal["pack", "checkpoint", "hub"]
-PROMPT_TOKENS = 512
-SLOW = 3.0
-"""Tokens per second under which a model is called slow: about 130 words a minute."""
-_GOOD_DISK = 7e9
-
 
 @dataclass(frozen=True)
-class PlannedModel(PackedModel):
-    """A pack that is not written yet: its manifest without checksums, its config."""
+class Basis:
+    """What an outlook starts from.
 
-    raw_config: dict[str, Any]
+    rates: as for machine_rates. gpus: those of this machine, None: to be found. card: the name of
+    one that is not here and is planned for.
+    """
 
-    @property
-    def config(self) -> dict[str, Any]:
-        return self.raw_config
+    settings: EngineSettings
+    options: PackOptions
+    rates: str = "auto"
+    trace: Trace | None = None
+    gpus: Sequence[Gpu] | None = None
+    card: str | None = None
 
-
-@dataclass(frozen=True)
-class Figure:
-    """A value in bytes, tokens per second or seconds, and where it comes from."""
-
-    name: str
-    value: float
-    unit: Literal["bytes", "bytes/s", "tok/s", "s", "share"]
-    origin: Origin
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """verdict: "good", "slow" or "impossible". reason: why. win: the change that helps most."""
-
-    kind: Kind
-    family: str
-    figures: tuple[Figure, ...]
-    verdict: Literal["good", "slow", "impossible"]
-    reason: str
-    win: str
-    gpu: bool
+    def cards(self) -> Sequence[Gpu]:
+        """What may be planned for: `card`, though it is not here, or those that are."""
+        if self.card is not None:
+            return (Gpu(self.card, None, "none"),)
+        return find_gpus() if self.gpus is None else self.gpus
 
 
-def outlook(given: str, settings: EngineSettings, options: PackOptions) -> Outlook:
-    """Reads headers, measures disk and memory for a second each, and works it out.
+def outlook(given: str, basis: Basis) -> Outlook:
+    """Reads headers, measures what no line is recorded of, and works it out.
 
     Raises UsageError, CheckpointError, PackError, HubError, StorageError.
     """
-    kind, pack = _read(given, options)
-    family = load_family(pack.manifest.family)
-    config = family.read_config(pack.config)
-    sizes = _sizes(pack.manifest, config, _active(pack, config, kind))
-    floor = least_memory(pack, family, settings)
-    figures = [
-        Figure("on disk", _disk_bytes(pack.manifest), "bytes", "header"),
-        Figure("resident", pack.resident_bytes, "bytes", "header"),
-        Figure("experts per token", sizes.per_token, "bytes", "header"),
-        Figure("least memory", floor.total, "bytes", "estimated"),
-    ]
+    candidate = read_candidate(given, basis.options)
+    choice = choose(candidate.pack, basis.settings, basis.cards())
+    config = load_family(candidate.pack.manifest.family).read_config(candidate.pack.config)
+    active = active_parameters(candidate.pack, config, candidate.kind == "pack")
+    sizes = sizes_of(candidate.pack.manifest, config, active)
     try:
-        budget = make_plan(pack, family, settings).budget
+        speed, comparison = _speed(candidate, basis, choice, sizes)
     except MemoryBudgetError as error:
-        reason = f"needs {floor.total / 1e9:.1f} GB of memory: {error.expected}"
-        win = "More memory, or a shorter --ctx"
-        return Outlook(
-            kind, pack.manifest.family, tuple(figures), "impossible", reason, win, _gpu()
-        )
-    rates = _rates(pack, kind)
-    figures += _speeds(sizes, rates, budget.slots)
-    speed = next(figure.value for figure in figures if figure.name == "decode")
-    verdict: Literal["good", "slow"] = "good" if speed >= SLOW else "slow"
-    reason = f"about {speed:.1f} tok/s; {SLOW:.0f} and more is called good"
-    win = biggest_win(sizes, rates, budget.slots)
-    return Outlook(kind, pack.manifest.family, tuple(figures), verdict, reason, win, _gpu())
-
-
-def biggest_win(sizes: Sizes, rates: Rates, slots: int) -> str:
-    """Which of more memory, a faster disk and faster memory helps most, and by how much."""
-    share = slots / sizes.experts
-    now = tokens_per_second(sizes, rates, hit_rate(share))
-    twice = min(1.0, 2 * share)
-    more = (min(2 * slots, sizes.experts) - slots) * sizes.record / 1e9
-    choices = {
-        f"{more:.0f} GB more memory for experts": tokens_per_second(sizes, rates, hit_rate(twice)),
-        "a disk of 7 GB/s": tokens_per_second(
-            sizes, replace(rates, disk=max(rates.disk, _GOOD_DISK)), hit_rate(share)
-        ),
-        "memory of twice the speed": tokens_per_second(
-            sizes, replace(rates, memory=2 * rates.memory), hit_rate(share)
-        ),
-    }
-    name, then = max(choices.items(), key=lambda choice: choice[1])
-    return f"{name}: {then / now:.1f}x" if then > 1.05 * now else "nothing simple helps much"
-
-
-def _speeds(sizes: Sizes, rates: Rates, slots: int) -> list[Figure]:
-    share = slots / sizes.experts
-    first = first_token_seconds(sizes, rates, PROMPT_TOKENS, share)
-    expected = tokens_per_second(sizes, rates, hit_rate(share))
-    even = tokens_per_second(sizes, rates, share)
-    return [
-        Figure("expert cache", slots * sizes.record, "bytes", "estimated"),
-        Figure("hit rate", hit_rate(share), "share", "estimated"),
-        Figure("disk", rates.disk, "bytes/s", "measured"),
-        Figure("memory", rates.memory, "bytes/s", "measured"),
-        Figure("decode", expected, "tok/s", "estimated"),
-        Figure("decode, even routing", even, "tok/s", "estimated"),
-        Figure(f"first token of {PROMPT_TOKENS}", first, "s", "estimated"),
-    ]
-
-
-def _read(
-    given: str, options: PackOptions
-) -> tuple[Literal["pack", "checkpoint", "hub"], PackedModel]:
-    path = find_model(given)
-    if (path / MANIFEST).exists():
-        return "pack", PackedModel.open(path)
-    if is_checkpoint(path):
-        with open_checkpoint(path) as checkpoint:
-            return "checkpoint", _planned(checkpoint, options)
-    if not is_repo(given):
-        expected = "a pack, a checkpoint, or OWNER/NAME on the hub"
-        raise UsageError("no such model", expected=expected, got=repr(given))
-    return "hub", _from_hub(Address.parse(given), options)
-
-
-def _from_hub(address: Address, options: PackOptions) -> PackedModel:
-    from flashmoe.hub.repo import Hub
-
-    hub = Hub.from_environment()
-    from flashmoe.hub.headers import HubHeaders
-
-    try:
-        with tempfile.TemporaryDirectory(prefix="flashmoe-plan-") as folder:
-            return _planned(HubHeaders(hub, hub.listing(address), Path(folder)), options)
-    finally:
-        hub.close()
-
-
-def _planned(checkpoint: Described, options: PackOptions) -> PackedModel:
-    manifest = plan_pack(checkpoint, options).manifest
-    return PlannedModel(checkpoint.path, manifest, checkpoint.config)
-
-
-def _sizes(manifest: Manifest, config: Any, active: int) -> Sizes:
-    skipped = {EMBEDDING} if HEAD in manifest.tensors else set[str]()
-    touched = [t.stored_bytes for name, t in manifest.tensors.items() if name not in skipped]
-    layout = manifest.experts
-    return Sizes(
-        layers=len(manifest.layers),
-        num_experts=layout.num_experts,
-        experts_per_token=config.num_experts_per_tok,
-        record=layout.record_bytes,
-        dense=sum(touched),
-        active_parameters=active,
+        return _impossible(candidate, basis, choice, sizes, error)
+    good = speed.tokens_per_second >= SLOW
+    return Outlook(
+        kind=candidate.kind,
+        family=candidate.pack.manifest.family,
+        device=choice.device,
+        device_reason=choice.reason,
+        figures=(*_header_figures(candidate, basis, choice, sizes), *speed.figures),
+        verdict="good" if good else "slow",
+        reason=f"about {speed.tokens_per_second:.1f} tok/s; {SLOW:.0f} and more is called good",
+        win=speed.win,
+        in_place=comparison,
     )
 
 
-def _active(pack: PackedModel, config: Any, kind: str) -> int:
-    """Parameters that a token uses; of a pack that is not written, by its bytes."""
-    if kind == "pack":
-        return pack_info(pack, config.num_experts_per_tok).active_parameters
-    sizes = _sizes(pack.manifest, config, 0)
-    formats = pack.manifest.dense_format, pack.manifest.experts_format
-    dense, experts = (8 * 1024 / one.nbytes(8, 1024) for one in formats)
-    return round(sizes.dense * dense + sizes.per_token * experts)
+def _speed(
+    candidate: Candidate, basis: Basis, choice: Choice, sizes: Sizes
+) -> tuple[Speed, Comparison | None]:
+    """Raises MemoryBudgetError before anything is measured."""
+    pack, settings = candidate.pack, basis.settings
+    share = sizes.experts_per_token / sizes.num_experts
+    hits = expected_hits(pack.manifest.source_name, share, basis.trace)
+    if choice.card is not None:
+        limit = card_limit(choice.card, settings)
+        tiers = place(pack, settings, limit)
+        machine = machine_rates(pack, candidate.kind == "pack", basis.rates)
+        card = known_card(choice.card.name, basis.rates)
+        return card_speed(sizes, tiers, card, machine.disk, hits, limit), None
+    slots = make_plan(pack, load_family(pack.manifest.family), settings).budget.slots
+    machine = machine_rates(pack, candidate.kind == "pack", basis.rates)
+    speed = host_speed(sizes, machine, hits, slots)
+    return speed, _compared(candidate, settings, machine, hits, speed)
 
 
-def _disk_bytes(manifest: Manifest) -> int:
-    return sum(size for _, size in manifest.data_files().values())
+def _compared(
+    candidate: Candidate, settings: EngineSettings, machine: MachineRates, hits: Hits, speed: Speed
+) -> Comparison | None:
+    if candidate.in_place is not None:
+        rates, packed = machine.rates, speed.tokens_per_second
+        return in_place_speed(candidate.in_place, settings, rates, hits, packed)
+    return Comparison(obstacle=candidate.obstacle) if candidate.obstacle else None
 
 
-def _rates(pack: PackedModel, kind: str) -> Rates:
-    """Measured on the model's own files, or where it would lie."""
-    threads, record = default_threads(), pack.manifest.experts.record_bytes
-    if kind == "pack":
-        files: Sequence[Path] = sorted(set(pack.files))
-        disk, memory = RateMeter(files, record, DEFAULT_READERS, threads).measure()
-        return Rates(disk, memory, threads)
-    root = Library().root
-    place = next(path for path in (root, *root.parents) if path.is_dir())
-    return Rates(probe_disk(place, record)[1], memory_rate(threads, 0.5), threads)
+def _header_figures(
+    candidate: Candidate, basis: Basis, choice: Choice, sizes: Sizes
+) -> list[Figure]:
+    pack = candidate.pack
+    figures = [
+        Figure("on disk", disk_bytes(pack.manifest), "bytes", "header"),
+        Figure("resident", pack.resident_bytes, "bytes", "header"),
+        Figure("experts per token", sizes.per_token, "bytes", "header"),
+    ]
+    if choice.card is None:
+        floor = least_memory(pack, load_family(pack.manifest.family), basis.settings)
+        figures.append(Figure("least memory", floor.total, "bytes", "estimated"))
+    return figures
 
 
-def _gpu() -> bool:
-    return driver_present()
+def _impossible(
+    candidate: Candidate, basis: Basis, choice: Choice, sizes: Sizes, error: MemoryBudgetError
+) -> Outlook:
+    where = "memory" if choice.card is None else "memory for the card"
+    more = "More memory" if choice.card is None else "More --vram and --ram, --device cpu"
+    return Outlook(
+        kind=candidate.kind,
+        family=candidate.pack.manifest.family,
+        device=choice.device,
+        device_reason=choice.reason,
+        figures=tuple(_header_figures(candidate, basis, choice, sizes)),
+        verdict="impossible",
+        reason=f"needs {error.got} of {where}: {error.expected}",
+        win=f"{more}, or a shorter --ctx",
+    )

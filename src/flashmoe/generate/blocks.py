@@ -1,8 +1,9 @@
 """What a sequence's state holds, cut up to be kept: rows of 64 positions, and what has no rows.
 
 Keys and values of full attention, and latent vectors, are rows per position: a block of 64 belongs
-to its tokens and those before. The state of a delta rule and the ring of a window belong to one
-position only: they are `fixed`, and can be taken only where a pass has ended.
+to its tokens and those before. So are compressed entries, which belong to the block that finished
+them. The state of a delta rule, the ring of a window and what entries under way are made of belong
+to one position only: they are `fixed`, and can be taken only where a pass has ended.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from flashmoe.layers.state import DeltaState, IndexedCache, KvCache, LatentCache, SequenceState
+from flashmoe.layers.state import (
+    CompressedCache,
+    DeltaState,
+    IndexedCache,
+    KvCache,
+    LatentCache,
+    SequenceState,
+)
 from flashmoe.ops.base import Array
 from flashmoe.ops.parts import CHUNK_STEP as BLOCK
 
@@ -32,6 +40,8 @@ def row_arrays(state: SequenceState, block: int) -> list[Array]:
             arrays.append(layer.rows[:, rows])
             if isinstance(layer, IndexedCache):
                 arrays.append(layer.index_keys[rows])
+        elif isinstance(layer, CompressedCache):
+            arrays += [one.of_positions(rows.start, rows.stop) for one in layer.compressed]
         elif isinstance(layer, KvCache) and not layer.ring:
             arrays += [layer.k[:, rows], layer.v[:, rows]]
     return arrays
@@ -43,6 +53,8 @@ def fixed_arrays(state: SequenceState) -> list[Array]:
     for layer in state.layers:
         if isinstance(layer, DeltaState):
             arrays += [layer.conv, layer.s]
+        elif isinstance(layer, CompressedCache):
+            arrays += [layer.rows, *(one.tail for one in layer.compressed)]
         elif isinstance(layer, KvCache) and layer.ring:
             arrays += [layer.k, layer.v]
     return arrays

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from numbers import Integral
@@ -21,6 +21,7 @@ from flashmoe.ops.base import Floats, Ints, Ops
 from flashmoe.ops.parts import CHUNK_STEP
 
 TokensDone = Callable[[int], None]
+Watch = Callable[[Batch], AbstractContextManager[None]]
 
 
 class StepExperts(RoutedExperts, Protocol):
@@ -28,6 +29,19 @@ class StepExperts(RoutedExperts, Protocol):
 
     def end_step(self) -> None:
         """The pass is over: what must not outlive it is dropped."""
+
+
+class Prefixes(Protocol):
+    """Where beginnings of sequences are kept (generate.prefix.PrefixCache)."""
+
+    def restore(self, ids: Sequence[int], state: SequenceState) -> int:
+        """Bring an empty state as far as is known of ids, short of the last -> tokens."""
+
+    def limit(self, position: int, tokens: int, prompt_tokens: int) -> int:
+        """How many of the next `tokens` of a prompt to run, so that its state can be kept."""
+
+    def keep(self, ids: Sequence[int], state: SequenceState, prompt: bool) -> None:
+        """Keep what is new of ids; prompt: all of it was run as a prompt."""
 
 
 class StepMemory(Protocol):
@@ -67,9 +81,16 @@ class PhaseTimes:
         self.phases[phase] = self.phases.get(phase, 0.0) + seconds
 
 
+def _unwatched(batch: Batch) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @dataclass
 class Engine:
-    """Decoder, experts and kernels of one model. Used by one thread at a time."""
+    """Decoder, experts and kernels of one model. Used by one thread at a time.
+
+    watch: entered around the layers of each pass.
+    """
 
     decoder: Decoder
     experts: StepExperts
@@ -79,6 +100,7 @@ class Engine:
     vocab_size: int
     kv_dtype: DTypeLike
     lossy: str = ""  # what makes results not the model's own
+    watch: Watch = _unwatched
     prefill: PhaseTimes = field(default_factory=PhaseTimes)
     decode: PhaseTimes = field(default_factory=PhaseTimes)
     closed: bool = False
@@ -125,7 +147,8 @@ class Engine:
         start, held = perf_counter(), self.ops.clock.take()
         self.ops.begin_pass()
         try:
-            return self.decoder.forward(batch, self.experts, self.ops, on_layer)
+            with self.watch(batch):
+                return self.decoder.forward(batch, self.experts, self.ops, on_layer)
         finally:
             self.experts.end_step()
             seconds = perf_counter() - start
@@ -159,7 +182,8 @@ class Engine:
         start = perf_counter()
         self.ops.begin_pass()
         try:
-            h = self.decoder.forward(batch, self.experts, self.ops, on_layer)
+            with self.watch(batch):
+                h = self.decoder.forward(batch, self.experts, self.ops, on_layer)
         finally:
             self.experts.end_step()
         if len(h) > 1:
@@ -255,6 +279,14 @@ class Session:
         self._state.rewind(position, reached)
         self._broken = False
         return self.position
+
+    def restore(self, ids: Sequence[int], prefixes: Prefixes) -> int:
+        """Bring an empty session as far as is kept of ids, short of the last -> tokens."""
+        return prefixes.restore(ids, self._state)
+
+    def keep(self, ids: Sequence[int], prefixes: Prefixes) -> None:
+        """Keep the state after ids[: position], all of which was fed as a prompt."""
+        prefixes.keep(ids, self._state, prompt=True)
 
     def _pass(
         self,

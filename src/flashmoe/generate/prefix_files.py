@@ -1,7 +1,8 @@
 """Kept prefixes on disk: a file per piece, checked when it is read.
 
 A file that is not what was written is never used: it is reported and removed. Files are written
-beside their place and renamed. The least recently used go when the bound is reached.
+beside their place, synced and renamed: after a power cut a name is missing or whole. The least
+recently used go when the bound is reached.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from flashmoe import _native
 from flashmoe.errors import StorageError
-from flashmoe.files import storage_errors
+from flashmoe.files import storage_errors, sync, write_exactly
 from flashmoe.generate.blocks import Bytes
 
 _log = logging.getLogger(__name__)
@@ -89,9 +90,10 @@ class PrefixFiles:
         beside = path.with_suffix(f".{os.getpid()}.tmp")
         with storage_errors("cannot write", path):
             try:
-                with beside.open("wb") as file:
-                    file.write(header)
-                    file.write(payload.data)
+                with beside.open("wb", buffering=0) as file:
+                    write_exactly(file.fileno(), memoryview(header), 0, path)
+                    write_exactly(file.fileno(), payload.data, len(header), path)
+                    sync(file.fileno(), path)
                 beside.replace(path)
             finally:
                 beside.unlink(missing_ok=True)

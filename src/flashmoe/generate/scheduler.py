@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.errors import ContextLengthError, FlashMoeError, UsageError
 from flashmoe.generate.costs import Costs, Meter
-from flashmoe.generate.engine import Engine, PhaseTimes, check_finite
+from flashmoe.generate.engine import Engine, PhaseTimes, Prefixes, check_finite
 from flashmoe.generate.passes import GAP_SECONDS, PassTimes, share_rows
 from flashmoe.generate.request import GenerationRequest, OnEvent
 from flashmoe.generate.sequence import RunningSequence
@@ -28,19 +27,6 @@ from flashmoe.ops.composed import HEAD_ROWS
 from flashmoe.text.tokenizer import Tokenizer
 
 Logits = NDArray[np.float32]
-
-
-class Prefixes(Protocol):
-    """Where beginnings of sequences are kept (generate.prefix.PrefixCache)."""
-
-    def restore(self, ids: Sequence[int], state: SequenceState) -> int:
-        """Bring an empty state as far as is known of ids, short of the last -> tokens."""
-
-    def limit(self, position: int, tokens: int, prompt_tokens: int) -> int:
-        """How many of the next `tokens` of a prompt to run, so that its state can be kept."""
-
-    def keep(self, ids: Sequence[int], state: SequenceState, prompt: bool) -> None:
-        """Keep what is new of ids; prompt: all of it was run as a prompt."""
 
 
 class _Abandoned(Exception):

@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.errors import FlashMoeError
+from flashmoe.generate.answering import Answering
 from flashmoe.generate.costs import Costs
-from flashmoe.generate.loop import Answer
 from flashmoe.generate.request import (
     Failed,
     Finished,
     Generated,
     GenerationRequest,
-    Likely,
     OnEvent,
     Prefill,
     PromptScored,
@@ -23,7 +22,6 @@ from flashmoe.generate.request import (
     Token,
     Usage,
 )
-from flashmoe.generate.sampling import Sampler, likeliest, log_total
 from flashmoe.layers.state import SequenceState
 from flashmoe.text.tokenizer import Tokenizer
 
@@ -51,10 +49,7 @@ class RunningSequence:
         self.ids = list(request.prompt_ids)  # prompt, then answer
         self.costs = Costs()
         self._tokenizer, self._emit, self._queue_seconds = tokenizer, on_event, queue_seconds
-        self._sampler = Sampler(request.sampling)
-        stop = request.sampling.stop
-        self._text = Answer(tokenizer, stop)
-        self._raw = Answer(tokenizer, stop, skip_special=False)
+        self._answering = Answering(request, tokenizer)
         self._scored: list[Token] = []
         self._start, self._first = perf_counter(), 0.0
         self.progress(0)
@@ -90,7 +85,7 @@ class RunningSequence:
         id = self.ids[position + 1]
         wanted = self.request.prompt_logprobs
         assert wanted is not None
-        logprob, top = self._likely(logits, id, wanted)
+        logprob, top = self._answering.likely(logits, id, wanted)
         text = self._tokenizer.decode([id], skip_special=False)
         self._scored.append(Token(id, text, text, logprob, top))
 
@@ -107,15 +102,14 @@ class RunningSequence:
 
         Raises NumericError if they are not finite, UsageError if the mask allows no token.
         """
-        mask = self.request.mask
-        forbid = mask.apply if mask is not None and mask.active() else None
-        id = self._sampler.choose(logits, self.ids, self.prompt_tokens, forbid)
-        wanted = self.request.top_logprobs
-        logprob, top = (None, ()) if wanted is None else self._likely(logits, id, wanted)
+        full = self.state.position >= self.state.context_length
+        chosen = self._answering.choose(logits, self.ids, full)
         if not self.answered:
             self._first = perf_counter() - self._start
-        self.ids.append(id)
-        self._tell(id, logprob, top)
+        self.ids.append(chosen.token.id)
+        self._emit(Generated(chosen.token))
+        if chosen.end is not None:
+            self.finish(chosen.end, chosen.stop_string)
 
     def finish(self, reason: Reason, stop_string: str | None = None) -> None:
         """The last event; nothing follows."""
@@ -126,40 +120,6 @@ class RunningSequence:
         """The last event; nothing follows."""
         self.over = self.failed = True
         self._emit(Failed(error))
-
-    def _tell(self, id: int, logprob: float | None, top: tuple[Likely, ...]) -> None:
-        reason = self._end(id)
-        ids = [] if id in self.request.stop_ids else [id]
-        text, _ = self._text.add(ids, last=reason is not None)
-        raw, _ = self._raw.add(ids, last=reason is not None)
-        stop_string = self._text.matched or self._raw.matched
-        self._emit(Generated(Token(id, text, raw, logprob, top)))
-        if stop_string is not None:
-            self.finish("stop", stop_string)
-        elif reason is not None:
-            self.finish(reason)
-
-    def _end(self, id: int) -> Reason | None:
-        """Why this token is the last, stop strings aside."""
-        if id in self.request.stop_ids:
-            return "stop"
-        mask = self.request.mask
-        if mask is not None:
-            mask.accept(id)
-            if mask.finished():
-                return "stop"
-        full = self.state.position >= self.state.context_length
-        return "length" if full or self.answered >= self.request.sampling.max_tokens else None
-
-    def _likely(self, logits: Logits, id: int, wanted: int) -> tuple[float, tuple[Likely, ...]]:
-        total = log_total(logits)
-        ids = likeliest(logits, wanted).tolist()
-        texts = (self._tokenizer.decode([other], skip_special=False) for other in ids)
-        top = (
-            Likely(other, text, float(logits[other]) - total)
-            for other, text in zip(ids, texts, strict=True)
-        )
-        return float(logits[id]) - total, tuple(top)
 
     def _plain_token(self, id: int) -> Token:
         text = self._tokenizer.decode([id], skip_special=False)

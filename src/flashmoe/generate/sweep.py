@@ -114,8 +114,9 @@ class Sweep:
         whole = engine.decoder.layers[layer]
         rows = h if len(ids) == len(h) else h[part]
         engine.ops.clock.phase = "other"
-        whole.mixer.add_to(rows, step, engine.ops)
-        whole.mlp.add_to(rows, engine.experts, engine.ops)
+        with engine.watch(batch):
+            whole.mixer.add_to(rows, step, engine.ops)
+            whole.mlp.add_to(rows, engine.experts, engine.ops, ids=ids)
         batch.advance()
 
     def _state(self, layer: int) -> SequenceState:

@@ -41,13 +41,8 @@ class Chooser:
         router, single = self.router, len(h) == 1
         k = router.num_experts_per_tok
         routed = ops.norm_and_route(h, self._for_one if single else self._for_many)
-        ids, weights = routed.ids, routed.weights
-        resident = None
-        if single and (self.options.margin or self.options.skip):
-            resident = self.in_memory(self.layer, ids[0])
-            chosen = preferred(weights[0], resident, k, self.options)
-            ids, weights, resident = ids[:, chosen], weights[:, chosen], resident[chosen]
-        keep = kept(weights, resident, self.options, self._limit(k))
+        look = functools.partial(self.in_memory, self.layer)
+        ids, weights, keep = decided(routed.ids, routed.weights, k, self.number, self.options, look)
         if single:
             ids, weights = ids[:, keep[0]], weights[:, keep[0]]
         else:
@@ -65,14 +60,10 @@ class Chooser:
         return widened(self.router, self.router.num_experts_per_tok)
 
     def _candidates(self, router: RouterWeights) -> int:
-        k, most = router.num_experts_per_tok, int(router.gate.rows)
+        most = int(router.gate.rows)
         if router.sigmoid is not None:
             most = most // router.sigmoid.groups * router.sigmoid.chosen_groups
-        return min(most, _CANDIDATES * k) if self.options.margin else k
-
-    def _limit(self, k: int) -> int:
-        rules = self.options.per_layer
-        return min(k, rules[self.number]) if rules else k
+        return candidates(router.num_experts_per_tok, most, self.options)
 
 
 def widened(router: RouterWeights, candidates: int) -> RouterWeights:
@@ -83,6 +74,33 @@ def widened(router: RouterWeights, candidates: int) -> RouterWeights:
     return dataclasses.replace(
         router, num_experts_per_tok=candidates, renormalize=False, sigmoid=sigmoid
     )
+
+
+def candidates(k: int, most: int, options: RoutingOptions) -> int:
+    """How many of `most` experts a single token's K are chosen from."""
+    return min(most, _CANDIDATES * k) if options.margin else k
+
+
+def decided(
+    ids: Ints,
+    weights: Floats,
+    k: int,
+    number: int,
+    options: RoutingOptions,
+    in_memory: Callable[[Ints], Mask],
+) -> tuple[Ints, Floats, Mask]:
+    """What the rules make of candidates [T, M] with raw weights, both by falling weight -> ids and
+    weights [T, K], and which of them stay.
+
+    number: of the layer among those with experts. in_memory: asked about a single token's ids.
+    """
+    resident = None
+    if len(ids) == 1 and (options.margin or options.skip):
+        resident = in_memory(ids[0])
+        chosen = preferred(weights[0], resident, k, options)
+        ids, weights, resident = ids[:, chosen], weights[:, chosen], resident[chosen]
+    limit = min(k, options.per_layer[number]) if options.per_layer else k
+    return ids, weights, kept(weights, resident, options, limit)
 
 
 def preferred(weights: Floats, resident: Mask, k: int, options: RoutingOptions) -> Ints:

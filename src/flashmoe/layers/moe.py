@@ -56,7 +56,12 @@ class DenseMlp:
     weights: DenseMlpWeights
 
     def add_to(
-        self, h: Floats, experts: RoutedExperts, ops: Ops, following: Routes | None = None
+        self,
+        h: Floats,
+        experts: RoutedExperts,
+        ops: Ops,
+        following: Routes | None = None,
+        ids: Ints | None = None,
     ) -> None:
         """h [T, H] += SwiGLU(norm(h)); the rest is for layers with experts."""
         ops.add_dense_mlp(h, self.weights)
@@ -76,7 +81,12 @@ class SparseMoe:
     chooser: Chooser | None = None
 
     def add_to(
-        self, h: Floats, experts: RoutedExperts, ops: Ops, following: Routes | None = None
+        self,
+        h: Floats,
+        experts: RoutedExperts,
+        ops: Ops,
+        following: Routes | None = None,
+        ids: Ints | None = None,
     ) -> None:
         """h [T, H] += routed (and shared) experts of norm(h). following: the next layer's."""
         # Rules change what the next layer will want: no guesses then.

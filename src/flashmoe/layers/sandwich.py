@@ -14,9 +14,9 @@ from numpy.typing import DTypeLike
 
 from flashmoe.layers.moe import RoutedExperts, Routes, guess_of
 from flashmoe.layers.state import KvCache, StateMemory, Step, cache_positions
-from flashmoe.ops.base import Floats, Matrix, Ops
+from flashmoe.ops.base import Floats, Ints, Matrix, Ops
 from flashmoe.ops.composed import attend
-from flashmoe.ops.parts import RouterWeights
+from flashmoe.ops.parts import Routed, RouterWeights
 
 
 class SandwichNorms(NamedTuple):
@@ -121,12 +121,17 @@ class SandwichMoe:
     weights: SandwichMoeWeights
 
     def add_to(
-        self, h: Floats, experts: RoutedExperts, ops: Ops, following: Routes | None = None
+        self,
+        h: Floats,
+        experts: RoutedExperts,
+        ops: Ops,
+        following: Routes | None = None,
+        ids: Ints | None = None,
     ) -> None:
         """h [T, H] += dense MLP and routed experts. following: the next layer's."""
         ops.begin_layer()
         w, ahead = self.weights, following if experts.wants_ahead else None
-        routed = ops.norm_and_route(h, self.router, None if ahead is None else ahead.router)
+        routed = self._route(h, ops, ahead)
         weights = routed.weights * w.expert_scale[routed.ids]
         ticket = experts.begin(self.layer, routed.ids, guess_of(ahead, routed))
         with ticket:
@@ -138,6 +143,9 @@ class SandwichMoe:
         total += ops.rms_norm(out, w.norms.experts_post, w.eps)
         h += ops.rms_norm(total, w.norms.sum_post, w.eps)
         h *= w.layer_scale
+
+    def _route(self, h: Floats, ops: Ops, ahead: Routes | None) -> Routed:
+        return ops.norm_and_route(h, self.router, None if ahead is None else ahead.router)
 
     def _dense(self, h: Floats, ops: Ops) -> Floats:
         """The dense MLP of h, normed before and after -> [T, H]."""

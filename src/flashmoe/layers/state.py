@@ -115,8 +115,66 @@ class DeltaState:
         return False
 
 
-Kind = TypeVar("Kind", KvCache, LatentCache, IndexedCache, DeltaState)
-LayerState = KvCache | LatentCache | DeltaState
+class Entries:
+    """Compressed keys: rows [n, D], of which there is one for every `ratio` positions.
+
+    tail float32 [kept, width]: what the entries under way are made of, position p at p % kept.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        ratio: int,
+        tail: tuple[int, int],
+        dtype: DTypeLike,
+        memory: StateMemory,
+    ) -> None:
+        self.ratio = ratio
+        self.rows = memory(size, dtype)
+        self.tail: Floats = memory(tail, np.float32)
+
+    def of_positions(self, begin: int, end: int) -> Array:
+        """The entries that were finished at positions begin..end."""
+        return self.rows[begin // self.ratio : end // self.ratio]
+
+
+class CompressedCache:
+    """A ring of keys, which are the values too, [1, positions, D], and compressed ones if the
+    layer has any: those that attention sees, and those that its indexer looks at."""
+
+    def __init__(
+        self,
+        rows: tuple[int, int],
+        dtype: DTypeLike,
+        memory: StateMemory,
+        entries: Entries | None = None,
+        index_entries: Entries | None = None,
+    ) -> None:
+        self.rows = memory((1, *rows), dtype)
+        self.entries, self.index_entries = entries, index_entries
+        self.handle: Any = None  # of the backend that uses the arrays
+
+    @property
+    def compressed(self) -> list[Entries]:
+        """Both kinds of entries, as far as there are any."""
+        return [one for one in (self.entries, self.index_entries) if one is not None]
+
+    @property
+    def arrays(self) -> list[Array]:
+        """All memory of the layer."""
+        return [self.rows, *(part for one in self.compressed for part in (one.rows, one.tail))]
+
+    def reset(self) -> None:
+        """Nothing to do: positions past the sequence are never read."""
+
+    def kept(self, position: int) -> bool:
+        """Whether all earlier positions are still there after `position` tokens."""
+        lengths = [self.rows.shape[1], *(len(one.tail) for one in self.compressed)]
+        return bool(position <= min(lengths))
+
+
+Kind = TypeVar("Kind", KvCache, LatentCache, IndexedCache, DeltaState, CompressedCache)
+LayerState = KvCache | LatentCache | DeltaState | CompressedCache
 
 
 @dataclass
@@ -137,13 +195,10 @@ class SequenceState:
         """Whether the next `tokens` can be run again after a pass over them broke off.
 
         Keys and values are written at the same places again; a ring has lost none that they see
-        if they were one piece; the state of a delta rule has moved on for good.
+        if they were one piece; the state of a delta rule has moved on for good. What the entries
+        of compressed attention are made of survives a single token.
         """
-        return all(
-            not isinstance(layer, DeltaState)
-            and (tokens <= WINDOW_PIECE or isinstance(layer, LatentCache) or not layer.ring)
-            for layer in self.layers
-        )
+        return all(_can_repeat(layer, tokens) for layer in self.layers)
 
     def rewind(self, position: int, reached: int) -> None:
         """Back to `position`, or to the empty sequence where a layer has lost what was there.
@@ -154,6 +209,14 @@ class SequenceState:
             self.position = position
         else:
             self.reset()
+
+
+def _can_repeat(layer: LayerState, tokens: int) -> bool:
+    if isinstance(layer, CompressedCache):
+        return tokens == 1
+    if isinstance(layer, KvCache):
+        return tokens <= WINDOW_PIECE or not layer.ring
+    return isinstance(layer, LatentCache)
 
 
 @dataclass(frozen=True)

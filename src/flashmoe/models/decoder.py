@@ -14,9 +14,12 @@ from numpy.typing import DTypeLike
 from flashmoe.errors import UsageError
 from flashmoe.layers.choice import Chooser, InMemory
 from flashmoe.layers.embedding import Embedding, ResidentEmbedding
-from flashmoe.layers.moe import RoutedExperts, Routes, SparseMoe
+from flashmoe.layers.hyper import HeadStreams
+from flashmoe.layers.moe import DenseMlp, RoutedExperts, Routes, SparseMoe
 from flashmoe.layers.sandwich import SandwichMoe
 from flashmoe.layers.state import Batch, LayerState, Rotary, SequenceState, StateMemory, Step
+from flashmoe.layers.streamed_moe import StreamedMoe
+from flashmoe.layers.traced import OnRouted, TracedMoe, TracedSandwichMoe
 from flashmoe.ops.base import Floats, Ints, Matrix, Ops
 from flashmoe.ops.parts import (
     AttentionBiases,
@@ -107,9 +110,15 @@ class Mlp(Protocol):
     """What works on each token by itself: dense, or with routed experts (then also a Routes)."""
 
     def add_to(
-        self, h: Floats, experts: RoutedExperts, ops: Ops, following: Routes | None = None
+        self,
+        h: Floats,
+        experts: RoutedExperts,
+        ops: Ops,
+        following: Routes | None = None,
+        ids: Ints | None = None,
     ) -> None:
-        """h [T, H] += mlp of norm(h). following: the next layer's experts, if it has any."""
+        """h [T, H] += mlp of norm(h). following: the next layer's experts, if it has any; ids [T]:
+        the tokens."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,8 @@ class Decoder:
     """Embedding, layers and head of a model; holds no state of any sequence.
 
     more_ropes: tables of layers that do not rotate as `rope` says (Step.ropes, from 1 on).
-    embedding_scale: what embeddings are multiplied by.
+    embedding_scale: what embeddings are multiplied by. streams: of a model whose residual has
+    several: hidden states between layers are [T, S * H] then.
     """
 
     embed_tokens: Embedding
@@ -134,12 +144,18 @@ class Decoder:
     rope: Rotary
     more_ropes: tuple[Rotary, ...] = ()
     embedding_scale: float = 1.0
+    streams: HeadStreams | None = None
+
+    @property
+    def width(self) -> int:
+        """Of a hidden state between layers."""
+        return len(self.head.norm) * (1 if self.streams is None else len(self.streams.maps))
 
     def with_rules(self, options: RoutingOptions, in_memory: InMemory) -> Decoder:
         """The same decoder, its layers of experts under lossy rules. Raises UsageError where the
         rules name another number of layers, or for a family that has none."""
         moes = [layer.mlp for layer in self.layers if isinstance(layer.mlp, SparseMoe)]
-        if any(isinstance(layer.mlp, SandwichMoe) for layer in self.layers):
+        if any(isinstance(layer.mlp, SandwichMoe | StreamedMoe) for layer in self.layers):
             raise UsageError("this family's routing has no such rules", where="routing")
         if options.per_layer and len(options.per_layer) != len(moes):
             raise UsageError(
@@ -160,6 +176,27 @@ class Decoder:
         layers = [dataclasses.replace(layer, mlp=ruled(layer.mlp)) for layer in self.layers]
         return dataclasses.replace(self, layers=tuple(layers))
 
+    def with_trace(self, trace: OnRouted) -> Decoder:
+        """The same decoder; `trace` hears what each router says. Raises UsageError for a family
+        whose layers of experts cannot tell."""
+
+        def traced(mlp: Mlp) -> Mlp:
+            if isinstance(mlp, DenseMlp):
+                return mlp
+            if type(mlp) is SparseMoe:
+                return TracedMoe(**vars(mlp), trace=trace)
+            if type(mlp) is SandwichMoe:
+                return TracedSandwichMoe(**vars(mlp), trace=trace)
+            raise UsageError("this family's routing cannot be recorded", where="trace")
+
+        layers = [dataclasses.replace(layer, mlp=traced(layer.mlp)) for layer in self.layers]
+        return dataclasses.replace(self, layers=tuple(layers))
+
+    def routers(self) -> dict[int, RouterWeights]:
+        """The router of each layer with routed experts, by the layer's index."""
+        moes = (layer.mlp for layer in self.layers)
+        return {m.layer: m.router for m in moes if isinstance(m, SparseMoe | SandwichMoe)}
+
     def new_state(
         self, context_length: int, kv_dtype: DTypeLike, memory: StateMemory
     ) -> SequenceState:
@@ -168,11 +205,11 @@ class Decoder:
         return SequenceState(context_length, states)
 
     def embed(self, ids: Ints, ops: Ops) -> Floats:
-        """ids int32 [T] -> the first hidden states [T, H]; they hold until the next call."""
+        """ids int32 [T] -> the first hidden states [T, width]; they hold until the next call."""
         h = self.embed_tokens.rows(ids, ops)
         if self.embedding_scale != 1.0:
             h *= np.float32(self.embedding_scale)
-        return h
+        return h if self.streams is None else self.streams.spread(h)
 
     def step(self, batch: Batch) -> Step:
         """What the layers of a pass over the batch share."""
@@ -181,7 +218,7 @@ class Decoder:
     def forward(
         self, batch: Batch, experts: RoutedExperts, ops: Ops, on_layer: OnLayer | None = None
     ) -> Floats:
-        """Run the tokens of the batch through all layers -> [T, H], before the final norm.
+        """Run the tokens of the batch through all layers -> [T, width], before the final norm.
 
         The result holds until the next `forward`.
         """
@@ -189,24 +226,25 @@ class Decoder:
         h, step = self.embed(batch.ids, ops), self.step(batch)
         for number, (layer, following) in enumerate(self._with_following, 1):
             layer.mixer.add_to(h, step, ops)
-            layer.mlp.add_to(h, experts, ops, following)
+            layer.mlp.add_to(h, experts, ops, following, batch.ids)
             if on_layer is not None:
                 on_layer(number, len(self.layers))
         batch.advance()
         return h
 
     def logits(self, h: Floats, ops: Ops, out: Floats | None = None) -> Floats:
-        """h [T, H] from `forward` -> float32 [T, vocab_size], in `out` if it is given."""
+        """h [T, width] from `forward` -> float32 [T, vocab_size], in `out` if it is given."""
         if out is None:
             out = np.empty((len(h), self.head.lm_head.rows), dtype=np.float32)
-        ops.head(h, self.head, out)
+        ops.head(h if self.streams is None else self.streams.collapse(h), self.head, out)
         return out
 
     @functools.cached_property
     def _with_following(self) -> tuple[tuple[DecoderLayer, Routes | None], ...]:
         """Each layer with the experts of the one after it, if that has any."""
         mlps = [layer.mlp for layer in self.layers[1:]]
-        following = [mlp if isinstance(mlp, SparseMoe | SandwichMoe) else None for mlp in mlps]
+        routed = SparseMoe | SandwichMoe | StreamedMoe
+        following = [mlp if isinstance(mlp, routed) else None for mlp in mlps]
         return tuple(zip(self.layers, [*following, None], strict=True))
 
 
@@ -219,6 +257,7 @@ def assemble(
     more_ropes: tuple[Rotary, ...] = (),
     embedding_scale: float = 1.0,
     softcap: float = 0.0,
+    streams: HeadStreams | None = None,
 ) -> Decoder:
     """A decoder of these layers; config: any family's, for tie_word_embeddings and rms_norm_eps.
 
@@ -232,4 +271,4 @@ def assemble(
         softcap=softcap,
     )
     embedding = weights.embedding or ResidentEmbedding(m["embed_tokens"])
-    return Decoder(embedding, layers, head, rope, more_ropes, embedding_scale)
+    return Decoder(embedding, layers, head, rope, more_ropes, embedding_scale, streams)

@@ -58,11 +58,12 @@ def read_config(raw: dict[str, Any]) -> Config:
 
 
 def _indexer_types(reader: ConfigReader, layers: int) -> tuple[str, ...]:
-    """The kind of each layer: a list, or every `index_topk_freq`th from an offset on."""
-    reader.require("index_topk_pattern", None, default=None)
+    """The kind of each layer: a list, a pattern of one letter each ("FSSF"), or every
+    `index_topk_freq`th from an offset on; the first of them that is there."""
     every = reader.integer("index_topk_freq", default=1)
     offset = reader.integer("index_skip_topk_offset", default=2, low=0)
-    types = reader.choices("indexer_types", (FULL, SHARED), layers)
+    pattern = reader.letters("index_topk_pattern", {"F": FULL, "S": SHARED}, layers)
+    types = reader.choices("indexer_types", (FULL, SHARED), layers) or pattern
     if types is None:
         skips = (max(n - offset + 1, 0) % every for n in range(layers))
         types = tuple(SHARED if skip else FULL for skip in skips)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from flashmoe.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 Config = dict[str, Any]
 SOFTMAX, SIGMOID = 1, 2  # expert_gating_func
@@ -197,7 +200,10 @@ def _deepseek_v3(metadata: Metadata, tensors: Collection[str]) -> Config:
     keys = metadata.integer("attention.key_length_mla", 0)
     values = metadata.integer("attention.value_length_mla", 0)
     keys = keys or metadata.integer("attention.key_length")
-    groups = metadata.integer("expert_group_count", 1)
+    groups = metadata.integer("expert_group_count", 0)
+    if not groups:
+        _log.warning("the file does not say in which groups experts are chosen: all are one group")
+    groups = groups or 1
     config = {
         **_sigmoid_experts(metadata),
         "q_lora_rank": metadata.integer("attention.q_lora_rank", 0) or None,

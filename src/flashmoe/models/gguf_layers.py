@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -47,11 +48,21 @@ def _consumed(entries: Entries) -> set[str]:
 def _experts(name: str, entry: Entry) -> Entries:
     """A stack of matrices as one tensor per expert; everything else as it is."""
     stem, _, suffix = name.rpartition(".experts.")
+    if suffix == "gate_up_proj" and isinstance(entry, Tensor) and len(entry.shape) == 3:
+        return _halves(f"{stem}.experts", entry)
     stacked = suffix in ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
     if not stacked or isinstance(entry, Made) or len(entry.shape) != 3:
         return {name: entry}
     names = [f"{stem}.experts.{expert}.{suffix}" for expert in range(entry.shape[0])]
     return {one: part(entry, one, expert) for expert, one in enumerate(names)}
+
+
+def _halves(stem: str, both: Tensor) -> Entries:
+    """A stack [E, 2 I, H] as gate and up of each expert, gate first."""
+    count, rows = both.shape[0], both.shape[1] // 2
+    halves = dataclasses.replace(both, shape=(2 * count, rows, both.shape[2]))
+    names = [f"{stem}.{e}.{half}_proj.weight" for e in range(count) for half in ("gate", "up")]
+    return {one: part(halves, one, index) for index, one in enumerate(names)}
 
 
 def _mixtral(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> Iterator[tuple[str, Entry]]:

@@ -26,6 +26,7 @@ FAMILIES = {
     "glm_moe_dsa": "deepseek_v32",
     "gemma4": "gemma4",
     "gemma4_text": "gemma4",
+    "deepseek_v4": "deepseek_v4",
 }
 
 # Types whose logits the tests compare with transformers (tests/test_model_oracle.py). The others of
@@ -46,6 +47,7 @@ ORACLE_TYPES = frozenset(
         "deepseek_v32",
         "glm_moe_dsa",
         "gemma4_text",
+        "deepseek_v4",
     }
 )
 

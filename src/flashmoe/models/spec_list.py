@@ -71,6 +71,10 @@ class SpecList:
         """A float32 vector; suffix "" for parameters that are not `.weight` of a module."""
         self._vectors.append(VectorSpec(name, f"model.{name}{suffix}", shape, offset))
 
+    def table(self, name: str, shape: tuple[int, ...], below: int) -> None:
+        """A table of whole numbers from 0 to below - 1."""
+        self._vectors.append(VectorSpec(name, f"model.{name}", shape, below=below))
+
     def experts(
         self,
         layer: int,

@@ -52,12 +52,16 @@ class MatrixSpec:
 
 @dataclass(frozen=True)
 class VectorSpec:
-    """A small resident float32 tensor. offset is added to every element (1 for 1 + w norms)."""
+    """A small resident float32 tensor. offset is added to every element (1 for 1 + w norms).
+
+    below: not 0 for a table of whole numbers from 0 to below - 1, integers in checkpoints.
+    """
 
     name: str
     source: str
     shape: tuple[int, ...]
     offset: float = 0.0
+    below: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ and however many threads run it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -57,9 +57,9 @@ __all__ = [
 
 # What makes one value of a gate and an up value.
 # swiglu: silu(gate) * up. swiglu_clamped (gpt-oss): with g = min(gate, 7) and u = up in [-7, 7],
-# g * sigmoid(1.702 g) * (u + 1). geglu_tanh (Gemma): gelu(gate) * up, gelu in its tanh
-# approximation.
-Activation = Literal["swiglu", "swiglu_clamped", "geglu_tanh"]
+# g * sigmoid(1.702 g) * (u + 1). swiglu_limited (DeepSeek-V4): silu(min(gate, 10)) * u with u = up
+# in [-10, 10]. geglu_tanh (Gemma): gelu(gate) * up, gelu in its tanh approximation.
+Activation = Literal["swiglu", "swiglu_clamped", "swiglu_limited", "geglu_tanh"]
 
 
 class ExpertShape(Protocol):
@@ -86,11 +86,11 @@ class ExpertShape(Protocol):
 class Residents:
     """Experts in memory that a backend can look up by itself, without a word to their owner.
 
-    table: layer and expert to the address of a record (_native.ResidentTable). shape: of all.
+    table: layer and expert to the address of a record (_native.ResidentTable). shapes: by layer.
     """
 
     table: Any
-    shape: ExpertShape
+    shapes: Mapping[int, ExpertShape]
 
 
 class Primitives(Protocol):
@@ -129,9 +129,7 @@ class Primitives(Protocol):
         """x [T, H] / rms(x) * weight."""
 
     def linear(self, x: Floats, *matrices: Matrix) -> tuple[Floats, ...]:
-        """x [T, cols] @ W.T for each matrix -> [T, rows] each.
-
-        The quantised ones among the matrices share one group size."""
+        """x [T, cols] @ W.T for each matrix -> [T, rows] each."""
 
     def linear_add(self, x: Floats, matrix: Matrix, out: Floats) -> None:
         """out [T, rows] += x @ W.T."""

@@ -95,8 +95,12 @@ class CpuOps(CpuParts, PlainParts, HostArrays):
         outs: Sequence[Floats],
         accumulate: bool,
     ) -> None:
-        group = max(matrix.group for matrix in matrices)
-        self._acts.assign(self.pool, x, group)
+        sizes = {matrix.group for matrix in matrices if matrix.group}
+        if len(sizes) > 1:  # x is quantised by one size at a time
+            for matrix, out in zip(matrices, outs, strict=True):
+                self._linear(x, [matrix], [out], accumulate)
+            return
+        self._acts.assign(self.pool, x, max(sizes, default=0))
         _native.linear(self.pool, self._acts, list(matrices), list(outs), accumulate)
 
     def head_linear(self, x: Floats, matrix: _native.Matrix, out: Floats) -> None:

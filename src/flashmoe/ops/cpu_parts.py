@@ -51,6 +51,22 @@ class _Latest(Generic[Seen, View]):
         self._seen = self._view = None
 
 
+class _Each(Generic[Seen, View]):
+    """A view of each object seen: layers have few different shapes of experts, in turn."""
+
+    def __init__(self, make: Callable[[Seen], View]) -> None:
+        self._make = make
+        # By identity: to hash a shape's fields takes longer than a call. The objects are kept, so
+        # that no other one can come by their identity.
+        self._views: dict[int, tuple[Seen, View]] = {}
+
+    def of(self, seen: Seen) -> View:
+        found = self._views.get(id(seen))
+        if found is None:
+            found = self._views[id(seen)] = seen, self._make(seen)
+        return found[1]
+
+
 class _Routing:
     """Where routers write, for passes of T tokens."""
 
@@ -83,7 +99,7 @@ class CpuParts:
         self._records = _Latest(_native.RecordsView)
         self._logits = _Latest(_native.FloatRows)
         self._rope = _Latest(_rope_view)
-        self.layout = _Latest(_expert_layout)
+        self.layout = _Each(_expert_layout)
 
     @property
     def part_bytes(self) -> int:
@@ -198,7 +214,7 @@ class CpuParts:
         sharing: _native.SharedPart | None = None
         if shared is not None:
             sharing = self._bound.get(shared) or self._bind(shared, _shared_part)
-        layout = self.layout.of(residents.shape)
+        layout = self.layout.of(residents.shapes[layer])
         return _native.TokenMoePart(routing, sharing, residents.table, layer, layout)
 
     def _routing_for(self, tokens: int, hidden: int, k: int) -> _Routing:

@@ -14,17 +14,22 @@ from flashmoe.errors import UsageError
 
 DeviceName = Literal["cpu", "cuda"]
 DEVICES = ("auto", "cpu", "cuda")
-_QUERY = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
+_QUERY = (
+    "--query-gpu=name,memory.total,memory.free,driver_version",
+    "--format=csv,noheader,nounits",
+)
 _QUERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A card. vram: its memory in bytes, None where only /proc was there to ask."""
+    """A card. vram, free: its memory, and what nobody has taken, in bytes; None where that is not
+    told, as where only /proc was there to ask."""
 
     name: str
     vram: int | None
     driver: str
+    free: int | None = None
 
 
 def find_gpus(
@@ -56,9 +61,13 @@ def _ask_nvidia_smi() -> str | None:
 
 
 def _parsed(line: str) -> Gpu:
-    """NVIDIA H200, 143771, 580.159.03: memory in MiB, or "[N/A]"."""
-    name, memory, driver = (part.strip() for part in line.rsplit(",", 2))
-    return Gpu(name, int(memory) << 20 if memory.isdigit() else None, driver)
+    """NVIDIA H200, 143771, 143104, 580.159.03: memory in MiB, or "[N/A]"."""
+    name, memory, free, driver = (part.strip() for part in line.rsplit(",", 3))
+    return Gpu(name, _mebibytes(memory), driver, _mebibytes(free))
+
+
+def _mebibytes(text: str) -> int | None:
+    return int(text) << 20 if text.isdigit() else None
 
 
 def _from_proc(root: Path) -> tuple[Gpu, ...]:

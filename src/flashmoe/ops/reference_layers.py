@@ -184,18 +184,25 @@ def sigmoid_topk(
     """logits [T, E], correction [E] -> ids [T, K] by falling corrected sigmoid (equal: lower id
     first) within the groups whose two best have the largest sum, weights [T, K]."""
     sigmoids = sigmoid(logits)
-    scores = sigmoids.astype(np.float32) + correction  # ties are decided in float32
-    grouped = scores.reshape(len(logits), groups, -1)
-    best = np.sort(grouped, axis=2)[:, :, -2:].sum(axis=2)
-    chosen = np.argsort(-best, axis=1, kind="stable")[:, :chosen_groups]
-    kept = np.zeros((len(logits), groups), dtype=bool)
-    np.put_along_axis(kept, chosen, True, axis=1)
-    allowed = np.where(kept[:, :, None], grouped, -np.inf).reshape(logits.shape)
-    ids = np.argsort(-allowed, axis=1, kind="stable")[:, :topk]
+    # Ties are decided in float32.
+    ids = grouped_topk(sigmoids.astype(np.float32), correction, groups, chosen_groups, topk)
     weights = np.take_along_axis(sigmoids, ids, axis=1)
     if renormalize:
         weights = weights / (weights.sum(axis=1, keepdims=True) + 1e-20)
-    return ids.astype(np.int32), weights * scale
+    return ids, weights * scale
+
+
+def grouped_topk(
+    sigmoids: Floats, correction: Floats, groups: int, chosen_groups: int, topk: int
+) -> NDArray[np.int32]:
+    """sigmoids [T, E] -> the ids [T, K] of sigmoid_topk."""
+    grouped = (sigmoids + correction).reshape(len(sigmoids), groups, -1)
+    best = np.sort(grouped, axis=2)[:, :, -2:].sum(axis=2)
+    chosen = np.argsort(-best, axis=1, kind="stable")[:, :chosen_groups]
+    kept = np.zeros((len(sigmoids), groups), dtype=bool)
+    np.put_along_axis(kept, chosen, True, axis=1)
+    allowed = np.where(kept[:, :, None], grouped, -np.inf).reshape(sigmoids.shape)
+    return np.argsort(-allowed, axis=1, kind="stable")[:, :topk].astype(np.int32)
 
 
 def combine(rows: Floats, weights: Floats, out: Floats) -> Doubles:

@@ -67,6 +67,11 @@ def swiglu_clamped(gate: Doubles, up: Doubles) -> Floats:
     return (g / (1.0 + np.exp(np.minimum(-1.702 * g, 700.0))) * (u + 1.0)).astype(np.float32)
 
 
+def swiglu_limited(gate: Doubles, up: Doubles) -> Floats:
+    """silu(min(gate, 10)) * clip(up, -10, 10), in float64."""
+    return silu_mul(np.minimum(gate, 10.0), np.clip(up, -10.0, 10.0))
+
+
 def geglu_tanh(gate: Doubles, up: Doubles) -> Floats:
     """gelu(gate) * up, gelu(g) = g / 2 * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 g^3))): Hendrycks
     and Gimpel 2016, in float64."""
@@ -77,6 +82,7 @@ def geglu_tanh(gate: Doubles, up: Doubles) -> Floats:
 ACTIVATIONS: dict[Activation, Callable[[Doubles, Doubles], Floats]] = {
     "swiglu": silu_mul,
     "swiglu_clamped": swiglu_clamped,
+    "swiglu_limited": swiglu_limited,
     "geglu_tanh": geglu_tanh,
 }
 

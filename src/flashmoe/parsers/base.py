@@ -102,11 +102,14 @@ class ReplyFormat(Protocol):
     def think_end(self) -> int | None:
         """Id of the token that closes the reasoning part, None without one."""
 
-    def parser(self, opens_reasoning: bool = False, tools: Tools = ()) -> ReplyParser:
+    def parser(
+        self, opens_reasoning: bool = False, tools: Tools = (), *, calls: bool = True
+    ) -> ReplyParser:
         """A fresh parser of one reply.
 
         opens_reasoning: the prompt ended inside the reasoning part (Prompt.opens_reasoning).
-        tools: their schemas give XML parameters their types.
+        tools: their schemas give XML parameters their types. calls: whether there are calls; else
+        their markup is content.
         """
 
     def calls(self, tools: Tools, *, several: bool = True) -> CallGrammar | None:

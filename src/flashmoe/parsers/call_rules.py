@@ -67,7 +67,8 @@ def xml_rules(markers: Markers, tools: Tools, tags: Tags, several: bool) -> str:
         parts = []
         for place, (key, kind, needed) in enumerate(_parameters(schema)):
             rule = f"p{number}_{place}"
-            opening = f"{tags.parameter}{key}{close}" + ("\n" if tags.newlines else "")
+            stated = _stated(kind) if tags.typed else ""
+            opening = f"{tags.parameter}{key}{stated or close}" + ("\n" if tags.newlines else "")
             ending = ("\n" if tags.newlines else "") + tags.parameter_end + "\n"
             rules.append(_value_rule(rule, opening, kind, ending))
             parts.append(rule if needed else f"{rule}?")
@@ -130,6 +131,11 @@ def _value_rule(rule: str, opening: str, schema: Schema, ending: str) -> str:
     if _is_text(schema) and "enum" not in schema:
         return f"{rule}: {dumped(opening)} v{rule}\nv{rule}[suffix={dumped(ending)}]: {_ANY_TEXT}"
     return f"{rule}: {dumped(opening)} v{rule} {dumped(ending)}\nv{rule}: {_text_or_json(schema)}"
+
+
+def _stated(schema: Schema) -> str:
+    """The end of a parameter's tag where that says whether the value is a string."""
+    return f'" string="{"true" if _is_text(schema) else "false"}">'
 
 
 def _text_or_json(schema: Schema) -> str:

@@ -163,6 +163,12 @@ class CallMachine(Machine):
         openers = (self._opener,) if self._opener else ()
         self.go(self._content, self._think_start, *openers)
 
+    def without_calls(self) -> None:
+        """What would begin a call is text. Before the first token only."""
+        self._opener = None
+        if self.state == self._content:
+            self.text(fresh=False)
+
     def call(self) -> None:
         """A call begins. A subclass enters its first state."""
 

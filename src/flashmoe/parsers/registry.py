@@ -10,17 +10,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from flashmoe.parsers import call_rules, deepseek, glm, harmony, hermes, kimi, minimax, qwen_xml
+from flashmoe.parsers import (
+    call_rules,
+    deepseek,
+    dsml,
+    gemma,
+    glm,
+    harmony,
+    hermes,
+    kimi,
+    minimax,
+    qwen_xml,
+)
 from flashmoe.parsers.base import CallGrammar, ReplyFormat, ReplyParser, Tools
+from flashmoe.parsers.gemma_rules import gemma_rules
 from flashmoe.parsers.json_text import dumped
-from flashmoe.parsers.machine import Markers
+from flashmoe.parsers.machine import CallMachine, Markers
 from flashmoe.parsers.plain import THINK, PlainParser
 from flashmoe.parsers.schema import function_of
 from flashmoe.parsers.xml_calls import Tags, XmlParser
 from flashmoe.text.chat_template import ChatTemplate
 from flashmoe.text.tokenizer import Tokenizer
 
-Build = Callable[[Markers, bool, Tools], ReplyParser]
+Build = Callable[[Markers, bool, Tools], CallMachine]
 Rules = Callable[[Markers, Tools, bool], str]
 
 
@@ -30,9 +42,9 @@ class _Maker(Protocol):
 
 @dataclass(frozen=True)
 class TaggedFormat:
-    """A format with one marker that opens calls, and <think> for reasoning.
+    """A format with one marker that opens calls, and a pair of markers around reasoning.
 
-    open: the opening marker, None for a format without calls.
+    open: the opening marker, None for a format without calls. think: the pair.
     """
 
     name: str
@@ -40,20 +52,26 @@ class TaggedFormat:
     open: str | None
     build: Build = field(repr=False)
     rules: Rules = field(repr=False)
+    think: tuple[str, str] = THINK
 
     @property
     def think_start(self) -> int | None:
         """See ReplyFormat."""
-        return self.markers.id(THINK[0])
+        return self.markers.id(self.think[0])
 
     @property
     def think_end(self) -> int | None:
         """See ReplyFormat."""
-        return self.markers.id(THINK[1])
+        return self.markers.id(self.think[1])
 
-    def parser(self, opens_reasoning: bool = False, tools: Tools = ()) -> ReplyParser:
+    def parser(
+        self, opens_reasoning: bool = False, tools: Tools = (), *, calls: bool = True
+    ) -> ReplyParser:
         """See ReplyFormat."""
-        return self.build(self.markers, opens_reasoning, tools)
+        parser = self.build(self.markers, opens_reasoning, tools)
+        if not calls:
+            parser.without_calls()
+        return parser
 
     def calls(self, tools: Tools, *, several: bool = True) -> CallGrammar | None:
         """See ReplyFormat."""
@@ -79,8 +97,10 @@ class HarmonyFormat:
     think_start: None = None
     think_end: None = None
 
-    def parser(self, opens_reasoning: bool = False, tools: Tools = ()) -> ReplyParser:
-        """See ReplyFormat."""
+    def parser(
+        self, opens_reasoning: bool = False, tools: Tools = (), *, calls: bool = True
+    ) -> ReplyParser:
+        """See ReplyFormat; a message to a function is a call in any case."""
         return harmony.HarmonyParser(self.markers)
 
     def calls(self, tools: Tools, *, several: bool = True) -> CallGrammar | None:
@@ -156,6 +176,11 @@ def _xml(name: str, tags: Tags) -> _Maker:
     return make
 
 
+def _dsml(tokenizer: Tokenizer, template: str) -> ReplyFormat:
+    tags = dsml.tags(dsml.V32 if dsml.V32 in template else dsml.V4)
+    return _xml("dsml", tags)(tokenizer, template)
+
+
 def _glm(tokenizer: Tokenizer, template: str) -> ReplyFormat:
     newlines = "</arg_key>\\n" in template or "</arg_key>\n" in template
     return TaggedFormat(
@@ -190,6 +215,17 @@ def _kimi(tokenizer: Tokenizer, template: str) -> ReplyFormat:
     )
 
 
+def _gemma(tokenizer: Tokenizer, template: str) -> ReplyFormat:
+    return TaggedFormat(
+        "gemma",
+        Markers(tokenizer, gemma.MARKERS),
+        gemma.OPEN,
+        lambda m, o, t: gemma.GemmaParser(m, o),
+        lambda m, t, several: gemma_rules(m, t),
+        gemma.THINK,
+    )
+
+
 def _harmony(tokenizer: Tokenizer, template: str) -> ReplyFormat:
     return HarmonyFormat(Markers(tokenizer, harmony.MARKERS))
 
@@ -197,7 +233,9 @@ def _harmony(tokenizer: Tokenizer, template: str) -> ReplyFormat:
 # The more special come first: several formats write <tool_call>.
 _SIGNS: tuple[tuple[_Maker, tuple[str, ...]], ...] = (
     (_harmony, (harmony.CHANNEL, harmony.MESSAGE)),
+    (_gemma, (gemma.OPEN,)),
     (_deepseek, (deepseek.SECTION.call,)),
+    (_dsml, (dsml.MARK,)),
     (_kimi, (kimi.SECTION.call,)),
     (_xml("minimax", minimax.TAGS), (minimax.TAGS.open,)),
     (_glm, (glm.KEY,)),

@@ -19,7 +19,7 @@ class Tags:
     """The tags of a format. `function` and `parameter` are beginnings, up to the name.
 
     quoted: a name ends with a quotation mark, and attributes may follow before the ">".
-    newlines: values stand on lines of their own.
+    newlines: values stand on lines of their own. typed: a parameter says whether it is a string.
     """
 
     open: str
@@ -30,6 +30,7 @@ class Tags:
     parameter_end: str
     quoted: bool
     newlines: bool
+    typed: bool = False
 
     @property
     def markers(self) -> tuple[str, ...]:

@@ -137,9 +137,24 @@ def served_model(name: str, model: Model, worker: WorkerLike) -> Served:
         format=reply,
         grammars=Grammars(tokenizer, vocab_size, stop_ids=model.stop_ids, reply=reply),
         defaults=sampling_defaults(model.path if model.path.is_dir() else model.path.parent),
-        facts={"family": model.family, "reply_format": reply.name},
+        facts=_facts(model, reply.name),
         created=int(time()),
     )
+
+
+def _facts(model: Model, reply_format: str) -> dict[str, Any]:
+    """What /v1/models, /api/tags and the page tell. bytes: on disk; digest: Model.fingerprint."""
+    files = model.path.iterdir() if model.path.is_dir() else [model.path]
+    stats = model.stats
+    told = {
+        "family": model.family,
+        "reply_format": reply_format,
+        "bytes": sum(file.stat().st_size for file in files if file.is_file()),
+        "digest": model.fingerprint,
+        "device": stats.device,
+        "lossy": stats.lossy,
+    }
+    return {name: value for name, value in told.items() if value}
 
 
 def sampling_defaults(directory: Path) -> dict[str, Any]:

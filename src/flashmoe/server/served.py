@@ -76,11 +76,12 @@ class Served:
 
     def chat(self, task: ChatTask, key: str | None) -> list[Question]:
         """One question per choice. Raises UsageError, RequestError (the prompt is too long)."""
-        prompt = self.prompt(task)
+        prompt, functions = self.prompt(task), list(task.tools.functions)
+        calls = bool(functions) and task.tools.choice != "none"
         return [
             Question(
                 self._request(prompt.ids, task.asked, index, self._mask(task, prompt)),
-                self.format.parser(prompt.opens_reasoning, list(task.tools.functions)),
+                self.format.parser(prompt.opens_reasoning, functions, calls=calls),
                 key and f"{key}/{index}",
             )
             for index in range(task.asked.choices)

@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Protocol, Self
 
 from flashmoe.errors import FlashMoeError, QueueFullError, UsageError
+from flashmoe.generate.engine import Prefixes
 from flashmoe.generate.request import (
     Event,
     Failed,
@@ -23,7 +24,7 @@ from flashmoe.generate.request import (
     GenerationRequest,
     OnEvent,
 )
-from flashmoe.generate.scheduler import Prefixes, Scheduler
+from flashmoe.generate.scheduler import Scheduler
 from flashmoe.server.run import Run, SlotView, Ticket
 from flashmoe.stats import Stats
 

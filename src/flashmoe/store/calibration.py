@@ -2,7 +2,8 @@
 
 A safetensors file. Per layer N: `layers.N.x`, bf16 [T, H], the experts' input; `layers.N.ids`,
 int32 [T, K], and `layers.N.weights`, float32 [T, K], the routing. `__metadata__` says what text it
-was.
+was, and has a sketch of its passages (text/shingles.py), so that evaluations can tell whether they
+use the same.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from flashmoe.quant.layout import Floats, from_bf16, to_bf16
 from flashmoe.strict_json import parse
 
 KIND = "flashmoe calibration"
+SHINGLES = "; shingles "  # before the sketch in a pack's record
 MAX_HEADER = 16 << 20
 _DTYPES = {"BF16": "<u2", "I32": "<i4", "F32": "<f4"}
+Mapped = np.memmap[Any, np.dtype[Any]]
 _FIELDS = {"x": "BF16", "ids": "I32", "weights": "F32"}
 
 
@@ -55,23 +58,41 @@ class CalibrationWriter:
         self._rows = dict.fromkeys(layers, 0)
         tokens, hidden, k = sizes
         self._shapes = {"x": (tokens, hidden), "ids": (tokens, k), "weights": (tokens, k)}
-        self._data: dict[str, NDArray[Any]] = {}
+        self._data: dict[str, Mapped] = {}
 
-    def open(self, about: Mapping[str, str]) -> None:
-        """about: what the text was; part of the file."""
-        head: dict[str, object] = {"__metadata__": {"format": KIND, **about}}
+    def open(self, about: Mapping[str, str], done: int = 0) -> None:
+        """about: what the text was; part of the file. done: tokens of every layer that an earlier
+        run has left on disk, to go on behind them."""
+        head = self._head(about)
+        text = json.dumps(head, separators=(",", ":")).encode("ascii")
+        text = text.ljust(-(-(8 + len(text)) // 4096) * 4096 - 8)
+        with storage_errors("cannot write", self._partial):
+            if not done:
+                self._create(struct.pack("<Q", len(text)) + text, head)
+            self._data = _map(self._partial, head, 8 + len(text), "r+")
+        self._rows = dict.fromkeys(self._rows, done)
+
+    def sync(self) -> None:
+        """What was added so far is on disk when this returns."""
+        with storage_errors("cannot write", self._partial):
+            for tensor in self._data.values():
+                tensor.flush()
+
+    def _head(self, about: Mapping[str, str]) -> dict[str, Any]:
+        head: dict[str, Any] = {"__metadata__": {"format": KIND, **about}}
         position = 0
         for layer in self._rows:
             for name, dtype in _FIELDS.items():
                 end = position + _nbytes(dtype, self._shapes[name])
                 head[f"layers.{layer}.{name}"] = _entry(dtype, self._shapes[name], position, end)
                 position = end
-        text = json.dumps(head, separators=(",", ":")).encode("ascii")
-        text = text.ljust(-(-(8 + len(text)) // 4096) * 4096 - 8)
-        with storage_errors("cannot write", self._partial), self._partial.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + position)
-        self._data = _map(self._partial, head, 8 + len(text), "r+")
+        return head
+
+    def _create(self, start: bytes, head: Mapping[str, Any]) -> None:
+        size = max(v["data_offsets"][1] for n, v in head.items() if n != "__metadata__")
+        with self._partial.open("wb") as file:
+            file.write(start)
+            file.truncate(len(start) + size)
 
     def add(self, layer: int, ids: NDArray[np.int32], x: Floats, weights: Floats) -> None:
         """The next tokens of a layer; those beyond the file's are dropped."""
@@ -86,6 +107,7 @@ class CalibrationWriter:
         """Every layer has all its tokens: the file appears under its name."""
         tokens = self._shapes["x"][0]
         assert set(self._rows.values()) == {tokens}, "tokens are missing"
+        self.sync()
         self._data.clear()
         with storage_errors("cannot rename", self.path):
             self._partial.replace(self.path)
@@ -110,18 +132,31 @@ class Calibration:
             x, ids, weights = (self._data[f"layers.{number}.{name}"] for name in _FIELDS)
         except KeyError:
             raise self._other(f"layer {number}", "none") from None
+        self._check(number, x, ids, weights)
         if x.shape[1] != hidden or ids.max() >= experts:
             raise self._other(f"{experts} experts of {hidden}", f"{ids.max() + 1} of {x.shape[1]}")
         return LayerInputs(x, ids, weights)
 
+    def _check(
+        self, number: int, x: NDArray[np.uint16], ids: NDArray[np.int32], weights: Floats
+    ) -> None:
+        """The tensors of a layer belong together and hold numbers."""
+        exponent = np.uint16(0x7F80)
+        fits = x.ndim == ids.ndim == 2 and len(x) == len(ids) and ids.shape == weights.shape
+        if not (fits and x.size and ids.size and ids.min() >= 0 and np.isfinite(weights).all()):
+            raise CheckpointError("calibration file is damaged", where=f"{self.path}: {number}")
+        if ((x & exponent) == exponent).any():
+            raise CheckpointError("calibration file is damaged", where=f"{self.path}: {number}.x")
+
     @property
     def record(self) -> str:
-        """For the manifest: what text it was, and the file's SHA-256."""
+        """For the manifest: what text it was, the file's SHA-256, and the sketch if it has one."""
         digest = hashlib.sha256()
         with storage_errors("cannot read", self.path), self.path.open("rb") as file:
             while piece := file.read(1 << 24):
                 digest.update(piece)
-        return f"{self._about.get('text', '')}; sha256 {digest.hexdigest()}"
+        record = f"{self._about.get('text', '')}; sha256 {digest.hexdigest()}"
+        return f"{record}{SHINGLES}{found}" if (found := self._about.get("shingles")) else record
 
     def _other(self, expected: str, got: str) -> UsageError:
         return UsageError(
@@ -134,7 +169,8 @@ def _entry(dtype: str, shape: tuple[int, ...], begin: int, end: int) -> dict[str
 
 
 def _nbytes(dtype: str, shape: tuple[int, int]) -> int:
-    return shape[0] * shape[1] * np.dtype(_DTYPES[dtype]).itemsize
+    rows, cols = shape
+    return rows * cols * np.dtype(_DTYPES[dtype]).itemsize
 
 
 def _read_head(path: Path) -> tuple[dict[str, Any], int]:
@@ -149,20 +185,22 @@ def _read_head(path: Path) -> tuple[dict[str, Any], int]:
     return head, 8 + length
 
 
-def _map(path: Path, head: Mapping[str, Any], start: int, mode: Any) -> dict[str, NDArray[Any]]:
+def _map(path: Path, head: Mapping[str, Any], start: int, mode: Any) -> dict[str, Mapped]:
     """The tensors of a file by name. Raises CheckpointError where header and file disagree."""
     size = path.stat().st_size
-    tensors: dict[str, NDArray[Any]] = {}
+    tensors: dict[str, Mapped] = {}
     for name, entry in head.items():
         if name == "__metadata__":
             continue
         try:
             dtype, shape = entry["dtype"], tuple(entry["shape"])
             begin, end = entry["data_offsets"]
+            if dtype != _FIELDS[name.rpartition(".")[2]] or min(shape) < 1:
+                raise ValueError("wrong type or shape")
             if end - begin != _nbytes(dtype, shape) or start + end > size or begin < 0:
                 raise ValueError("wrong size")
             tensors[name] = np.memmap(path, _DTYPES[dtype], mode, start + begin, shape)
-        except (KeyError, TypeError, ValueError, IndexError) as cause:
+        except (KeyError, TypeError, ValueError, OverflowError) as cause:
             raise CheckpointError(
                 "calibration file is damaged", where=f"{path}: {name}", got=str(cause)
             ) from cause

@@ -6,6 +6,8 @@ them with the expected bytes instead of parsing them.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 import struct
@@ -17,7 +19,7 @@ from flashmoe.quant import ENCODED, Format
 
 NAME = "flashmoe"
 # What a pack is written as is the lowest version that can say what it holds: see Manifest.version.
-VERSIONS = (1, 2, 3, 4)
+VERSIONS = (1, 2, 3, 4, 5)
 MANIFEST = "flashmoe.json"
 RESIDENT = "resident.safetensors"
 EXPERTS_TENSOR = "experts"
@@ -81,6 +83,14 @@ Tensor = Matrix | Vector
 
 
 @dataclass(frozen=True)
+class ExpertFormats:
+    """The formats of a layer's experts: gate and up have one, down another or the same."""
+
+    gate_up: Format
+    down: Format
+
+
+@dataclass(frozen=True)
 class ExpertLayout:
     """A record: gate_up [2 I, H] at 0, down [H, I] at down_offset, zeros up to record_bytes.
 
@@ -94,6 +104,15 @@ class ExpertLayout:
     down: Format
     activation: Activation = "swiglu"
     bias: bool = False
+
+    @property
+    def formats(self) -> ExpertFormats:
+        """Of the three matrices."""
+        return ExpertFormats(self.gate_up, self.down)
+
+    def of(self, formats: ExpertFormats) -> ExpertLayout:
+        """The same experts in other formats."""
+        return dataclasses.replace(self, gate_up=formats.gate_up, down=formats.down)
 
     @property
     def gate_up_bytes(self) -> int:
@@ -132,11 +151,13 @@ class ExpertLayer:
     """The experts file of one layer and the CRC of each of its records, padding included.
 
     shares: an earlier layer whose file, and so whose checksums, it uses; None: it has its own.
+    formats: None: those of Manifest.experts.
     """
 
     layer: int
     crc32c: tuple[int, ...]
     shares: int | None = None
+    formats: ExpertFormats | None = None
 
     @property
     def file(self) -> str:
@@ -154,7 +175,11 @@ class SmallFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """flashmoe.json. `tensors` is in file order, matrices before vectors."""
+    """flashmoe.json. `tensors` is in file order, matrices before vectors.
+
+    experts: the layout of the largest records; layers whose experts have other formats say so. A
+    slot of experts.record_bytes holds an expert of any layer.
+    """
 
     family: str
     source_name: str
@@ -168,8 +193,10 @@ class Manifest:
 
     @property
     def version(self) -> int:
-        """The lowest that says it all: 4 for q2, q3 and calibrated experts; 3 for block formats;
-        2 for experts beyond a plain SwiGLU, and for mxfp4; else 1."""
+        """The lowest that says it all: 5 where layers differ; 4 for q2, q3 and calibrated experts;
+        3 for block formats; 2 for experts beyond a plain SwiGLU, and for mxfp4; else 1."""
+        if self.mixed:
+            return 5
         plain = self.experts.activation == "swiglu" and not self.experts.bias
         formats = [self.experts_format, self.dense_format, self.experts.gate_up, self.experts.down]
         formats += [one.format for one in self.tensors.values() if isinstance(one, Matrix)]
@@ -180,13 +207,33 @@ class Manifest:
             return 3
         return 1 if plain and "mxfp4" not in names else 2
 
+    @property
+    def mixed(self) -> bool:
+        """Whether the experts of some layers have other formats than those of others."""
+        return any(layer.formats for layer in self.layers)
+
+    @functools.cached_property
+    def layouts(self) -> Mapping[int, ExpertLayout]:
+        """By layer; equal ones are one object."""
+        own = {layer.formats for layer in self.layers if layer.formats}
+        made = {formats: self.experts.of(formats) for formats in own}
+        return {
+            layer.layer: made[layer.formats] if layer.formats else self.experts
+            for layer in self.layers
+        }
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of one expert of each layer: per chosen expert, what a token reads."""
+        return sum(layout.record_bytes for layout in self.layouts.values())
+
     def resident_header(self) -> bytes:
         """The head of resident.safetensors, up to its data."""
         return file_header([(n, *_stored_as(t)) for n, t in self.tensors.items()])
 
-    def experts_header(self) -> bytes:
-        """The head of every experts file, up to its data."""
-        shape = (self.experts.num_experts, self.experts.record_bytes)
+    def experts_header(self, layer: int) -> bytes:
+        """The head of a layer's experts file, up to its data."""
+        shape = (self.experts.num_experts, self.layouts[layer].record_bytes)
         return file_header([(EXPERTS_TENSOR, "U8", shape)])
 
     def tensor_offsets(self) -> dict[str, int]:
@@ -204,10 +251,13 @@ class Manifest:
 
     def data_files(self) -> dict[str, tuple[bytes, int]]:
         """Name -> (header, total size) of every safetensors file of the pack."""
-        resident, experts = self.resident_header(), self.experts_header()
-        size = len(experts) + self.experts.num_experts * self.experts.record_bytes
+        resident = self.resident_header()
         files = {RESIDENT: (resident, len(resident) + self.resident_bytes)}
-        return files | {layer.file: (experts, size) for layer in self.layers}
+        for layer in self.layers:
+            header = self.experts_header(layer.layer)
+            records = self.experts.num_experts * self.layouts[layer.layer].record_bytes
+            files[layer.file] = header, len(header) + records
+        return files
 
 
 def experts_file(layer: int) -> str:

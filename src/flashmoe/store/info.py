@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from flashmoe.errors import PackError
@@ -23,7 +24,10 @@ class PackInfo:
     the part of resident_bytes that stays in the file, to be read row by row, where memory is short.
     expert_bytes, parameters and what follows from them count every layer, also where a synthetic
     model's layers share experts files; expert_files: how many there are; total_bytes: on disk.
-    in_place: the model is a checkpoint that was not packed.
+    in_place: the model is a checkpoint that was not packed. record_bytes: of the largest expert,
+    for which every slot of the cache has room; slot_waste: the share of slots that smaller ones
+    leave empty, on average over layers. expert_formats: layers by format, that of gate and up, then
+    that of down where it is another.
     """
 
     family: str
@@ -43,6 +47,8 @@ class PackInfo:
     num_experts: int
     num_experts_per_tok: int
     record_bytes: int
+    slot_waste: float
+    expert_formats: dict[str, int]
     bytes_per_token: int
     in_place: bool
 
@@ -73,7 +79,9 @@ def pack_info(model: StoredModel, num_experts_per_tok: int) -> PackInfo:
         num_experts=layout.num_experts,
         num_experts_per_tok=chosen,
         record_bytes=layout.record_bytes,
-        bytes_per_token=layers * chosen * layout.record_bytes,
+        slot_waste=1 - manifest.layer_bytes / (layers * layout.record_bytes),
+        expert_formats=dict(Counter(map(_formats_label, manifest.layouts.values()))),
+        bytes_per_token=chosen * manifest.layer_bytes,
         in_place=isinstance(model, InPlaceModel),
     )
 
@@ -94,6 +102,10 @@ def _active(resident: dict[str, int], manifest: fmt.Manifest) -> int:
 
 def _tied(manifest: fmt.Manifest) -> bool:
     return "lm_head" not in manifest.tensors
+
+
+def _formats_label(layout: fmt.ExpertLayout) -> str:
+    return ", ".join(dict.fromkeys((_label(layout.gate_up), _label(layout.down))))
 
 
 def _label(format_: Format) -> str:

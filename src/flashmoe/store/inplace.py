@@ -4,6 +4,7 @@ encoded in memory while loading. Both become what `pack`, told to keep every wei
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -30,7 +31,7 @@ from flashmoe.store import format as fmt
 from flashmoe.store.landing import PIECE_BYTES, Landing, Program
 from flashmoe.store.landing_sources import make_landing
 from flashmoe.store.opening import OpenCheckpoint, open_checkpoint
-from flashmoe.store.pack import plan_pack
+from flashmoe.store.pack import Described, plan_pack
 from flashmoe.store.packed import Loaded, view
 from flashmoe.store.plan import (
     CopyVector,
@@ -79,9 +80,14 @@ class InPlaceModel:
                 in a form that must be packed to run; the message names file and tensor.
         """
         with open_checkpoint(path) as checkpoint:
-            plan = plan_pack(checkpoint, EXACT)
             files = {name: (file.size, file.mtime_ns) for name, file in checkpoint.files.items()}
-            return cls(path, plan, checkpoint.config, _landings(plan), files)
+            return dataclasses.replace(cls.described(checkpoint), path=path, files_found=files)
+
+    @classmethod
+    def described(cls, checkpoint: Described) -> InPlaceModel:
+        """Of headers alone, to plan with: its files need not be here. Errors as for `open`."""
+        plan = plan_pack(checkpoint, EXACT)
+        return cls(checkpoint.path, plan, checkpoint.config, _landings(plan), {})
 
     @property
     def manifest(self) -> fmt.Manifest:

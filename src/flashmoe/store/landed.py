@@ -37,6 +37,10 @@ def run(program: Program, part: Slice, read: Bytes, record: Bytes) -> None:
     strides = (ROWS * move.row_bytes, move.row_bytes, move.run, 1)
     shape = (part.count, ROWS, move.groups, move.run)
     rows = as_strided(read[part.start :], shape, strides, writeable=False)
+    if move.turn == "ggml":
+        groups = _from_ggml(rows)
+        _blocks(move, part, record, groups.shape)[...] = groups
+        return
     turned = _turned(move, np.ascontiguousarray(rows).repeat(move.times, axis=2))
     unit = 2 * move.unit if move.turn == "widen" else move.unit
     units = turned.reshape(*turned.shape[:3], -1, unit).transpose(0, 2, 3, 1, 4)
@@ -62,6 +66,19 @@ def _turned(move: Move, rows: Bytes) -> Bytes:
         rows = _biases(rows, move.finite, _HALVES[move.turn])
         _expect_finite(move, rows)
     return rows
+
+
+def _from_ggml(rows: Bytes) -> Bytes:
+    """[blocks, 8, groups, 17]: a scale, then codes j and 16 + j -> groups as they are stored, of
+    8 x 17 bytes [blocks, groups, 1, 8, 17]: 4 units of 8 rows, then 8 scales."""
+    blocks, _, count, size = rows.shape
+    codes = np.concatenate([rows[..., 1:] & 15, rows[..., 1:] >> 4], axis=-1)
+    eights = codes.reshape(blocks, ROWS, count, 4, 2, 4)
+    units = eights[..., 0, :] | eights[..., 1, :] << 4
+    stored = units.transpose(0, 2, 3, 1, 4).reshape(blocks, count, -1)
+    scales = rows[..., 0].transpose(0, 2, 1)
+    both: Bytes = np.concatenate([stored, scales], axis=2)
+    return both.reshape(blocks, count, 1, ROWS, size)
 
 
 def _dealt(rows: Bytes) -> Bytes:

@@ -18,7 +18,7 @@ PAGE: Final = 4096
 # waits for so much of a guess. Other sizes were not tried.
 PIECE_BYTES: Final = 1 << 20
 
-Turn = Literal["copy", "deal", "widen", "flip", "bias4", "bias8"]
+Turn = Literal["copy", "deal", "widen", "flip", "bias4", "bias8", "ggml"]
 Finite = Literal["any", "bf16", "f16", "f32", "e4m3", "divisor"]
 
 
@@ -32,7 +32,8 @@ class Move:
     that of the first: unit again, where units of the eight rows alternate, else a run is one unit.
 
     turn: "copy"; "deal": 8 codes of 4 bits in order to the order of q4 (quant/q4.py); "widen": bf16
-    to float32; "flip": int8 to uint8 about 128; "bias4", "bias8": a scale times -8 or -128.
+    to float32; "flip": int8 to uint8 about 128; "bias4", "bias8": a scale times -8 or -128;
+    "ggml": a group of MXFP4 as GGUF has it, 17 bytes, to one of 8 rows (quant/mxfp4.py).
     finite: of what type the items are whose NaN or infinity is an error; of a "divisor" zero too.
     """
 

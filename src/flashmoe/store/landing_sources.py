@@ -15,7 +15,7 @@ from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.errors import CheckpointError
 from flashmoe.quant import BLOCK_FORMATS
 from flashmoe.quant.layout import ROWS
-from flashmoe.store.block_rows import BlockRows
+from flashmoe.store.block_rows import BlockRows, GgufMxfp4Rows
 from flashmoe.store.landing import Finite, Landing, Move, Origin, Program, Turn
 from flashmoe.store.landing_fields import Field, NotInPlaceError, grouped_fields, nvfp4_fields
 from flashmoe.store.plan import CopyBias, EncodeMatrix, Record
@@ -46,12 +46,19 @@ def _block_rows(source: BlockRows) -> Sequence[Field]:
     return [Field(source.tensor, source.first, source.step, nbytes, nbytes, nbytes, 0, 1)]
 
 
+def _ggml_mxfp4(source: GgufMxfp4Rows) -> Sequence[Field]:
+    groups, size = source.cols // mxfp4.BLOCK, 1 + mxfp4.BLOCK_BYTES
+    place = (source.first, source.step)
+    return [Field(source.tensor, *place, groups * size, size, size, 0, groups, turn="ggml")]
+
+
 FIELDS: Mapping[type, Callable[[Any], Sequence[Field]]] = {
     Rows: _bf16,
     Mxfp4Rows: _mxfp4,
     GroupedRows: grouped_fields,
     Nvfp4Rows: nvfp4_fields,
     BlockRows: _block_rows,
+    GgufMxfp4Rows: _ggml_mxfp4,
 }
 """By kind of source: its fields in the format that holds it exactly. They raise NotInPlaceError."""
 

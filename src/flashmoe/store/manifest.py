@@ -16,6 +16,7 @@ from flashmoe.store.format import (
     NAME,
     SMALL_FILES,
     VERSIONS,
+    ExpertFormats,
     ExpertLayer,
     ExpertLayout,
     Manifest,
@@ -59,7 +60,7 @@ def from_json(data: bytes) -> Manifest:
         dense_format=_format(quantization.fields("dense"), done=True),
         tensors=_tensors(fields.fields("tensors")),
         experts=layout,
-        layers=_layers(experts, layout.num_experts),
+        layers=_layers(experts, layout, version),
         files=_files(fields.fields("files")),
         calibration=_calibration(quantization) if version > 3 else "",
     )
@@ -146,6 +147,12 @@ def _layout(fields: Fields, version: int) -> ExpertLayout:
         down=_format(fields.fields("down"), done=True),
         **(_extensions(fields) if version > 1 else {}),
     )
+    _check_layout(fields, layout, version)
+    return layout
+
+
+def _check_layout(fields: Fields, layout: ExpertLayout, version: int) -> None:
+    """Formats fit, and sizes are those that follow."""
     if not layout.gate_up.fits(layout.hidden_size) or not layout.down.fits(
         layout.intermediate_size
     ):
@@ -154,7 +161,6 @@ def _layout(fields: Fields, version: int) -> ExpertLayout:
     for key in (*offsets, "record_bytes"):
         if fields.integer(key, high=MAX_TENSOR_BYTES) != getattr(layout, key):
             fields.fail(key, getattr(layout, key), "another value")
-    return layout
 
 
 def _extensions(fields: Fields) -> dict[str, Any]:
@@ -163,32 +169,52 @@ def _extensions(fields: Fields) -> dict[str, Any]:
     return {"activation": activation, "bias": fields.integer("bias_offset") > 0}
 
 
-def _layers(fields: Fields, num_experts: int) -> tuple[ExpertLayer, ...]:
+def _layers(fields: Fields, layout: ExpertLayout, version: int) -> tuple[ExpertLayer, ...]:
     items = [Fields(raw, f"{fields.where}: layers", PackError) for raw in fields.items("layers")]
     layers: list[ExpertLayer] = []
     for item in items:
-        layers.append(_layer(item, num_experts, layers))
+        layers.append(_layer(item, layout, version, layers))
     numbers = [layer.layer for layer in layers]
     if not numbers or any(a >= b for a, b in pairwise(numbers)):
         fields.fail("layers", "ascending layer numbers", numbers)
     return tuple(layers)
 
 
-def _layer(fields: Fields, num_experts: int, before: Sequence[ExpertLayer]) -> ExpertLayer:
+def _layer(
+    fields: Fields, layout: ExpertLayout, version: int, before: Sequence[ExpertLayer]
+) -> ExpertLayer:
     """before: the layers listed earlier, one of whose files it may share."""
     layer = ExpertLayer(
-        fields.integer("layer", high=MAX_LAYERS), fields.integers("crc32c", high=MAX_CRC)
+        fields.integer("layer", high=MAX_LAYERS),
+        fields.integers("crc32c", high=MAX_CRC),
+        formats=_own_formats(fields, layout, version),
     )
     owners = {one.file: one for one in before if one.shares is None}
     owner = owners.get(fields.choice("file", layer.file, *owners))
     if owner is not None:
         layer = replace(layer, shares=owner.layer)
-    if len(layer.crc32c) != num_experts:
-        fields.fail("crc32c", f"{num_experts} checksums", len(layer.crc32c))
+    if len(layer.crc32c) != layout.num_experts:
+        fields.fail("crc32c", f"{layout.num_experts} checksums", len(layer.crc32c))
     if owner is not None and owner.crc32c != layer.crc32c:
         fields.fail("crc32c", f"the checksums of layer {owner.layer}", "others for the same file")
+    if owner is not None and owner.formats != layer.formats:
+        fields.fail("file", f"the formats of layer {owner.layer}", "others for the same file")
     fields.end()
     return layer
+
+
+def _own_formats(fields: Fields, largest: ExpertLayout, version: int) -> ExpertFormats | None:
+    """The formats of a layer that differ from those of the largest records."""
+    if version < 5 or not fields.has("gate_up"):
+        return None
+    formats = ExpertFormats(
+        _format(fields.fields("gate_up"), done=True), _format(fields.fields("down"), done=True)
+    )
+    layout = largest.of(formats)
+    _check_layout(fields, layout, version)
+    if formats == largest.formats or layout.record_bytes > largest.record_bytes:
+        fields.fail("gate_up", "other formats, whose records are not larger", formats)
+    return formats
 
 
 def _files(fields: Fields) -> dict[str, SmallFile]:
@@ -248,16 +274,24 @@ def _raw_experts(manifest: Manifest) -> dict[str, Any]:
         "num_experts": layout.num_experts,
         "hidden_size": layout.hidden_size,
         "intermediate_size": layout.intermediate_size,
-        "gate_up": _raw_format(layout.gate_up),
-        "down": _raw_format(layout.down),
+        **_raw_formats(layout),
         **(_raw_extensions(layout) if manifest.version > 1 else {}),
         "down_offset": layout.down_offset,
         "record_bytes": layout.record_bytes,
-        "layers": [
-            {"layer": layer.layer, "file": layer.file, "crc32c": list(layer.crc32c)}
-            for layer in manifest.layers
-        ],
+        "layers": [_raw_layer(layer, manifest.layouts[layer.layer]) for layer in manifest.layers],
     }
+
+
+def _raw_formats(layout: ExpertLayout) -> dict[str, Any]:
+    return {"gate_up": _raw_format(layout.gate_up), "down": _raw_format(layout.down)}
+
+
+def _raw_layer(layer: ExpertLayer, layout: ExpertLayout) -> dict[str, Any]:
+    raw = {"layer": layer.layer, "file": layer.file, "crc32c": list(layer.crc32c)}
+    if layer.formats is None:
+        return raw
+    keys = ("bias_offset", "down_offset", "record_bytes")
+    return raw | _raw_formats(layout) | {key: getattr(layout, key) for key in keys}
 
 
 def _raw_extensions(layout: ExpertLayout) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from flashmoe.store import format as fmt
 from flashmoe.store.calibrated import CalibratedExperts
 from flashmoe.store.calibration import Calibration
 from flashmoe.store.journal import Journal
+from flashmoe.store.loss import losses
 from flashmoe.store.manifest import to_json
 from flashmoe.store.opening import open_checkpoint
 from flashmoe.store.plan import (
@@ -38,7 +40,10 @@ from flashmoe.store.plan import (
     make_plan,
     stored_by,
 )
+from flashmoe.store.sensitivity import formats_for_bits
 from flashmoe.store.stream import item_pieces
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 # Work lost at most when a pack is killed; syncing more often costs throughput.
@@ -127,13 +132,33 @@ def pack_open_checkpoint(
     inputs = None if calibration is None else Calibration(calibration)
     if inputs is not None:
         options = dataclasses.replace(options, calibration=inputs.record)
+    if options.experts_bits is not None:
+        options = _with_formats(checkpoint, options, inputs)
     plan = plan_pack(checkpoint, options)
     calibrated = None if inputs is None else CalibratedExperts(inputs, plan)
+    if feed is None:  # else nothing has arrived that could be looked at
+        for loss in losses(checkpoint, plan):
+            _log.warning("%s", loss)
     work = destination.with_name(destination.name + ".partial")
     packer = _Packer(checkpoint, plan, work, progress, sync_bytes, feed or _AtOnce(), calibrated)
     manifest = packer.run()
     _publish(work, destination)
     return manifest
+
+
+def _with_formats(
+    checkpoint: Source, options: PackOptions, inputs: Calibration | None
+) -> PackOptions:
+    """The options with the formats by layer that options.experts_bits stands for."""
+    if inputs is None or options.experts_bits is None:
+        raise UsageError(
+            "a size needs a calibration", where="--experts-bits", expected="--calibration"
+        )
+    plain = dataclasses.replace(options, keep_experts="never", down=None, experts_bits=None)
+    plan = plan_pack(checkpoint, plain)
+    CalibratedExperts(inputs, plan)
+    chosen = formats_for_bits(checkpoint, inputs, plan, options.experts_bits, options.experts.group)
+    return dataclasses.replace(plain, by_layer=chosen)
 
 
 def _expect_free(destination: Path) -> None:

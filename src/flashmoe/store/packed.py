@@ -112,8 +112,7 @@ class PackedModel:
     @property
     def expert_bytes(self) -> int:
         """Bytes of all expert records."""
-        layout = self.manifest.experts
-        return len(self.manifest.layers) * layout.num_experts * layout.record_bytes
+        return self.num_experts * self.manifest.layer_bytes
 
     @property
     def num_experts(self) -> int:
@@ -131,14 +130,15 @@ class PackedModel:
 
     @functools.cached_property
     def _extents(self) -> dict[int, tuple[Extent, ...]]:
-        start, size = len(self.manifest.experts_header()), self.manifest.experts.record_bytes
-        return {
-            layer.layer: tuple(
-                Extent(self.path / layer.file, start + expert * size, size, crc)
-                for expert, crc in enumerate(layer.crc32c)
-            )
-            for layer in self.manifest.layers
-        }
+        return {layer.layer: self._layer_extents(layer) for layer in self.manifest.layers}
+
+    def _layer_extents(self, layer: fmt.ExpertLayer) -> tuple[Extent, ...]:
+        start = len(self.manifest.experts_header(layer.layer))
+        size = self.manifest.layouts[layer.layer].record_bytes
+        return tuple(
+            Extent(self.path / layer.file, start + expert * size, size, crc)
+            for expert, crc in enumerate(layer.crc32c)
+        )
 
     def rows(self, name: str) -> StoredRows:
         """A resident matrix as rows to be read when they are needed; see load_resident's skip."""

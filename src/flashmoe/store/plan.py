@@ -9,11 +9,12 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from flashmoe.checkpoint.names import Names
 from flashmoe.checkpoint.quantization import Quantization
+from flashmoe.checkpoint.safetensors import INTEGER_TYPES, WEIGHT_TYPES
 from flashmoe.checkpoint.safetensors import Tensor as SourceTensor
 from flashmoe.errors import CheckpointError, ConfigError, UsageError
 from flashmoe.models.specs import ExpertsSpec, MatrixSpec, Source, VectorSpec, WeightSpecs
@@ -26,7 +27,7 @@ from flashmoe.store.sources import KeptRows, exact_format, take_rows
 
 _log = logging.getLogger(__name__)
 EXACT = Format("bf16")
-# For experts whose layers differ: all layers of a pack have one format.
+# For matrices that must have one format and come in several: gate and up of a layer's experts.
 MIXED = Format("q8", 32)
 Keep = Literal["never", "quantised", "always"]
 """Which matrices stay in the format that holds them exactly: none, quantised ones, all."""
@@ -37,8 +38,10 @@ KEEP: dict[str, Keep] = {"auto": "quantised", "same": "always"}
 class PackOptions:
     """The formats of routed experts and of dense matrices that are not kept as they are.
 
+    by_layer: the formats of some layers' experts, whatever the other options say.
     distinct: experts files to write; layers beyond share them in turn, instead of their own
     experts. For made-up models only; None: every layer has its own.
+    experts_bits: mean bits per expert weight, for which by_layer is chosen when packing.
     """
 
     experts: Format
@@ -48,16 +51,30 @@ class PackOptions:
     keep_dense: Keep = "never"
     down: Format | None = None
     calibration: str = ""
+    by_layer: Mapping[int, fmt.ExpertFormats] = field(default_factory=dict)
+    experts_bits: float | None = None
 
     @classmethod
-    def parse(cls, experts: str, dense: str, group: int, down: str | None = None) -> PackOptions:
+    def parse(
+        cls,
+        experts: str,
+        dense: str,
+        group: int,
+        down: str | None = None,
+        bits: float | None = None,
+    ) -> PackOptions:
         """From the option values of the command line."""
+        if bits is not None and (experts != "auto" or down is not None):
+            hint = "It chooses the formats of experts itself"
+            got = experts if down is None else f"{experts}, down {down}"
+            raise UsageError("--experts-bits beside a format", expected="auto", got=got, hint=hint)
         return cls(
             _option("--experts", experts, group, auto="q4"),
             _option("--dense", dense, group, auto="q8"),
             keep_experts=KEEP.get(experts, "never"),
             keep_dense=KEEP.get(dense, "never"),
             down=None if down is None else _option("--experts-down", down, group, auto="q4"),
+            experts_bits=bits,
         )
 
 
@@ -168,20 +185,23 @@ def make_plan(
     resident = {spec.name: _matrix(spec, names, options) for spec in specs.matrices}
     vectors = {spec.name: _vector(spec, names) for spec in specs.vectors}
     matrices = {spec.layer: expert_matrices(spec, names) for spec in specs.experts}
-    layout = _layout(specs.experts, options, [one for many in matrices.values() for one in many])
+    layouts = _layouts(specs.experts, options, matrices)
     records = {
-        spec.layer: _records(spec, names, layout, matrices[spec.layer]) for spec in specs.experts
+        spec.layer: _records(spec, names, layouts[spec.layer], matrices[spec.layer])
+        for spec in specs.experts
     }
+    # Of the largest the first; every layer's fits into what holds it.
+    largest = max(layouts.values(), key=lambda layout: layout.record_bytes)
     names.finish(specs.ignored)
     manifest = fmt.Manifest(
         family=family,
         source_name=source_name,
-        experts_format=layout.gate_up,
+        experts_format=largest.gate_up,
         dense_format=options.dense,
         tensors={name: fmt.Matrix(p.format, p.rows, p.cols) for name, p in resident.items()}
         | {spec.name: fmt.Vector(spec.shape) for spec in specs.vectors},
-        experts=layout,
-        layers=_expert_layers(sorted(records), layout.num_experts, options.distinct),
+        experts=largest,
+        layers=_expert_layers(layouts, largest, options.distinct),
         files=files,
         calibration=options.calibration,
     )
@@ -192,14 +212,22 @@ def make_plan(
 
 
 def _expert_layers(
-    numbers: Sequence[int], num_experts: int, distinct: int | None
+    layouts: Mapping[int, fmt.ExpertLayout], largest: fmt.ExpertLayout, distinct: int | None
 ) -> tuple[fmt.ExpertLayer, ...]:
     """Layers without checksums yet; those from `distinct` on share the files of the first."""
+    layers = []
+    for number, owner in _owners(sorted(layouts), distinct).items():
+        formats = layouts[owner].formats
+        own = None if formats == largest.formats else formats
+        shares = None if owner == number else owner
+        layers.append(fmt.ExpertLayer(number, (0,) * largest.num_experts, shares, own))
+    return tuple(layers)
+
+
+def _owners(numbers: Sequence[int], distinct: int | None) -> dict[int, int]:
+    """Of each layer the one whose file it uses."""
     own = len(numbers) if distinct is None else distinct
-    return tuple(
-        fmt.ExpertLayer(number, (0,) * num_experts, None if at < own else numbers[at % own])
-        for at, number in enumerate(numbers)
-    )
+    return {number: numbers[at % own] for at, number in enumerate(numbers)}
 
 
 def fingerprint(plan: PackPlan, sources: Mapping[str, tuple[int, int]]) -> str:
@@ -223,7 +251,7 @@ def _matrix(spec: MatrixSpec, names: Names, options: PackOptions) -> EncodeMatri
     keep, format_ = options.keep_dense, options.dense
     if spec.role == "exact":
         keep, format_ = (keep if keep == "never" else "quantised"), EXACT
-    format_ = _choose(keep, format_, [sources])
+    format_ = _choose(keep, format_, [sources], spec.name)
     return _encode(sources, spec.interleave, format_, 0)
 
 
@@ -261,19 +289,21 @@ def _encode(
 
 def _vector(spec: VectorSpec, names: Names) -> CopyVector:
     tensor = names.take(spec.source)
-    check_shape(tensor, spec.shape)
+    check_shape(tensor, spec.shape, tuple(INTEGER_TYPES) if spec.below else WEIGHT_TYPES)
     # MLX has added the 1 of 1 + w itself.
     mlx = names.quantization is not None and names.quantization.method == "mlx"
     add = 0.0 if mlx else spec.offset
     return CopyVector(Rows(tensor, 0, 1, math.prod(spec.shape)), add)
 
 
-def _choose(keep: Keep, otherwise: Format, matrices: Iterable[Sequence[RowSource]]) -> Format:
+def _choose(
+    keep: Keep, otherwise: Format, matrices: Iterable[Sequence[RowSource]], what: str
+) -> Format:
     """The one format of matrices, each of some sources: what holds all of them exactly, or not."""
     found = {exact_format(source) for sources in matrices for source in sources}
     if keep == "quantised" and len(found) > 1 and not found & {None, EXACT}:
         names = ", ".join(sorted(format_.name for format_ in found if format_))
-        _log.warning("experts differ in type (%s): they become %s", names, MIXED.name)
+        _log.warning("%s differ in type (%s): they become %s", what, names, MIXED.name)
         return MIXED
     exact = next(iter(found)) if len(found) == 1 else None
     if keep == "never" or exact is None or (keep == "quantised" and exact == EXACT):
@@ -281,26 +311,47 @@ def _choose(keep: Keep, otherwise: Format, matrices: Iterable[Sequence[RowSource
     return exact
 
 
-def _layout(
-    experts: tuple[ExpertsSpec, ...], options: PackOptions, matrices: Sequence[Matrices]
-) -> fmt.ExpertLayout:
-    keep, otherwise = options.keep_experts, options.experts
-    gate_up = _choose(keep, otherwise, [(gate, up) for gate, up, _ in matrices])
-    down = _choose(keep, options.down or otherwise, [(down,) for _, _, down in matrices])
-    layouts = {
-        fmt.ExpertLayout(
+def _layouts(
+    experts: Sequence[ExpertsSpec],
+    options: PackOptions,
+    matrices: Mapping[int, Sequence[Matrices]],
+) -> dict[int, fmt.ExpertLayout]:
+    """Of each layer; one that uses another's file has the layout of that one."""
+    strangers = options.by_layer.keys() - matrices.keys()
+    if strangers:
+        expected = f"layers with experts: {min(matrices)} to {max(matrices)}"
+        raise UsageError(
+            "no such layer", where="formats by layer", expected=expected, got=min(strangers)
+        )
+    made = {
+        e.layer: fmt.ExpertLayout(
             e.num_experts,
             e.hidden_size,
             e.intermediate_size,
-            gate_up=gate_up,
-            down=down,
+            *_formats(e.layer, options, matrices[e.layer]),
             activation=e.activation,
             bias=bool(e.gate_up_bias),
         )
         for e in experts
     }
-    assert len(layouts) == 1, "a pack has one expert shape"
-    return layouts.pop()
+    layouts = {
+        layer: made[owner] for layer, owner in _owners(sorted(made), options.distinct).items()
+    }
+    kinds = {layout.of(fmt.ExpertFormats(EXACT, EXACT)) for layout in layouts.values()}
+    assert len(kinds) == 1, "a pack has one expert shape"
+    return layouts
+
+
+def _formats(
+    layer: int, options: PackOptions, matrices: Sequence[Matrices]
+) -> tuple[Format, Format]:
+    """Of gate and up, and of down, of a layer's experts."""
+    if layer in options.by_layer:
+        return options.by_layer[layer].gate_up, options.by_layer[layer].down
+    keep, otherwise, what = options.keep_experts, options.experts, f"experts of layer {layer}"
+    gate_up = _choose(keep, otherwise, [(gate, up) for gate, up, _ in matrices], what)
+    down = _choose(keep, options.down or otherwise, [(down,) for _, _, down in matrices], what)
+    return gate_up, down
 
 
 def _records(
@@ -332,11 +383,17 @@ def _resident_items(manifest: fmt.Manifest, parts: Mapping[str, Record | CopyVec
 
 
 def _expert_items(manifest: fmt.Manifest, records: Mapping[int, list[Record]]) -> list[Item]:
-    start, size = len(manifest.experts_header()), manifest.experts.record_bytes
+    owners = [layer for layer in manifest.layers if layer.shares is None]
+    return [item for layer in owners for item in _layer_items(manifest, layer, records)]
+
+
+def _layer_items(
+    manifest: fmt.Manifest, layer: fmt.ExpertLayer, records: Mapping[int, list[Record]]
+) -> list[Item]:
+    start = len(manifest.experts_header(layer.layer))
+    size = manifest.layouts[layer.layer].record_bytes
     return [
         Item(expert_key(layer.layer, expert), layer.file, start + expert * size, size, parts)
-        for layer in manifest.layers
-        if layer.shares is None
         for expert, parts in enumerate(records[layer.layer])
     ]
 

@@ -59,9 +59,10 @@ def _regions(manifest: fmt.Manifest, file: str) -> Iterator[Region]:
             tensor = manifest.tensors[name]
             yield Region(name, start + offset, tensor.stored_bytes, tensor.crc32c)
         return
-    start, size = len(manifest.experts_header()), manifest.experts.record_bytes
     # Layers that share a file have the same checksums.
     layer = next(layer for layer in manifest.layers if layer.file == file)
+    start = len(manifest.experts_header(layer.layer))
+    size = manifest.layouts[layer.layer].record_bytes
     for expert, crc in enumerate(layer.crc32c):
         yield Region(f"expert {expert}", start + expert * size, size, crc)
 

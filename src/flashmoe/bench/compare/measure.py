@@ -33,7 +33,7 @@ from flashmoe.bench.compare.rows import ROWS, Row, Run, bound_figures, ratio_fig
 from flashmoe.bench.compare.surroundings import alone, limit_bytes, terminate_as_interrupt
 from flashmoe.bench.compare.trials import USUAL, Settings, Trials
 from flashmoe.bench.decode import touched_bytes
-from flashmoe.bench.rates import RateMeter
+from flashmoe.bench.rates import RateMeter, around_runs
 from flashmoe.bench.stretch import random_ids
 from flashmoe.errors import UsageError
 from flashmoe.experts.memory import read_system_memory
@@ -43,6 +43,9 @@ from flashmoe.store.packed import PackedModel
 # The bound is measured where the cache misses most.
 _BOUND_ROW: Final = "decode_25"
 _DEPTHS: Final = (4, 8, 16)
+
+Samples = list[tuple[float, float]]
+"""Disk and memory in bytes per second, at each depth."""
 
 
 @dataclass(frozen=True)
@@ -165,24 +168,36 @@ class _Comparison:
             seed = self._options.seed + number
             what = {"pair": vars(row), "seed": seed, "peer_settings": settings}
             pair = self._job(row.name, what, partial(self._pair, row, number, settings))
-            for meter, (disk, memory) in zip(self._meters, pair["rates"], strict=False):
-                meter.rates.add(disk, memory)
+            for samples in pair["rates"]:
+                for meter, (disk, memory) in zip(self._meters, samples, strict=True):
+                    meter.rates.add(disk, memory)
             pairs.append((pair["flashmoe"], pair["peer"]))
         return pairs
 
     def _pair(self, row: Row, number: int, settings: Settings) -> Facts:
-        """Two runs, who comes first alternates; rates of disk and memory where they are used."""
-        rates = self._sample() if row.name == _BOUND_ROW else []
+        """Two runs, who comes first alternates; rates of disk and memory around ours, where they
+        are used."""
+        rates: list[Samples] = []
         seed = self._options.seed + number
         runs = {
-            "flashmoe": lambda: self._run(self._ours, row, seed, our_settings(row)),
+            "flashmoe": lambda: self._between(
+                rates, row, lambda: self._run(self._ours, row, seed, our_settings(row))
+            ),
             "peer": lambda: self._run(self._theirs, row, seed, settings),
         }
         order = list(runs) if number % 2 == 0 else list(reversed(runs))
-        return {"rates": rates, **{name: runs[name]() for name in order}}
+        return {**{name: runs[name]() for name in order}, "rates": rates}
 
-    def _sample(self) -> list[tuple[float, float]]:
-        """Disk and memory in bytes per second, at each depth."""
+    def _between(self, rates: list[Samples], row: Row, run: Callable[[], Run]) -> Run:
+        """A run with rates taken right before and after it."""
+        if row.name != _BOUND_ROW:
+            return run()
+        rates.append(self._sample())
+        result = run()
+        rates.append(self._sample())
+        return result
+
+    def _sample(self) -> Samples:
         self._progress("measuring disk and memory")
         return [meter.measure() for meter in self._meters]
 
@@ -222,10 +237,11 @@ class _Comparison:
         return self._theirs.program.call("routing", request, self._progress)
 
     def _bound(self, runs: Sequence[Run]) -> dict[str, Any]:
+        """At the depth where the disk was fastest."""
         meter = max(self._meters, key=lambda meter: median(meter.rates.disk))
         touched = touched_bytes(self._pack, self._twins.config["num_experts_per_tok"])
-        disk, memory = median(meter.rates.disk), median(meter.rates.memory)
-        figures = bound_figures(runs, touched, disk, memory)
+        around = zip(around_runs(meter.rates.disk), around_runs(meter.rates.memory), strict=True)
+        figures = bound_figures(runs, touched, list(around))
         return figures | {"block_bytes": meter.record_bytes, "depth": meter.readers}
 
     def _details(

@@ -80,23 +80,28 @@ def ratio_figures(pairs: Sequence[tuple[Run, Run]]) -> dict[str, Any]:
 
 
 def bound_figures(
-    runs: Sequence[Run], touched_bytes: int, disk_rate: float, memory_rate: float
+    runs: Sequence[Run], touched_bytes: int, rates: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
     """Decode runs of ours beside the bound max(missed / disk rate, touched / memory rate).
 
-    Rates in bytes per second; touched_bytes: weights that a token uses.
+    rates: disk and memory in bytes per second, measured around each run: a disk that others use
+    too differs between minutes. touched_bytes: weights that a token uses.
     """
     missed = [run["engine"]["bytes_read_per_token"] for run in runs]
-    bounds = [1 / max(m / disk_rate, touched_bytes / memory_rate) for m in missed]
-    rates = [tokens_per_second(run) for run in runs]
-    fractions = [rate / bound for rate, bound in zip(rates, bounds, strict=True)]
+    bounds = [
+        1 / max(m / disk, touched_bytes / memory)
+        for m, (disk, memory) in zip(missed, rates, strict=True)
+    ]
+    reached = [tokens_per_second(run) for run in runs]
+    fractions = [rate / bound for rate, bound in zip(reached, bounds, strict=True)]
     return {
         "ratio": median(fractions),
-        "flashmoe_median": median(rates),
+        "fractions": fractions,
+        "flashmoe_median": median(reached),
         "bound_median": median(bounds),
         "pairs": len(runs),
         "bytes_missed_per_token": median(missed),
         "bytes_touched_per_token": touched_bytes,
-        "disk_bytes_per_s": disk_rate,
-        "memory_bytes_per_s": memory_rate,
+        "disk_bytes_per_s": median([disk for disk, _ in rates]),
+        "memory_bytes_per_s": median([memory for _, memory in rates]),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,10 +18,11 @@ from flashmoe.cli.bench.options import (
     Vram,
     engine_settings,
 )
+from flashmoe.cli.models import ModelPath
 
 
 def card(
-    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
+    model: ModelPath,
     prompt: Annotated[int, typer.Option(help="Tokens of the timed prompt.")] = 4096,
     tokens: Annotated[int, typer.Option(help="Tokens per decode window.")] = 64,
     vram: Vram = None,

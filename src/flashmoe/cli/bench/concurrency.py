@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,12 +18,13 @@ from flashmoe.cli.bench.options import (
     engine_settings,
     integers,
 )
+from flashmoe.cli.models import ModelPath
 
 _WIDTHS = (7, 9, 9, 9, 14, 10, 10)
 
 
 def concurrency(
-    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
+    model: ModelPath,
     streams: Annotated[str, typer.Option(help="Answers at once, a measurement each.")] = "1,8",
     tokens: Annotated[int, typer.Option(help="Tokens of each answer that count.")] = 48,
     long_prompt: Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,10 +21,11 @@ from flashmoe.cli.bench.options import (
     Vram,
     engine_settings,
 )
+from flashmoe.cli.models import ModelPath
 
 
 def decode(
-    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
+    model: ModelPath,
     tokens: Annotated[int, typer.Option(help="Tokens per window.")] = 64,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt of a window.")] = 16,
     ram: Ram = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashmoe.cli.bench.options import Json, NoRecord, Results, integers
+from flashmoe.cli.models import found
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 def disk(
     path: Annotated[
-        Path, typer.Argument(metavar="MODEL|FILE", help="A packed model, a checkpoint, or a file.")
+        Path,
+        typer.Argument(
+            metavar="MODEL|FILE", callback=found, help="A model, as for other verbs, or a file."
+        ),
     ],
     block: Annotated[
         str | None, typer.Option(metavar="BYTES,...", help="Block sizes; default: several.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,13 +22,14 @@ from flashmoe.cli.bench.options import (
     engine_settings,
     integers,
 )
+from flashmoe.cli.models import ModelPath
 
 # Rows are printed as they come: widths are not known from the others.
 _WIDTHS = (6, 7, 11, 8, 13, 9, 6)
 
 
 def prefill(
-    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
+    model: ModelPath,
     tokens: Annotated[str, typer.Option(help="Lengths of prompts.")] = "512,2048,8192",
     ram: Ram = None,
     cache: Cache = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,10 +15,11 @@ from flashmoe.cli.bench.options import (
     Threads,
     engine_settings,
 )
+from flashmoe.cli.models import ModelPath
 
 
 def startup(
-    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
+    model: ModelPath,
     ram: Ram = None,
     cache: Cache = None,
     threads: Threads = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Module flashmoe.cli.eval.<verb> exports the function <verb>; shown in this order.
-VERBS = ("model", "knobs")
+VERBS = ("model", "compare", "knobs", "tasks")
 # What is meant where the first word is none of them.
 DEFAULT_VERB = "model"
 

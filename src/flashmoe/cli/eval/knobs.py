@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from flashmoe.cli.eval.options import Cache, Json, Ram, ToolCalls, WindowCount, WindowTokens
+from flashmoe.cli.eval.options import (
+    Cache,
+    Journal,
+    Json,
+    Ram,
+    ToolCalls,
+    WindowCount,
+    WindowTokens,
+)
+from flashmoe.cli.models import ModelPath
 
 DEFAULT_RULES = (
     "k=6;k=5;k=4;k=3;k=2;mass=0.9;mass=0.8;mass=0.7;mass=0.6;mass=0.5;ratio=0.3;ratio=0.5;"
@@ -17,7 +26,7 @@ DEFAULT_RULES = (
 
 
 def knobs(
-    model: Annotated[Path, typer.Argument(help="A packed model.")],
+    model: ModelPath,
     text: Annotated[Path, typer.Option(help="Text file to score.")],
     rules: Annotated[
         str, typer.Option(help="Rules to try, with ; between them (docs/quality.md).")
@@ -27,59 +36,48 @@ def knobs(
     tool_calls: ToolCalls = None,
     ram: Ram = None,
     cache: Cache = "25%",
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append each row as a JSON line, at once.")
+    journal: Journal = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="HTML page to write.")
     ] = None,
     json: Json = False,
 ) -> None:
     """NLL, KL, tool calls, bytes per token and speed under lossy rules of routing."""
-    from flashmoe.bench.record import append
     from flashmoe.cli.bench.options import engine_settings
     from flashmoe.cli.bench.output import status
+    from flashmoe.cli.eval.output import write_page
     from flashmoe.evals.knobs import measure_knobs
     from flashmoe.evals.measure import EvalOptions
+    from flashmoe.evals.report import knobs_page
 
     # Guesses are not made under rules, so none here either: bytes are compared like with like.
     engine = engine_settings(ram=ram, cache=cache, prefetch="off")
-    options = EvalOptions(text, windows, window_tokens, tool_calls=tool_calls, engine=engine)
+    options = EvalOptions(
+        text, windows, window_tokens, tool_calls=tool_calls, directory=journal, engine=engine
+    )
     chosen = [rule.strip() for rule in rules.split(";") if rule.strip()]
     with status() as show:
-        rows = []
-        for row in measure_knobs(model, chosen, options, show):
-            rows.append(row)
-            if out is not None:
-                append(row, out)
-    print(json_module.dumps(rows) if json else _table(rows))
+        rows = list(measure_knobs(model, chosen, options, show))
+    if output is not None:
+        write_page(output, knobs_page(_about(model, options), rows))
+    print(json_module.dumps(rows) if json else as_text(rows))
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    from flashmoe.cli.bench.output import percent, table
+def as_text(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    from flashmoe.cli.bench.output import table
+    from flashmoe.evals.report import knob_cells
 
-    header = (
-        "rule",
-        "delta nll",
-        "95 %",
-        "kl",
-        "same first",
-        "calls",
-        "experts",
-        "kB/token",
-        "hit",
-    )
-    lines = []
-    for row in rows:
-        delta = row["delta_nll"]
-        lines.append(
-            (
-                row["rule"] or "exact",
-                f"{delta['mean']:+.4f}",
-                f"{delta['low']:+.4f} to {delta['high']:+.4f}",
-                f"{row['kl_mean']:.4f}" if "kl_mean" in row else "-",
-                percent(row.get("top1")),
-                str(row["tool_calls"]["exact"]) if "tool_calls" in row else "-",
-                f"{row['experts_per_token_and_layer']:.2f}",
-                f"{row['bytes_per_token'] / 1e3:.0f}",
-                percent(row["hit_rate"]),
-            )
-        )
-    return table(header, lines)
+    return table(*knob_cells(rows))
+
+
+def _about(model: Path, options: Any) -> dict[str, str]:
+    from flashmoe.evals.journal import digest
+
+    return {
+        "model": str(model),
+        "text": f"{options.text.name}, sha256 {digest(options.text)}",
+        "windows": f"{options.windows} of {options.window_tokens} tokens, decoded one by one",
+        "cache": str(options.engine.get("cache")),
+        "tool calls": "-" if options.tool_calls is None else options.tool_calls.name,
+    }

@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 import json as json_module
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from flashmoe.cli.eval.options import (
     Cache,
     HeldTo,
     Journal,
     Json,
+    NoiseFloor,
     Ram,
+    Reference,
     Routing,
     Stride,
     Text,
     ToolCalls,
+    Trace,
     WindowCount,
     WindowTokens,
 )
+from flashmoe.cli.models import ModelPath
 
 
 def model(
-    model: Annotated[Path, typer.Argument(help="A packed model or a checkpoint.")],
+    model: ModelPath,
     text: Text = None,
     windows: WindowCount = 40,
     window_tokens: WindowTokens = 512,
     stride: Stride = None,
     tool_calls: ToolCalls = None,
     held_to: HeldTo = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="A pack to be close to, such as one in bf16.")
-    ] = None,
-    noise_floor: Annotated[
-        bool, typer.Option(help="Measure what bf16 rounding makes of the reference, too.")
-    ] = True,
+    reference: Reference = None,
+    noise_floor: NoiseFloor = True,
     journal: Journal = None,
     ram: Ram = None,
     cache: Cache = None,
     routing: Routing = None,
+    trace: Trace = None,
     json: Json = False,
 ) -> None:
     """Measure a model: NLL per token of a text, distance from a reference, tool calls."""
@@ -52,7 +50,7 @@ def model(
 
     if reference is not None and text is None:
         raise UsageError("a reference needs a text", where="--reference", expected="--text")
-    engine = engine_settings(ram=ram, cache=cache, routing=routing)
+    engine = engine_settings(ram=ram, cache=cache, routing=routing, trace=trace)
     options = EvalOptions(
         text, windows, window_tokens, stride, tool_calls, held_to, journal, engine
     )

@@ -19,11 +19,19 @@ HeldTo = Annotated[
     str | None,
     typer.Option(help="Hold tool calls to their grammar (extra serve): auto, required; or both."),
 ]
+Reference = Annotated[Path | None, typer.Option(help="A pack to be close to, such as one in bf16.")]
+NoiseFloor = Annotated[
+    bool, typer.Option(help="Measure what bf16 rounding makes of the reference, too.")
+]
 Ram = Annotated[str | None, typer.Option(help="Memory limit, e.g. 8G.")]
 Cache = Annotated[str | None, typer.Option(help="Memory for experts: auto, all, 0 or as 2G.")]
 Routing = Annotated[
     str | None,
     typer.Option("--routing", metavar="RULES", help="Lossy routing, as k=6 or mass=0.9."),
+]
+Trace = Annotated[
+    str | None,
+    typer.Option("--trace", metavar="FILE", help="Record what routers say to a new file."),
 ]
 Journal = Annotated[
     Path | None,

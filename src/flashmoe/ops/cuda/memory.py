@@ -10,10 +10,8 @@ import torch
 
 from flashmoe import _native
 from flashmoe.errors import MemoryBudgetError, UsageError
-
-# What a process takes of a card beside torch's tensors: context, kernels, captured graphs.
-# Measured on an H200 (docs/cuda.md); a test holds the whole process to --vram.
-CONTEXT_BYTES = 896 << 20
+from flashmoe.ops.card_sizes import CONTEXT_BYTES as CONTEXT_BYTES
+from flashmoe.ops.card_sizes import WEIGHT_ALIGN, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class WeightArena:
     """Weights that stay, one after the other in one tensor of `nbytes`: torch would round each of
     them up to 2 MB."""
 
-    ALIGN = 256
+    ALIGN = WEIGHT_ALIGN
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self._bytes = torch.empty(nbytes, dtype=torch.uint8, device=device)
@@ -73,7 +71,7 @@ class WeightArena:
     @classmethod
     def room(cls, nbytes: int, tensors: int) -> int:
         """Bytes for so many tensors of `nbytes` altogether."""
-        return nbytes + tensors * cls.ALIGN
+        return weight_bytes(nbytes, tensors)
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy of it behind those before. Raises RuntimeError if the arena is full."""

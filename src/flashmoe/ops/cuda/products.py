@@ -10,14 +10,13 @@ from typing import Any
 import torch
 import triton
 
+from flashmoe.ops.card_sizes import FEW_TOKENS as FEW_TOKENS
 from flashmoe.ops.cuda.handles import DeviceMatrix, Normed
 from flashmoe.ops.cuda.kernels import dequantize as dequantizing
 from flashmoe.ops.cuda.kernels import gemm as gemms
 from flashmoe.ops.cuda.kernels import gemv as gemvs
 from flashmoe.quant import Format
 
-# Up to here every token reads the weights anew (out of the L2 cache); beyond, tensor cores pay.
-FEW_TOKENS = 16
 UNIT_COLS = {"q2": 16, "q3": 16, "q4": 8, "mxfp4": 8, "q8": 4, "bf16": 2}
 _MATRICES_PER_LAUNCH = 4
 _PAIRS_FROM = 512

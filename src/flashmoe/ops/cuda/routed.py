@@ -10,22 +10,15 @@ import torch
 import triton
 
 from flashmoe.ops.base import ExpertShape
+from flashmoe.ops.card_sizes import workspace_bytes as workspace_bytes
 from flashmoe.ops.cuda import products
 from flashmoe.ops.cuda.handles import DeviceMatrix, Normed
 from flashmoe.ops.cuda.kernels import experts as kernels
 from flashmoe.ops.cuda.kernels import rows as row_kernels
 from flashmoe.quant import Format
 
-# Dequantised weights that are alive at a time, in bytes: experts are taken in pieces of this size.
-_PIECE_BYTES = 512 << 20
 # Units of all the experts of a token that a program of the down projection takes at a time.
 DOWN_TILE = {"UNITS": 1024, "num_warps": 8}
-
-
-def workspace_bytes(shape: ExpertShape, num_experts: int) -> int:
-    """Size of ExpertArena.workspace: a piece, at least one expert and at most a whole layer."""
-    one = 4 * -(-shape.intermediate_size // 8) * 8 * -(-shape.hidden_size // 8) * 8
-    return min(max(_PIECE_BYTES, one), num_experts * one)
 
 
 @dataclass(frozen=True)
