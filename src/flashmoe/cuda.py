@@ -261,7 +261,8 @@ def _open_tiers(
     host = None
     if settings.hybrid and not everything:
         host = HostShare(layout, len(layers), k, ops.device, CpuOps(threads, settings.isa))
-        records = range(pinned.address, pinned.address + pinned.nbytes, layout.record_bytes)
+        end = pinned.address + slots * layout.record_bytes
+        records = range(pinned.address, end, layout.record_bytes)
         host.measure(copies.seconds_per_record(_COPIES), records)
         if host.rates.saves(k) <= (_HOST_PLANNING if by_card else 0.0):
             host = None  # without it, it is faster
