@@ -16,6 +16,7 @@ import flashmoe
 from flashmoe.api import Model
 from flashmoe.errors import MemoryBudgetError
 from flashmoe.experts.budget import Budget
+from flashmoe.experts.tiers import HostRates
 from flashmoe.models.registry import CARD_FAMILIES, FAMILIES
 from flashmoe.ops import reference_linear
 from flashmoe.ops.base import Floats, Ops
@@ -24,7 +25,7 @@ from flashmoe.settings import EngineSettings
 from tests.support import oracle
 from tests.support.card import card
 from tests.support.packs import VOCAB, TinyPacks, load_with, some_ids
-from tests.support.tolerances import LOGITS_CUDA
+from tests.support.tolerances import LOGITS_CUDA, LOGITS_HYBRID
 
 pytestmark = pytest.mark.cuda
 
@@ -71,8 +72,10 @@ def reference(threads: int, isa: str) -> Ops:
     return ReferenceOps()
 
 
-def open_on_card(path: Path, slots: int | None = None, **settings: Any) -> Model:
-    """On the device of the tests; slots: fewer expert slots than would fit."""
+def open_on_card(
+    path: Path, slots: int | None = None, ram: int | None = None, **settings: Any
+) -> Model:
+    """On the device of the tests; slots, ram: fewer expert slots on the card, in RAM than fit."""
     device = card()
     import flashmoe.cuda as cuda
 
@@ -82,7 +85,14 @@ def open_on_card(path: Path, slots: int | None = None, **settings: Any) -> Model
         if slots is not None:
             few = lambda *given: dataclasses.replace(real(*given), slots=slots)  # noqa: E731
             patch.setattr(cuda, "device_budget", few)
+        if ram is not None:
+            patch.setattr(cuda, "_ram_slots", lambda *given: ram)
         return Model(cuda.load_on_card(path, chosen, device))
+
+
+def tiers_of(model: Model) -> Any:
+    """flashmoe.cuda.CardExperts."""
+    return model._loaded.cache
 
 
 @pytest.mark.parametrize("formats", [("bf16", "bf16"), ("q4", "q8")], ids="-".join)
@@ -102,8 +112,18 @@ def test_logits(
         assert np.abs(ours - theirs).max() <= bound
 
 
-def test_mxfp4_as_published(tiny_packs: TinyPacks, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tiny_packs.get("gpt_oss", "mxfp4", "bf16")
+@pytest.mark.parametrize(
+    ("family", "experts", "dense"),
+    [("gpt_oss", "mxfp4", "bf16"), ("qwen3_moe", "q2", "q8"), ("deepseek_v3", "q3", "q8")],
+)
+def test_formats_of_experts_alone(
+    tiny_packs: TinyPacks,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    experts: str,
+    dense: str,
+) -> None:
+    path = tiny_packs.get(family, experts, dense)
     with open_on_card(path) as model:
         got = run(model)
     products = CardProducts()
@@ -137,17 +157,63 @@ def test_logits_equal_the_oracle(family: str, tmp_path: Path) -> None:
         assert np.abs(ours - theirs).max() <= LOGITS_CUDA["bf16"]
 
 
-# Every expert, the card planning by itself, the host planning in one wave and in several.
-@pytest.mark.parametrize("slots", [40, 20, 5])
+# Every expert, the card planning by itself, the host planning in one wave and in several; the disk
+# involved, with and without reading ahead.
+@pytest.mark.parametrize(
+    ("slots", "ram", "prefetch"),
+    [(40, None, "on"), (20, None, "on"), (5, None, "on"), (8, 24, "on"), (8, 24, "off")],
+)
 @pytest.mark.parametrize("family", ["qwen3_5_moe", "gpt_oss", "deepseek_v3"])
 def test_the_tier_of_an_expert_does_not_matter(
-    tiny_packs: TinyPacks, family: str, slots: int
+    tiny_packs: TinyPacks, family: str, slots: int, ram: int | None, prefetch: str
 ) -> None:
     path = tiny_packs.get(family)
     with open_on_card(path) as model:
         expected = run(model)
-    with open_on_card(path, slots=slots) as model:
+    with open_on_card(path, slots=slots, ram=ram, prefetch=prefetch) as model:
         got = run(model)
+        stats = tiers_of(model).ram.stats
+    assert prefetch == "on" or not stats.prefetched
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("ram", [None, 24])
+def test_what_the_cpu_computes_differs_by_rounding(
+    tiny_packs: TinyPacks, monkeypatch: pytest.MonkeyPatch, ram: int | None
+) -> None:
+    card()
+    from flashmoe.experts import hybrid
+
+    path = tiny_packs.get("qwen3_moe")
+    with open_on_card(path, slots=8, ram=ram) as model:
+        expected = run(model)
+    # Of two or more that miss, one is computed by the CPU.
+    monkeypatch.setattr(hybrid, "HostRates", lambda *measured: HostRates(1.0, 1.0, 0.0))
+    with open_on_card(path, slots=8, ram=ram, hybrid=True) as model:
+        got = run(model)
+        tiers = tiers_of(model).experts.stats
+        assert "results differ by rounding" in model.stats.hybrid
+    assert 0 < tiers.on_host <= tiers.ram_hits
+    np.testing.assert_array_equal(got[0], expected[0])  # prompts are the card's own
+    for ours, theirs in zip(got[1:], expected[1:], strict=True):
+        assert 0 < np.abs(ours - theirs).max() <= LOGITS_HYBRID
+
+
+@pytest.mark.parametrize(("slots", "why"), [(40, "on the card"), (20, "card alone is faster")])
+def test_where_the_cpu_is_no_help_hybrid_changes_no_bit(
+    tiny_packs: TinyPacks, monkeypatch: pytest.MonkeyPatch, slots: int, why: str
+) -> None:
+    card()
+    from flashmoe.experts import hybrid
+
+    path = tiny_packs.get("qwen3_moe")
+    with open_on_card(path, slots=slots) as model:
+        expected = run(model)
+    monkeypatch.setattr(hybrid, "HostRates", lambda *measured: HostRates(1e-6, 1.0, 0.0))
+    with open_on_card(path, slots=slots, hybrid=True) as model:
+        got = run(model)
+        assert why in model.stats.hybrid
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

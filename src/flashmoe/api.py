@@ -48,8 +48,8 @@ def load(path: str | Path | None = None, **settings: Any) -> Model:
             or the name of a pulled model.
         settings: fields of flashmoe.settings.EngineSettings: ram, cache, threads,
             context_length, experts_per_token, isa, verify, prefetch, lock, device, vram,
-            parallel, prefix_ram, routing, trace. What is not given comes from the environment
-            (FLASHMOE_RAM, ...), else is chosen for the machine.
+            hybrid, parallel, prefix_ram, routing, trace. What is not given comes from the
+            environment (FLASHMOE_RAM, ...), else is chosen for the machine.
 
     Raises UsageError (an option), PackError or ChecksumError (a damaged pack), MemoryBudgetError
     (the limit is below the floor; the message shows the sum), StorageError (the system),
@@ -87,6 +87,13 @@ def _settled(path: Path, wanted: str) -> tuple[DeviceName, str]:
 def _open(path: Path, settings: EngineSettings) -> LoadedModel:
     device, reason = _settled(path, settings.device)
     if device == "cpu":
+        if settings.hybrid:
+            raise UsageError(
+                "there is no card to share experts with",
+                where="hybrid",
+                got=f"device cpu ({reason})",
+                hint="Leave it out",
+            )
         loaded = load_model(path, settings)
     else:
         if settings.rules.changes_layers:
@@ -111,7 +118,8 @@ def _open(path: Path, settings: EngineSettings) -> LoadedModel:
         from flashmoe.cuda import load_on_card
 
         loaded = load_on_card(path, settings)
-    loaded.fixed_figures["device_reason"] = reason
+    hybrid = loaded.fixed_figures.get("hybrid")
+    loaded.fixed_figures["device_reason"] = f"{reason}; {hybrid}" if hybrid else reason
     loaded.engine.lossy = Stats(**loaded.fixed_figures).lossy
     return loaded
 

@@ -17,9 +17,12 @@ import torch
 from flashmoe import _native
 from flashmoe.experts.budget import Budget
 from flashmoe.experts.cache import ExpertCache
-from flashmoe.experts.device import CopyQueue, DeviceExperts
+from flashmoe.experts.copies import CopyQueue
+from flashmoe.experts.device import DeviceExperts
+from flashmoe.experts.hybrid import HostShare
 from flashmoe.experts.mapped import MappedExperts, preload
 from flashmoe.experts.memory import Limit, read_system_memory
+from flashmoe.experts.staging import staging_slots
 from flashmoe.experts.stats import CacheStats
 from flashmoe.experts.tiers import DeviceSlots
 from flashmoe.generate.graphed import GraphedEngine, warm_up
@@ -29,6 +32,7 @@ from flashmoe.models.decoder import Decoder
 from flashmoe.models.registry import load_family
 from flashmoe.ops.base import Ops
 from flashmoe.ops.card_sizes import floor_device_slots, workspace_bytes
+from flashmoe.ops.cpu import CpuOps
 from flashmoe.ops.cuda import memory
 from flashmoe.ops.cuda.backend import CudaOps
 from flashmoe.ops.cuda.rotary import DeviceRotary
@@ -47,6 +51,11 @@ from flashmoe.store.model import StoredModel, open_model
 
 # Pinned slots through which the experts pass on their way in when all of them stay on the card.
 _STAGING_SLOTS = 64
+# Seconds per layer by which a step is slower where the host plans instead of the card, measured on
+# an H200 (docs/cuda.md): what the CPU has to save before it may take a share.
+_HOST_PLANNING = 3e-4
+# Copies by which the bus is measured.
+_COPIES = 32
 # What the process takes beyond what is resident when the slots in RAM are counted.
 _HOST_RESERVE = 256 << 20
 _INTERPRETED_VRAM = 16 << 30
@@ -97,6 +106,8 @@ class CardExperts:
             hits=tiers.device_hits + tiers.ram_hits,
             misses=tiers.disk_misses,
             bytes_read=self.ram.stats.bytes_read,
+            prefetched=self.ram.stats.prefetched,
+            prefetch_wasted=self.ram.stats.prefetch_wasted,
             wait_seconds=self.ram.stats.wait_seconds,
         )
 
@@ -232,6 +243,7 @@ def _open_tiers(
         ),
     )
     everything = plan.budget.slots >= total
+    k = plan.facts.config.num_experts_per_tok
     slots = min(_STAGING_SLOTS, total) if everything else _ram_slots(pack, plan, settings)
     threads = settings.threads or default_threads()
     pinned = memory.PinnedArena(slots * layout.record_bytes, threads, ops.device)
@@ -240,13 +252,24 @@ def _open_tiers(
         pinned,
         _native.Reader(settings.readers),
         slot_bytes=layout.record_bytes,
+        staging=_staging(slots, total, k, settings) if not everything else 0,
         verify=settings.verify,
     )
-    least = floor_device_slots(layout.num_experts, plan.facts.config.num_experts_per_tok)
-    if slots >= total and plan.budget.slots >= least and not everything:
+    copies = CopyQueue(pinned.bytes(), pinned.address, arena)
+    least = floor_device_slots(layout.num_experts, k)
+    by_card = slots >= total and plan.budget.slots >= least  # the card can plan by itself
+    host = None
+    if settings.hybrid and not everything:
+        host = HostShare(layout, len(layers), k, ops.device, CpuOps(threads, settings.isa))
+        end = pinned.address + slots * layout.record_bytes
+        records = range(pinned.address, end, layout.record_bytes)
+        host.measure(copies.seconds_per_record(_COPIES), records)
+        if host.rates.saves(k) <= (_HOST_PLANNING if by_card else 0.0):
+            host = None  # without it, it is faster
+    if by_card and not everything and host is None:
         preload(ram, pinned.address, layers, layout.num_experts, layout.record_bytes)
         mapped = MappedExperts(
-            arena, layers, layout.num_experts, pinned, ops.routed, plan.budget.slots
+            arena, layers, layout.num_experts, pinned, ops.routed, plan.budget.slots, ops.clock
         )
         return CardExperts(mapped, ram)
     experts = DeviceExperts(
@@ -254,14 +277,35 @@ def _open_tiers(
         layers=layers,
         num_experts=layout.num_experts,
         ram=ram,
-        copies=CopyQueue(pinned.bytes(), pinned.address, arena),
+        copies=copies,
         routed=ops.routed,
         slots=DeviceSlots(plan.budget.slots),
+        host=host,
     )
     store = CardExperts(experts, ram)
     if everything:
         experts.fill()
     return store
+
+
+def _staging(slots: int, total: int, k: int, settings: EngineSettings) -> int:
+    """Slots in RAM for reads on a guess; "auto" is off: on a card it was not seen to pay yet."""
+    return staging_slots(slots, total, k, keep=True) if settings.prefetch == "on" else 0
+
+
+def _hybrid(store: CardExperts, settings: EngineSettings, k: int) -> str:
+    """What became of --hybrid, in words; empty if it was not asked for."""
+    if not settings.hybrid:
+        return ""
+    host = None if isinstance(store.experts, MappedExperts) else store.experts.host
+    if host is None:
+        reason = "every expert is on the card" if store.resident else "the card alone is faster"
+        return f"hybrid has no effect: {reason}"
+    return (
+        f"hybrid: the CPU computes up to {host.rates.on_host(k)} of {k} experts out of RAM"
+        f" ({host.rates.compute * 1e6:.0f} us each, {host.rates.copy * 1e6:.0f} us to copy one):"
+        " results differ by rounding, and from run to run"
+    )
 
 
 def _ram_slots(pack: StoredModel, plan: CardPlan, settings: EngineSettings) -> int:
@@ -282,6 +326,7 @@ def _fixed_figures(
         "experts_per_token": plan.facts.config.num_experts_per_tok,
         "native_experts_per_token": plan.facts.native_experts_per_token,
         "isa": "cuda",
+        "hybrid": _hybrid(store, settings, plan.facts.config.num_experts_per_tok),
         "threads": settings.threads or default_threads(),
         "device": "cuda",
         "device_slots": plan.budget.slots,

@@ -26,12 +26,12 @@ from flashmoe.models.specs import WeightSpecs
 from flashmoe.ops.card_sizes import CAPTURED_BYTES, CONTEXT_BYTES, weight_bytes, workspace_bytes
 from flashmoe.ops.parts import CHUNK_STEP
 from flashmoe.ops.threads import default_threads
-from flashmoe.quant import BLOCK_FORMATS
+from flashmoe.quant import ENCODED
 from flashmoe.settings import DEFAULT_CONTEXT, EngineSettings
 from flashmoe.sizes import parse_size
 from flashmoe.sizing import device_workspace_bytes, floor_slots, scratch_bytes
 from flashmoe.store.consistency import check_against
-from flashmoe.store.format import MANIFEST, Manifest
+from flashmoe.store.format import MANIFEST, Manifest, Matrix
 from flashmoe.store.model import StoredModel
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ _log = logging.getLogger(__name__)
 # What the process takes beyond the named parts: allocator slack, thread stacks, kernel memory.
 _RESERVE = 48 << 20
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
+# What the kernels of ops/cuda decode (kernels/weights.py): all but the formats of other programs.
+CARD_FORMATS = frozenset(ENCODED)
 # Tokens per prefill chunk where a card has room: weights are dequantised once per chunk.
 CARD_CHUNKS = (4096, 2048, 1024, 512, 256, 128, 64)
 
@@ -283,9 +285,12 @@ def card_lacks(manifest: Manifest) -> str | None:
         return f"family {manifest.family}"
     if manifest.mixed:
         return "layers whose experts differ in format"
-    formats = {manifest.experts.gate_up.name, manifest.experts.down.name}
-    blocks = formats & {format_.name for format_ in BLOCK_FORMATS}
-    return f"format {min(blocks)}" if blocks else None
+    matrices = (tensor for tensor in manifest.tensors.values() if isinstance(tensor, Matrix))
+    dense = {matrix.format.name for matrix in matrices} - CARD_FORMATS
+    if dense:
+        return f"format {min(dense)} of dense matrices"
+    experts = {manifest.experts.gate_up.name, manifest.experts.down.name} - CARD_FORMATS
+    return f"format {min(experts)} of experts" if experts else None
 
 
 def _read_config(pack: StoredModel, family: ModuleType) -> Any:

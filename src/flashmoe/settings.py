@@ -31,10 +31,12 @@ class EngineSettings:
     checksum of an expert is compared with what was read. prefetch: read the next layer's likely
     experts while the disk is idle; "auto": where measured to pay. lock: keep the resident weights
     from being swapped out (mlock). device: "auto", "cpu" or "cuda". vram: hard limit of everything
-    this process has on the card, in bytes or as text. parallel: sequences that may run at once,
-    each with room for context_length tokens. prefix_ram: memory for beginnings of sequences that
-    are kept for later requests, in bytes or as text. routing: lossy rules (routing.py). trace: a
-    new file that records what routers say (docs/traces.md).
+    this process has on the card, in bytes or as text. hybrid: let the CPU compute experts in
+    RAM where that is faster than bringing them to the card; results then differ by rounding.
+    parallel: sequences that may run at once, each with room for context_length tokens.
+    prefix_ram: memory for beginnings of sequences that are kept for later requests, in bytes or
+    as text. routing: lossy rules (routing.py). trace: a new file that records what routers say
+    (docs/traces.md).
     """
 
     ram: int | str | None = None
@@ -49,6 +51,7 @@ class EngineSettings:
     lock: bool = False
     device: str = "auto"
     vram: int | str | None = None
+    hybrid: bool = False
     parallel: int = 1
     prefix_ram: int | str = 0
     routing: RoutingOptions | str = ""

@@ -14,8 +14,12 @@ PHASES = (
     "delta",
     "router",
     "disk_wait",
+    "copies",
+    "host_experts",
     "experts",
     "shared",
+    "card",
+    "planning",
     "graph",
     "trace",
     "head",
@@ -46,7 +50,7 @@ class Stats:
     embedding_on_disk: rows of the input embedding are read as they are needed.
     direct_io: False when O_DIRECT was refused and reads go through the page cache.
     device: cpu or cuda; device_reason: why that one. device_slots: experts on the card;
-    device_bytes: all that was planned there.
+    device_bytes: all that was planned there. hybrid: what became of the setting, in words.
     open_seconds: what opening the model took, by part.
     native_experts_per_token: the model's own K; a smaller experts_per_token is lossy.
     routing: the lossy rules that are on (flashmoe.routing), as they are written.
@@ -88,6 +92,7 @@ class Stats:
     device_reason: str = ""
     device_slots: int = 0
     device_bytes: int = 0
+    hybrid: str = ""
 
     @property
     def hit_rate(self) -> float:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flashmoe.errors import MemoryBudgetError
 from flashmoe.experts.budget import ExpertSizes
 from flashmoe.experts.memory import Limit
-from flashmoe.experts.tiers import DeviceSlots, device_budget, waves
+from flashmoe.experts.tiers import DeviceSlots, HostRates, device_budget, waves
 
 
 def used(slots: DeviceSlots, layer: int, *experts: int) -> list[int]:
@@ -64,3 +66,24 @@ def test_below_the_floor_the_sum_is_shown() -> None:
         MemoryBudgetError, match=r"(?s)does not fit the card.*weights.*Raise --vram"
     ):
         device_budget(Limit(100, "--vram"), {"weights": 65}, sizes)
+
+
+def test_the_cpu_takes_what_makes_both_end_soonest() -> None:
+    assert HostRates(copy=1.0, compute=1.0, call=0.0).on_host(8) == 4
+    assert HostRates(copy=1.0, compute=3.0, call=0.0).on_host(8) == 2
+    assert HostRates(copy=3.0, compute=1.0, call=0.0).on_host(1) == 1
+    # A call of the CPU that takes longer than all the copies is not made.
+    assert HostRates(copy=1.0, compute=0.1, call=9.0).on_host(8) == 0
+    assert HostRates(copy=1.0, compute=0.1, call=0.0).on_host(0) == 0
+
+
+@given(*[st.floats(0.01, 100.0)] * 3, st.integers(0, 16))
+def test_a_share_of_the_cpu_is_never_slower_than_the_bus_alone(
+    copy: float, compute: float, call: float, count: int
+) -> None:
+    rates = HostRates(copy, compute, call)
+    share = rates.on_host(count)
+    assert 0 <= share <= count
+    assert (rates.saves(count) > 0) == (share > 0)
+    if share:
+        assert call + share * compute < count * copy

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,10 @@ from flashmoe import api, planning
 from flashmoe.errors import UsageError
 from flashmoe.models.registry import CARD_FAMILIES
 from flashmoe.ops import devices
+from flashmoe.planning import card_lacks
+from flashmoe.quant import BLOCK_FORMATS, Format
+from flashmoe.store.format import Matrix
+from flashmoe.store.model import open_model
 from tests.support.packs import TinyPacks
 
 
@@ -79,6 +85,24 @@ def test_a_family_without_kernels_is_refused_before_anything_is_loaded(
     with flashmoe.load(path, device="auto", context_length=64) as model:
         assert model.stats.device == "cpu"
         assert model.stats.device_reason == "family gpt_oss does not run on a card yet"
+
+
+@pytest.mark.parametrize("block", BLOCK_FORMATS, ids=lambda block: block.name)
+def test_formats_without_kernels_are_refused(tiny_packs: TinyPacks, block: Any) -> None:
+    manifest = open_model(tiny_packs.get("qwen3_moe")).manifest
+    assert card_lacks(manifest) is None
+    fmt = Format(block.name, block.GROUPS[0])
+    experts = replace(manifest.experts, down=fmt)
+    refused = card_lacks(replace(manifest, experts=experts))
+    assert refused == f"format {fmt.name} of experts"
+    dense = {name: replace(one, format=fmt) if isinstance(one, Matrix) else one
+             for name, one in manifest.tensors.items()}  # fmt: skip
+    assert card_lacks(replace(manifest, tensors=dense)) == f"format {fmt.name} of dense matrices"
+
+
+def test_hybrid_without_a_card_is_refused(tiny_packs: TinyPacks) -> None:
+    with pytest.raises(UsageError, match="hybrid: there is no card"):
+        flashmoe.load(tiny_packs.get("qwen3_moe"), device="cpu", hybrid=True)
 
 
 @pytest.mark.usefixtures("no_backend")

@@ -118,6 +118,10 @@ CUDA_ATTENTION_F16 = 2e-3
 # weights meet inputs of 16 bits in prefill.
 LOGITS_CUDA = {"bf16": 5e-3, "quantised": 0.03}
 
+# The same where the CPU has computed some of the experts of a step: it rounds their inputs to 8
+# bits, 4e-3 of the largest of a group, twice per expert.
+LOGITS_HYBRID = 0.1
+
 # gelu(gate) * up where gelu is below 4e-3, far left of zero: there the exponent of its sigmoid, up
 # to 20, is off by its rounding (1e-6), and the rest of the result's relative error by as much.
 GELU_TAIL = 1e-8

@@ -6,6 +6,7 @@ one way), records copied at the rate of pinned host memory to card, records read
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from flashmoe.api import Model
     from flashmoe.generate.engine import Session
 
+# Whose time a phase of a pass is, where not the card's (ops/cuda/clock.py).
+_TIERS = {
+    "copies": "bus",
+    "disk_wait": "disk",
+    "planning": "host",
+    "host_experts": "host",
+    "python": "host",
+}
 _RATE_BYTES = 1 << 30
 _RATE_ROUNDS = 10
 
@@ -102,10 +111,12 @@ def _prefill(model: Model, options: CardOptions) -> list[dict[str, Any]]:
 def _prompt(model: Model, options: CardOptions, number: int) -> dict[str, Any]:
     session = model.session()
     ids = random_ids(session.engine.vocab_size, options.prompt, options.seed + number)
-    before = _counts(model, session)
+    before, earlier = _counts(model, session), dict(session.engine.prefill.phases)
     begin = perf_counter()
     session.feed(ids)
-    return _row(before, _counts(model, session), perf_counter() - begin, options.prompt)
+    seconds, after = perf_counter() - begin, _counts(model, session)
+    times = time_share(earlier, session.engine.prefill.phases)
+    return {**_row(before, after, seconds, options.prompt), "time_share": times}
 
 
 def _decode(model: Model, options: CardOptions) -> list[dict[str, Any]]:
@@ -115,23 +126,37 @@ def _decode(model: Model, options: CardOptions) -> list[dict[str, Any]]:
     session.feed(ids[:32])
     rows = []
     for first in range(32, len(ids), options.tokens):
-        before = _counts(model, session)
+        before, earlier = _counts(model, session), dict(session.engine.decode.phases)
         begin = perf_counter()
         for id in ids[first : first + options.tokens]:
             session.step(id)
         seconds = perf_counter() - begin
-        rows.append(_row(before, _counts(model, session), seconds, options.tokens))
+        row = _row(before, _counts(model, session), seconds, options.tokens)
+        times = time_share(earlier, session.engine.decode.phases)
+        rows.append({**row, "time_share": times})
     return rows[1:]  # the first window warms the slots
+
+
+def time_share(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """Shares of the time between two readings of PhaseTimes.phases: the card at work (its gaps
+    between kernels included), waiting for the bus, for the disk, and for the host's planning,
+    share of the experts and Python."""
+    shares = dict.fromkeys(("card", "bus", "disk", "host"), 0.0)
+    for phase, seconds in after.items():
+        shares[_TIERS.get(phase, "card")] += seconds - before.get(phase, 0.0)
+    total = sum(shares.values())
+    return {name: seconds / total if total > 0 else 0.0 for name, seconds in shares.items()}
 
 
 def _counts(model: Model, session: Session) -> list[int]:
     tiers: Any = getattr(session.engine.experts, "stats")  # noqa: B009
     return [tiers.wanted, tiers.device_hits, tiers.ram_hits, tiers.copied_bytes,
-            tiers.idle_bytes, model.stats.bytes_read]  # fmt: skip
+            tiers.idle_bytes, tiers.on_host, model.stats.bytes_read]  # fmt: skip
 
 
 def _row(before: list[int], after: list[int], seconds: float, tokens: int) -> dict[str, Any]:
-    wanted, device, ram, copied, idle, read = (b - a for a, b in zip(before, after, strict=True))
+    changes = (b - a for a, b in zip(before, after, strict=True))
+    wanted, device, ram, copied, idle, host, read = changes
     share = {"card": device, "ram": ram, "disk": wanted - device - ram}
     return {
         "seconds": seconds,
@@ -139,6 +164,7 @@ def _row(before: list[int], after: list[int], seconds: float, tokens: int) -> di
         "tokens_per_second": tokens / seconds,
         "copied_bytes": copied,
         "guessed_for_nothing_bytes": idle,
+        "computed_on_host": host,
         "disk_bytes": read,
         "share": {name: count / wanted for name, count in share.items()} if wanted else None,
     }
@@ -170,4 +196,5 @@ def _figures(
         "device_slots": model.stats.device_slots,
         "device_bytes": model.stats.device_bytes,
         "ram_slots": model.stats.cache_slots,
+        "hybrid": model.stats.hybrid,
     }

@@ -82,6 +82,10 @@ def run(
     vram: Annotated[
         str | None, _option("--vram", "Hard limit of memory on the card, as 20G or 50%.", "SIZE")
     ] = None,
+    hybrid: Annotated[
+        bool,
+        _option("--hybrid", "Let the CPU compute experts in RAM beside the card: other rounding."),
+    ] = False,
     trace: Annotated[
         str | None, _option("--trace", "Record what routers say to a new file.", "FILE")
     ] = None,
@@ -123,6 +127,7 @@ def run(
         "lock": lock or None,
         "device": device,
         "vram": vram,
+        "hybrid": hybrid or None,
         "trace": trace,
     }
     given = {name: value for name, value in engine.items() if value is not None}

@@ -11,10 +11,16 @@ _OUTSIDE_LAYERS = ("head", "sampling")
 # What the user experiences, the phases that make it up, and what would help.
 _BOUNDS = (
     ("waiting for the disk", ("disk_wait",), "a larger --cache or --ram, or a faster disk"),
-    ("computing experts", ("experts", "shared"), "more --threads or a faster processor"),
+    ("copies to the card", ("copies",), "a larger --vram or a faster bus"),
+    (
+        "computing experts",
+        ("experts", "shared", "host_experts"),
+        "more --threads or a faster processor",
+    ),
+    ("the card's kernels and their launches", ("card",), "a faster card"),
     ("attention", ("attention", "delta"), "more --threads or a shorter context"),
     ("router and output head", ("router", "head"), "more --threads or a faster processor"),
-    ("Python and sampling", ("python", "sampling", "other"), "a faster single core"),
+    ("Python and sampling", ("python", "sampling", "planning", "other"), "a faster single core"),
 )
 
 

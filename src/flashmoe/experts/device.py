@@ -6,15 +6,17 @@ is computed from there, always by the same kernels: results do not depend on whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flashmoe.experts.cache import ExpertCache
-from flashmoe.experts.ticket import Ticket
+from flashmoe.experts.copies import Beside, CopyQueue, nothing
+from flashmoe.experts.hybrid import HostShare
 from flashmoe.experts.tiers import DeviceSlots, Placement, TierStats, waves
 from flashmoe.ops.cuda.handles import Normed
 from flashmoe.ops.cuda.products import FEW_TOKENS
@@ -23,81 +25,15 @@ from flashmoe.ops.cuda.routed import ExpertArena, ManyTokens, RoutedProducts
 _ALL, _HITS, _LOADS = range(3)  # rows of a layer's slot table
 
 
-class CopyQueue:
-    """Copies of records out of pinned memory, on their own stream."""
-
-    def __init__(self, pinned: torch.Tensor, address: int, arena: ExpertArena) -> None:
-        self._pinned, self._address = pinned, address
-        self._device = arena.words.device
-        self._slots = arena.words.view(torch.uint8).view(-1, arena.record_bytes)
-        self._stream = torch.cuda.Stream() if self._device.type == "cuda" else None
-        self._open: Ticket | None = None
-        self.copied_bytes = 0
-
-    def pull(
-        self,
-        ram: ExpertCache,
-        layer: int,
-        loads: Mapping[int, int],
-        after: torch.cuda.Event | None = None,
-    ) -> None:
-        """Start the copies of experts -> slots. after: what must have happened on the card before.
-
-        Returns when the last copy is queued; where the disk is involved that takes its time.
-        """
-        self.settle()
-        experts = list(loads)
-        ticket = ram.begin(layer, experts)
-        self._open = ticket
-        if after is not None and self._stream is not None:
-            self._stream.wait_event(after)
-        left = len(experts)
-        for batch in ticket.batches():
-            for index, address in batch:
-                self._copy(address - self._address, loads[experts[index]])
-            left -= len(batch)
-            if left == 0:
-                break  # what was handed out last stays held until `settle`
-            self._wait()
-
-    def settle(self) -> None:
-        """Wait until the copies have left RAM, whose slots may be overwritten from now on."""
-        if self._open is not None:
-            self._wait()
-            self._open.close()
-            self._open = None
-
-    def before_compute(self) -> None:
-        """Device work from now on comes after the copies so far."""
-        if self._stream is not None:
-            torch.cuda.current_stream().wait_stream(self._stream)
-
-    def now(self) -> torch.cuda.Event | None:
-        """All device work so far, as something that copies can wait for."""
-        return None if self._stream is None else torch.cuda.current_stream().record_event()
-
-    def _wait(self) -> None:
-        if self._stream is not None:
-            self._stream.synchronize()
-
-    def _copy(self, offset: int, slot: int) -> None:
-        target = self._slots[slot]
-        source = self._pinned[offset : offset + len(target)]
-        if self._stream is None:
-            target.copy_(source)
-        else:
-            with torch.cuda.stream(self._stream):
-                target.copy_(source, non_blocking=True)
-        self.copied_bytes += len(target)
-
-
 @dataclass
 class DeviceTicket:
-    """What DeviceExperts.begin returns: the layer, its ids, where its experts are or will be."""
+    """What DeviceExperts.begin returns: the layer, its ids, where its experts are or will be, and
+    what to read ahead of another layer."""
 
     layer: int
     ids: torch.Tensor
     placement: Placement | None = None
+    guess: tuple[int, list[int]] | None = None
 
     def __enter__(self) -> DeviceTicket:
         return self
@@ -116,7 +52,8 @@ class DeviceExperts:
     """flashmoe.layers.moe.RoutedExperts in an arena on the card, over an ExpertCache in RAM.
 
     With a slot for every expert, all are brought in by `fill`; from then on ids never leave the
-    card, and whole tokens can be captured. ram is None from then on.
+    card, and whole tokens can be captured. ram is None from then on. host: computes experts of
+    single tokens out of RAM, where the user allows it.
     """
 
     arena: ExpertArena
@@ -126,8 +63,8 @@ class DeviceExperts:
     copies: CopyQueue | None
     routed: RoutedProducts
     slots: DeviceSlots
+    host: HostShare | None = None
     residents: None = None
-    wants_ahead: bool = False
     stats: TierStats = field(default_factory=TierStats)
 
     def __post_init__(self) -> None:
@@ -135,6 +72,9 @@ class DeviceExperts:
         device = self.arena.words.device
         self._rows = {layer: row for row, layer in enumerate(self.layers)}
         self._table = torch.zeros(shape, dtype=torch.int32, device=device)
+        # What captured steps read slot tables from.
+        self._staged = torch.empty(shape, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._staged_rows = self._staged.numpy()
         self._computed: list[torch.cuda.Event | None] = [None, None]  # per buffer of a sweep
         self._swept: int | None = None  # the layer that a sweep has loaded last
 
@@ -142,6 +82,16 @@ class DeviceExperts:
     def resident(self) -> bool:
         """Whether every expert is on the card."""
         return self.ram is None
+
+    @property
+    def guesses(self) -> bool:
+        """Whether the disk is read ahead: there is memory for it."""
+        return self.ram is not None and self.ram.staging > 0
+
+    @property
+    def wants_ahead(self) -> bool:
+        """For the interpreter: captured steps guess by themselves (generate/captured.py)."""
+        return self.guesses and self.arena.words.device.type == "cpu"
 
     @property
     def static(self) -> bool:
@@ -159,18 +109,28 @@ class DeviceExperts:
         assert self.copies is not None
         assert self.slots.count >= len(self.layers) * self.num_experts
         for layer in self.layers:
-            self.send(layer, self.decide(layer, range(self.num_experts)))
+            placement = self.decide(layer, range(self.num_experts))
+            self._write_table(layer, placement)
+            self.send(layer, placement)
         self.copies.settle()
         self.ram.close()
         self.ram = self.copies = None
 
     # RoutedExperts.
 
-    def begin(self, layer: int, ids: torch.Tensor, ahead: None = None) -> DeviceTicket:
+    def begin(
+        self, layer: int, ids: torch.Tensor, ahead: tuple[int, torch.Tensor] | None = None
+    ) -> DeviceTicket:
         """Find out where the experts ids [T, K] are, and send for those that are elsewhere."""
+        guess = None
+        if ahead is not None:
+            self.routed.rejoin()
+            guess = self.missing(ahead[0], ahead[1].reshape(-1).tolist())
         if self.resident or len(ids) > FEW_TOKENS:
             return DeviceTicket(layer, ids)
-        return DeviceTicket(layer, ids, self.decide(layer, ids.reshape(-1).tolist()))
+        placement = self.decide(layer, ids.reshape(-1).tolist(), alone=len(ids) == 1)
+        self._write_table(layer, placement)
+        return DeviceTicket(layer, ids, placement, guess)
 
     def finish(
         self, ticket: DeviceTicket, x: torch.Tensor | Normed, weights: torch.Tensor,
@@ -183,8 +143,12 @@ class DeviceExperts:
         elif len(ids) <= FEW_TOKENS:
             assert ticket.placement is not None
             hidden = self.compute_hits(layer, x, ids)
-            self.send(layer, ticket.placement)
-            self.compute_rest(layer, x, ids, weights, hidden, out)
+            shared = self.host is not None and len(ids) == 1
+            if shared:
+                self.hand_over(layer, x, weights)
+                self.synchronize()
+            self.send(layer, ticket.placement, guess=ticket.guess, ids=ids.reshape(-1).tolist())
+            self.compute_rest(layer, x, ids, weights, hidden, out, shared=shared)
         else:
             self._finish_many(layer, x, ids, weights, out)
 
@@ -194,25 +158,81 @@ class DeviceExperts:
 
     # A few tokens: also called piecewise, inside and between captured graphs.
 
-    def decide(self, layer: int, ids: Sequence[int]) -> Placement:
-        """Give the experts `ids` slots and write the layer's slot table."""
-        placement = self.slots.place(layer, sorted(set(ids)))
-        self._write_table(layer, placement)
-        return placement
+    def decide(self, layer: int, ids: Sequence[int], *, alone: bool = False) -> Placement:
+        """Give the experts `ids` slots. alone: they are one token's, which the CPU may help with,
+        the likeliest first."""
+        host = self._for_host(layer, ids) if alone and self.host is not None else ()
+        placement = self.slots.place(layer, sorted(set(ids).difference(host)))
+        return replace(placement, host=host) if host else placement
 
-    def send(self, layer: int, placement: Placement, after: torch.cuda.Event | None = None) -> None:
-        """Start the copies, after an event; device work from now on sees the experts."""
+    def _for_host(self, layer: int, ids: Sequence[int]) -> tuple[int, ...]:
+        """Of the experts in RAM only those that the CPU has computed by the time that the others
+        are on the card: the least likely, so that what is likely comes to the card."""
+        assert self.ram is not None
+        assert self.host is not None
+        self.host.forget(self._rows[layer])
+        elsewhere = self.missing(layer, ids)[1]
+        there = self.ram.in_memory(layer, np.array(elsewhere, dtype=np.int32))
+        waiting = [expert for expert, here in zip(elsewhere, there, strict=True) if here]
+        return tuple(waiting[len(waiting) - self.host.rates.on_host(len(waiting)) :])
+
+    def missing(self, layer: int, ids: Sequence[int]) -> tuple[int, list[int]]:
+        """The layer, and those of its experts that are not on the card."""
+        slot_of = self.slots.residency.slot_of
+        return layer, [expert for expert in ids if slot_of((layer, expert)) is None]
+
+    def stage(self, layer: int, placement: Placement) -> None:
+        """Write the layer's slot table where a captured `fetch_table` reads it."""
+        self._staged_rows[self._rows[layer]] = self._table_of(placement)
+
+    def fetch_table(self, layer: int) -> None:
+        """Bring the staged slot table to the card."""
+        self.table(layer).copy_(self._staged[self._rows[layer]], non_blocking=True)
+
+    def send(
+        self,
+        layer: int,
+        placement: Placement,
+        after: torch.cuda.Event | None = None,
+        guess: tuple[int, list[int]] | None = None,
+        ids: Sequence[int] = (),
+    ) -> None:
+        """Start the copies, after an event; device work from now on sees the experts.
+
+        guess: what to read ahead. ids: of the token, where the CPU takes a share.
+        """
         assert self.copies is not None
-        self._pull(layer, placement, after)
-        self.copies.before_compute()
+        compute = self._share(layer, ids) if placement.host else nothing
+        self._pull(layer, placement, after, Beside(guess, placement.host, compute))
+        if placement.loads:
+            self.copies.before_compute()
+
+    def _share(self, layer: int, ids: Sequence[int]) -> Callable[[Mapping[int, int]], None]:
+        host, row = self.host, self._rows[layer]
+        assert host is not None
+        return lambda addresses: host.compute(row, ids, addresses)
 
     def _write_table(self, layer: int, placement: Placement) -> None:
+        # From pageable memory: the values are taken before the call returns.
+        self.table(layer).copy_(torch.from_numpy(self._table_of(placement)))
+
+    def _table_of(self, placement: Placement) -> NDArray[np.int32]:
         rows = np.full((3, self.num_experts), -1, dtype=np.int32)
         by_row = {_ALL: placement.slots, _HITS: placement.hits, _LOADS: placement.loads}
         for row, chosen in by_row.items():
             rows[row, list(chosen.keys())] = list(chosen.values())
-        # From pageable memory: the values are taken before the call returns.
-        self.table(layer).copy_(torch.from_numpy(rows))
+        return rows
+
+    def hand_over(self, layer: int, x: torch.Tensor | Normed, weights: torch.Tensor) -> None:
+        """Start x [1, H] and weights [1, K] on their way to the CPU, if it takes a share."""
+        if self.host is not None:
+            values = x.computed() if isinstance(x, Normed) else x
+            self.host.take(values, weights)
+
+    def synchronize(self) -> None:
+        """Wait for all device work so far."""
+        if self.arena.words.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
 
     def compute_hits(self, layer: int, x: torch.Tensor | Normed, ids: torch.Tensor) -> torch.Tensor:
         """The inner rows of experts that were there -> [T * K, I], the others unwritten."""
@@ -220,25 +240,36 @@ class DeviceExperts:
 
     def compute_rest(
         self, layer: int, x: torch.Tensor | Normed, ids: torch.Tensor, weights: torch.Tensor,
-        hidden: torch.Tensor, out: torch.Tensor,
+        hidden: torch.Tensor, out: torch.Tensor, *, shared: bool = False,
     ) -> None:  # fmt: skip
-        """The inner rows of the others, then out += everything, in routing order."""
+        """The inner rows of the others, then out += everything, in routing order. shared: then what
+        the CPU has computed."""
         table = self.table(layer)
         self.routed.few_hidden(x, ids, self.arena, table[_LOADS], hidden)
         self.routed.few_down(hidden, ids, weights, self.arena, table[_ALL], out)
+        if shared and self.host is not None:
+            self.host.add(self._rows[layer], out)
 
-    def _pull(self, layer: int, placement: Placement, after: torch.cuda.Event | None) -> None:
+    def _pull(
+        self,
+        layer: int,
+        placement: Placement,
+        after: torch.cuda.Event | None,
+        beside: Beside,
+    ) -> None:
         assert self.ram is not None
         assert self.copies is not None
         hits = self.ram.stats.hits
-        if placement.loads:
+        # Also where nothing is missing: guesses of this layer have to end.
+        if placement.loads or placement.host or self.guesses:
             try:
-                self.copies.pull(self.ram, layer, placement.loads, after)
+                self.copies.pull(self.ram, layer, placement.loads, after, beside)
             except BaseException:
                 self.slots.abandon(placement)
                 raise
         self.slots.landed(layer, placement)
-        self.stats.wanted += len(placement.slots)
+        self.stats.wanted += len(placement.slots) + len(placement.host)
+        self.stats.on_host += len(placement.host)
         self.stats.device_hits += len(placement.hits)
         self.stats.ram_hits += self.ram.stats.hits - hits
         self.stats.copied_bytes = self.copies.copied_bytes
@@ -262,7 +293,9 @@ class DeviceExperts:
         here = frozenset(e for e in wanted if self.slots.residency.slot_of((layer, e)) is not None)
         assert self.copies is not None
         for wave in waves(wanted, here, self.slots.count):
-            self.send(layer, self.decide(layer, wave), self.copies.now())
+            placement = self.decide(layer, wave)
+            self._write_table(layer, placement)
+            self.send(layer, placement, self.copies.now())
             call.run(self.table(layer)[_ALL])
 
     def _sweep(self, layer: int, call: ManyTokens) -> None:

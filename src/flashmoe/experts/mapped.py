@@ -17,6 +17,8 @@ import triton
 from flashmoe.experts.cache import ExpertCache
 from flashmoe.experts.device import DeviceTicket
 from flashmoe.experts.tiers import TierStats
+from flashmoe.ops.clock import PhaseClock
+from flashmoe.ops.cuda.clock import COPIES
 from flashmoe.ops.cuda.handles import Normed
 from flashmoe.ops.cuda.kernels import placement as kernels
 from flashmoe.ops.cuda.products import FEW_TOKENS, next_power
@@ -57,6 +59,7 @@ class MappedExperts:
     pinned: Pinned
     routed: RoutedProducts
     slots: int
+    clock: PhaseClock
     static: bool = True
     residents: None = None
     _pass_stats: TierStats = field(default_factory=TierStats)
@@ -122,7 +125,9 @@ class MappedExperts:
         """out [T, H] += the weighted experts of x."""
         if len(ticket.ids) <= FEW_TOKENS:
             if self._landed is not None:
+                self.clock.phase = COPIES
                 torch.cuda.current_stream().wait_event(self._landed)
+                self.clock.phase = "experts"
             slots = self._table[self._key(ticket.layer) :][: self.num_experts]
             self.routed.add(x, ticket.ids, weights, self.arena, slots, out)
         else:

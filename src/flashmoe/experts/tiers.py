@@ -22,7 +22,8 @@ from flashmoe.sizes import format_size
 class TierStats:
     """Counts since the model was opened. wanted: experts of layers that were asked for.
 
-    idle_bytes: the part of copied_bytes that were guesses nobody asked for.
+    idle_bytes: the part of copied_bytes that were guesses nobody asked for. on_host: experts that
+    the CPU computed out of RAM, of ram_hits.
     """
 
     wanted: int = 0
@@ -30,6 +31,7 @@ class TierStats:
     ram_hits: int = 0
     copied_bytes: int = 0
     idle_bytes: int = 0
+    on_host: int = 0
 
     @property
     def disk_misses(self) -> int:
@@ -39,10 +41,14 @@ class TierStats:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the wanted experts of one layer go: expert -> slot. loads: those to be copied there."""
+    """Where the wanted experts of one layer go: expert -> slot. loads: those to be copied there.
+
+    host: experts without a slot, which the CPU computes out of RAM.
+    """
 
     slots: Mapping[int, int]
     loads: Mapping[int, int]
+    host: tuple[int, ...] = ()
 
     @property
     def hits(self) -> dict[int, int]:
@@ -96,6 +102,30 @@ class DeviceSlots:
         slot = self.residency.slot_of(key)
         assert slot is not None
         return slot
+
+
+@dataclass(frozen=True)
+class HostRates:
+    """Measured seconds: to copy an expert to the card; to compute one out of RAM; what a call of
+    the CPU takes beside its experts."""
+
+    copy: float
+    compute: float
+    call: float
+
+    def on_host(self, count: int) -> int:
+        """Of `count` experts in RAM, how many the CPU takes so that it and the bus together are
+        done soonest; the fewest where several are as good."""
+
+        return min(range(count + 1), key=lambda share: self._seconds(count, share))
+
+    def saves(self, count: int) -> float:
+        """Seconds by which the CPU's share of `count` experts makes them sooner done."""
+        return self._seconds(count, 0) - self._seconds(count, self.on_host(count))
+
+    def _seconds(self, count: int, share: int) -> float:
+        call = self.call if share else 0.0
+        return max((count - share) * self.copy, call + share * self.compute)
 
 
 def waves(experts: Sequence[int], resident: frozenset[int], slots: int) -> Iterator[Sequence[int]]:

@@ -79,6 +79,8 @@ FORMATS: list[tuple[str, str, Activation]] = [
     ("bf16", "bf16", "swiglu"),
     ("mxfp4", "mxfp4", "swiglu_clamped"),
     ("bf16", "q8", "swiglu_clamped"),
+    ("q2", "q3", "swiglu"),
+    ("q3", "q4", "swiglu"),
 ]
 ORDERS = [[2, 1, 0, 5, 4, 3], [0, 1, 2, 3, 4, 5]]
 

@@ -60,7 +60,7 @@ def test_latent_attention_over_what_was_stored(
     assert error(got, expected) <= loose
 
 
-FORMATS = [Format("q4", 32), Format("q8", 32), Format("bf16")]
+FORMATS = [Format("q4", 32), Format("q8", 32), Format("q3", 32), Format("bf16")]
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)

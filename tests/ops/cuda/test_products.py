@@ -14,7 +14,7 @@ from tests.support.tolerances import CUDA_BF16, CUDA_FIXED_POINT, CUDA_HALF, CUD
 pytestmark = pytest.mark.cuda
 
 FORMATS = [Format("q4", 32), Format("q4", 64), Format("q4", 128), Format("q8", 64), Format("bf16")]
-FORMATS += [Format("mxfp4", 32)]
+FORMATS += [Format("mxfp4", 32), Format("q2", 32), Format("q3", 32), Format("q3", 128)]
 SHAPES = [(24, 256), (13, 640), (8, 128)]
 TOKENS = [1, 3, 17, 20]
 

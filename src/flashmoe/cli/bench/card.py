@@ -8,8 +8,10 @@ import typer
 
 from flashmoe.cli.bench.options import (
     Experts,
+    Hybrid,
     Json,
     NoRecord,
+    Prefetch,
     Ram,
     Results,
     Seed,
@@ -26,6 +28,8 @@ def card(
     vram: Vram = None,
     ram: Ram = None,
     experts: Experts = None,
+    prefetch: Prefetch = None,
+    hybrid: Hybrid = False,
     repeat: Annotated[int, typer.Option(help="Prompts, and decode windows.")] = 3,
     seed: Seed = 0,
     json: Json = False,
@@ -38,7 +42,14 @@ def card(
     from flashmoe.cli.bench.output import finish, status
     from flashmoe.store.model import open_model
 
-    engine = engine_settings(ram=ram, vram=vram, experts_per_token=experts, device="cuda")
+    engine = engine_settings(
+        ram=ram,
+        vram=vram,
+        experts_per_token=experts,
+        prefetch=prefetch,
+        hybrid=hybrid or None,
+        device="cuda",
+    )
     options = CardOptions(prompt=prompt, tokens=tokens, repeat=repeat, seed=seed, engine=engine)
     with status() as show:
         figures = measure_card(model, options, show)
@@ -58,7 +69,10 @@ def _as_text(figures: dict[str, Any]) -> str:
     from flashmoe.cli.bench.output import gb_per_s, percent, table
 
     rates = figures["rates"]
-    header = ("", "tok/s", "bound by", "reached", "copied", "disk", "card/ram/disk")
+    header = (
+        *("", "tok/s", "bound by", "reached", "copied", "disk", "found on card/ram/disk"),
+        "time on card/bus/disk/host",
+    )
     rows = []
     for kind in ("prefill", "decode"):
         for row in figures[kind]:
@@ -72,6 +86,7 @@ def _as_text(figures: dict[str, Any]) -> str:
                     gb_per_s(row["copied_bytes"] / row["seconds"]),
                     gb_per_s(row["disk_bytes"] / row["seconds"]),
                     "/".join(percent(value) for value in share.values()) or "all on the card",
+                    "/".join(percent(value) for value in row["time_share"].values()),
                 )
             )
     rate_line = (
@@ -79,4 +94,5 @@ def _as_text(figures: dict[str, Any]) -> str:
         f" host to card {gb_per_s(rates['host_to_card_bytes_per_s'])},"
         f" disk {gb_per_s(rates['disk_bytes_per_s'])}"
     )
-    return f"{rate_line}\n{table(header, rows)}"
+    lines = [rate_line, table(header, rows)]
+    return "\n".join([*lines, figures["hybrid"]] if figures["hybrid"] else lines)

@@ -46,6 +46,9 @@ Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="au
 Vram = Annotated[
     str | None, typer.Option("--vram", metavar="SIZE", help="Hard limit of memory on the card.")
 ]
+Hybrid = Annotated[
+    bool, typer.Option("--hybrid", help="Let the CPU compute experts in RAM beside the card.")
+]
 Lock = Annotated[bool, typer.Option("--lock", help="Lock the resident weights in memory.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the token ids.")]
 

@@ -13,6 +13,11 @@ import torch
 
 from flashmoe.ops.clock import PhaseClock
 
+# Phases of a step that are about tiers: waits for copies to the card, for the disk and for the
+# CPU's share of the experts; the host's planning; of a step in pieces, all of the card's own work.
+COPIES, DISK, HOST_SHARE = "copies", "disk_wait", "host_experts"
+PLANNING, CARD = "planning", "card"
+
 Mark = tuple[str, torch.cuda.Event]
 """A phase, and when it began."""
 
@@ -70,3 +75,17 @@ def durations(marks: Sequence[Mark]) -> dict[str, float]:
     for (name, begin), (_, end) in pairwise(marks):
         total[name] = total.get(name, 0.0) + begin.elapsed_time(end) / 1000
     return total
+
+
+def split_waits(phases: dict[str, float], disk: float, host: float) -> dict[str, float]:
+    """The seconds in which the card waited (COPIES), by what it waited for.
+
+    disk, host: seconds in which the host waited for reads and computed experts meanwhile; what they
+    do not explain is the bus.
+    """
+    left = phases.get(COPIES, 0.0)
+    waits = {}
+    for name, seconds in ((DISK, disk), (HOST_SHARE, host)):
+        waits[name] = min(left, seconds)
+        left -= waits[name]
+    return {**phases, COPIES: left, **waits}

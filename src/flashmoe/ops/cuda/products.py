@@ -17,7 +17,7 @@ from flashmoe.ops.cuda.kernels import gemm as gemms
 from flashmoe.ops.cuda.kernels import gemv as gemvs
 from flashmoe.quant import Format
 
-UNIT_COLS = {"q4": 8, "mxfp4": 8, "q8": 4, "bf16": 2}
+UNIT_COLS = {"q2": 16, "q3": 16, "q4": 8, "mxfp4": 8, "q8": 4, "bf16": 2}
 _MATRICES_PER_LAUNCH = 4
 _PAIRS_FROM = 512
 _SHARED_TILE = {"BN": 128, "BK": 64}

@@ -88,8 +88,9 @@ def experts_down(
     """out [T, H] += sum over k of weights[t, k] * down(hidden[t, k]); grid (H / 8, T).
 
     The units of all K experts form one row, summed in one order: it does not matter where the
-    experts came from, or when. DOWN_WORDS: where the down blob begins in a record;
-    BIAS_WORDS: where its biases do (0: none). hidden is codes for q4 (see load_codes).
+    experts came from, or when. Pairs whose expert has no slot (-1) are left out. DOWN_WORDS: where
+    the down blob begins in a record; BIAS_WORDS: where its biases do (0: none). hidden is codes
+    for q4 (see load_codes).
     """
     block, t = tl.program_id(0), tl.program_id(1)
     words: tl.constexpr = block_words(INTERMEDIATE, FORMAT, GROUP)
@@ -100,7 +101,8 @@ def experts_down(
         valid = at < TOPK * units
         pair, k = t * TOPK + at // units, at % units
         expert = tl.load(ids_ptr + pair, mask=valid, other=0)
-        slot = tl.load(slots_ptr + expert, mask=valid, other=0).to(tl.int64)
+        slot = tl.load(slots_ptr + expert, mask=valid, other=-1).to(tl.int64)
+        valid &= slot >= 0
         weight = tl.load(weights_ptr + pair, mask=valid, other=0.0)
         off = slot * RECORD_WORDS + DOWN_WORDS + block * words
         words_k = load_words(arena_ptr, off[:, None], k, valid, FORMAT, GROUP)
@@ -122,7 +124,7 @@ def experts_down(
         for k in tl.static_range(TOPK):
             slot = tl.load(slots_ptr + tl.load(ids_ptr + t * TOPK + k)).to(tl.int64)
             biases = (arena_ptr + slot * RECORD_WORDS + BIAS_WORDS).to(tl.pointer_type(tl.float32))
-            bias = tl.load(biases + row, mask=row < HIDDEN, other=0.0)
+            bias = tl.load(biases + row, mask=(row < HIDDEN) & (slot >= 0), other=0.0)
             total += tl.load(weights_ptr + t * TOPK + k) * bias
     out = out_ptr + t.to(tl.int64) * HIDDEN + row
     tl.store(out, tl.load(out, mask=row < HIDDEN, other=0.0) + total, mask=row < HIDDEN)

@@ -14,15 +14,32 @@ _HALVES = tl.constexpr(0x4A800000)
 _HALVES_FLOAT = tl.constexpr(4194304.0)
 
 
+# Levels of q2 and q3 (quant/codebook.py) plus 128, a byte each, that of the lowest code lowest; of
+# q3 the first four and the last four.
+_LEVELS2 = tl.constexpr(0x9E897762)
+_LEVELS3_LOW = tl.constexpr(0x7C746A5D)
+_LEVELS3_HIGH = tl.constexpr(0xA3968C84)
+# Their scale bytes are the bits 27 to 20 of a float32 less this.
+_SCALE_BASE = tl.constexpr(792)
+
+
 @triton.constexpr_function
 def unit_cols(fmt):
-    """Columns in a unit of 4 bytes."""
-    return {"q4": 8, "mxfp4": 8, "q8": 4, "bf16": 2}[fmt]
+    """Columns in a unit: a word of 4 bytes, for q3 one and a half."""
+    return {"q2": 16, "q3": 16, "q4": 8, "mxfp4": 8, "q8": 4, "bf16": 2}[fmt]
+
+
+@triton.constexpr_function
+def codebook_words(fmt, group):
+    """Words of the codes of a group in a block of q2 or q3; two of scales follow."""
+    return group // 2 if fmt == "q2" else group // 4 * 3
 
 
 @triton.constexpr_function
 def block_words(cols, fmt, group):
     """Words of a block of 8 rows."""
+    if fmt == "q2" or fmt == "q3":
+        return cols // group * (codebook_words(fmt, group) + 2)
     if fmt == "q4":
         return cols // group * (group + 8)
     if fmt == "mxfp4":
@@ -32,20 +49,30 @@ def block_words(cols, fmt, group):
 
 @triton.constexpr_function
 def unit_column(n, fmt):
-    """Which of its unit's columns value n is: 4-bit formats pair columns j and j + 4 in byte j."""
+    """Which of its unit's columns value n is: 4-bit formats pair columns j and j + 4 in byte j,
+    those of 2 and 3 bits have four columns j, j + 4, j + 8 and j + 12 there."""
+    if unit_cols(fmt) == 16:
+        return n % 4 * 4 + n // 4
     return n % 2 * 4 + n // 2 if unit_cols(fmt) == 8 else n
 
 
 @triton.constexpr_function
 def block_align(fmt):
     """Words that the beginning of a block is a multiple of, whatever its length."""
-    return 2 if fmt == "mxfp4" else 8
+    return 2 if fmt in ("mxfp4", "q2", "q3") else 8
 
 
 @triton.jit
 def load_words(w_ptr, off, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr):
-    """Units k [U] of the block at word `off` -> uint32 [U, 8]; zeros where not valid."""
+    """Units k [U] of the block at word `off` -> uint32 [U, 8]; zeros where not valid.
+
+    For q3 uint64, the low bits of the codes below the high ones, which two units share a word of.
+    """
     at = k * 8
+    if FORMAT == "q2":
+        at += k // (GROUP // 16) * 2
+    elif FORMAT == "q3":
+        at += k // 2 * 8 + k // (GROUP // 16) * 2
     if FORMAT == "q4":
         at += k // (GROUP // 8) * 8
     elif FORMAT == "mxfp4":
@@ -54,7 +81,13 @@ def load_words(w_ptr, off, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr):
         at += k // (GROUP // 4) * 8
     r = tl.arange(0, 8)
     words = tl.load(w_ptr + off + at[:, None] + r[None, :], mask=valid[:, None], other=0)
-    return words.to(tl.uint32, bitcast=True)
+    words = words.to(tl.uint32, bitcast=True)
+    if FORMAT == "q3":
+        at += 16 - k % 2 * 8
+        high = tl.load(w_ptr + off + at[:, None] + r[None, :], mask=valid[:, None], other=0)
+        high = high.to(tl.uint32, bitcast=True) >> (k % 2 * 4)[:, None].to(tl.uint32)
+        words = words.to(tl.uint64) | (high & 0x0F0F0F0F).to(tl.uint64) << 32
+    return words
 
 
 @triton.jit
@@ -73,6 +106,12 @@ def load_scale(w_ptr, off, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr):
         # 2^(s - 127) is its exponent field; s = 0 is a denormal number.
         bits = bits.to(tl.uint32)
         scale = tl.where(bits == 0, 0x00400000, bits << 23).to(tl.float32, bitcast=True)
+    elif FORMAT == "q2" or FORMAT == "q3":
+        codes: tl.constexpr = codebook_words(FORMAT, GROUP)
+        group = off + k // (GROUP // 16) * (codes + 2) + codes
+        at = group[:, None] * 4 + r[None, :]
+        bits = tl.load(w_ptr.to(tl.pointer_type(tl.uint8)) + at, mask=valid[:, None], other=0)
+        scale = (bits.to(tl.uint32) + _SCALE_BASE << 20).to(tl.float32, bitcast=True)
     elif FORMAT == "q8":
         group = off + k // (GROUP // 4) * (2 * GROUP + 8) + 2 * GROUP
         at = group[:, None] + r[None, :]
@@ -108,6 +147,16 @@ def code(words, n: tl.constexpr, FORMAT: tl.constexpr):
         value = (value.to(tl.uint32, bitcast=True) | (nibble & 8) << 28).to(
             tl.float32, bitcast=True
         )
+    elif FORMAT == "q2":
+        level = tl.full(words.shape, _LEVELS2, tl.uint32) >> ((words >> (2 * n) & 3) * 8) & 255
+        value = (level | _MAGIC).to(tl.float32, bitcast=True) - (_MAGIC_FLOAT + 128.0)
+    elif FORMAT == "q3":
+        low = words.to(tl.uint32) >> (2 * n) & 3
+        high = (words >> 32).to(tl.uint32) >> (n // 4 * 8 + n % 4) & 1
+        levels = tl.where(high == 0, tl.full(low.shape, _LEVELS3_LOW, tl.uint32), _LEVELS3_HIGH)
+        value = (levels >> (low * 8) & 255 | _MAGIC).to(tl.float32, bitcast=True) - (
+            _MAGIC_FLOAT + 128.0
+        )
     elif FORMAT == "q8":
         # Signed bytes, shifted to 0..255 by flipping the sign bit.
         byte = (words >> (8 * n) & 255) ^ 128
@@ -120,13 +169,25 @@ def code(words, n: tl.constexpr, FORMAT: tl.constexpr):
 
 
 @triton.jit
+def _four(words, n: tl.constexpr, FORMAT: tl.constexpr):
+    """Values n to n + 3 of units of 16 -> [..., 2, 2]: of every fourth column, in order."""
+    even = tl.join(code(words, n, FORMAT), code(words, n + 2, FORMAT))
+    odd = tl.join(code(words, n + 1, FORMAT), code(words, n + 3, FORMAT))
+    return tl.join(even, odd)
+
+
+@triton.jit
 def unit_values(w_ptr, off, k, valid, FORMAT: tl.constexpr, GROUP: tl.constexpr):
     """Decoded weights of units k [U] of a block -> float32 [U, 8, columns of a unit]."""
     words = load_words(w_ptr, off, k, valid, FORMAT, GROUP)
     scale = load_scale(w_ptr, off, k, valid, FORMAT, GROUP)
     bias = load_bias(w_ptr, off, k, valid, FORMAT, GROUP)
     # join adds an inner axis: columns come out in order when the axes go from high bit to low.
-    if unit_cols(FORMAT) == 8:
+    if unit_cols(FORMAT) == 16:
+        outer = tl.join(_four(words, 0, FORMAT), _four(words, 8, FORMAT))
+        inner = tl.join(_four(words, 4, FORMAT), _four(words, 12, FORMAT))
+        values = tl.reshape(tl.join(outer, inner), [k.shape[0], 8, 16]) * scale[:, :, None]
+    elif unit_cols(FORMAT) == 8:
         v00 = tl.join(code(words, 0, FORMAT), code(words, 1, FORMAT))
         v01 = tl.join(code(words, 2, FORMAT), code(words, 3, FORMAT))
         v10 = tl.join(code(words, 4, FORMAT), code(words, 5, FORMAT))
