@@ -123,6 +123,10 @@ class ConfigReader:
             self.fail(names[0], f"an integer in [{low}, {high}]", value)
         return value
 
+    def sizes(self, *names: str) -> dict[str, Any]:
+        """Positive integers by name, for fields that are called as their keys are."""
+        return {name: self.integer(name) for name in names}
+
     def divisor(self, name: str, of: int) -> int:
         """An integer that divides `of`."""
         value = self.integer(name)
