@@ -12,8 +12,9 @@ from flashmoe.errors import ConfigError
 T = TypeVar("T")
 _REQUIRED: Any = object()
 
-# Bounds the work that a damaged config can ask for.
+# Bound the work that a damaged config can ask for.
 MAX_LAYERS = 4096
+MAX_EXPERTS = 2**16
 
 # Keys that say nothing about the forward pass of a text model, or that are read elsewhere.
 HARMLESS = frozenset(
