@@ -41,6 +41,7 @@ from flashmoe.store.plan import (
 )
 from flashmoe.store.sensitivity import formats_for_bits
 from flashmoe.store.stream import item_pieces
+from flashmoe.strict_json import shown
 
 _log = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ def plan_pack(checkpoint: Described, options: PackOptions) -> PackPlan:
     files = {
         name: _small_file(data) for name, data in checkpoint.small_files(fmt.SMALL_FILES).items()
     }
-    name = checkpoint.path.resolve().name
+    name = shown(checkpoint.path.resolve().name)
     quantization = read_quantization(checkpoint.config)
     return make_plan(family, name, specs, checkpoint.tensors, files, options, quantization)
 
