@@ -21,6 +21,12 @@ void expect(bool good, const char* what) {
     if (!good) throw std::invalid_argument(std::string("[Landing] ") + what);
 }
 
+// Sizes that others chose: what exceeds all memory stays above every bound.
+constexpr size_t kTooMuch = static_cast<size_t>(-1);
+
+size_t plus(size_t a, size_t b) { return a > kTooMuch - b ? kTooMuch : a + b; }
+size_t times(size_t a, size_t b) { return b != 0 && a > kTooMuch / b ? kTooMuch : a * b; }
+
 template <class T>
 T load(const uint8_t* from) {
     T value;
@@ -213,7 +219,7 @@ size_t item_bytes(const Move& move) {
 // In the record, from the first byte of a group of a block to its end.
 size_t group_span(const Move& move) {
     const size_t unit = move.unit * wide(move), units = move.run / move.unit;
-    return (units - 1) * kRows * unit + (kRows - 1) * move.apart + unit;
+    return plus(plus(times(units - 1, kRows * unit), times(kRows - 1, move.apart)), unit);
 }
 
 void check_items(const Move& move) {
@@ -240,10 +246,11 @@ void check(const Move& move, size_t record_bytes) {
     expect(move.unit > 0 && move.run > 0 && move.run % move.unit == 0, "run: expected whole units");
     expect(move.groups > 0 && move.times > 0, "groups: expected at least one");
     check_items(move);
-    const size_t blocks = move.rows / kRows, groups = move.groups * move.times;
-    const size_t end = move.at + (blocks - 1) * move.block_bytes + (groups - 1) * move.group_bytes +
-                       group_span(move);
-    expect(end <= record_bytes, "a move ends beyond the record");
+    const size_t blocks = move.rows / kRows, groups = times(move.groups, move.times);
+    const size_t last =
+        plus(times(blocks - 1, move.block_bytes), times(groups - 1, move.group_bytes));
+    expect(plus(plus(move.at, last), group_span(move)) <= record_bytes,
+           "a move ends beyond the record");
 }
 
 }  // namespace
@@ -256,9 +263,10 @@ LandingProgram::LandingProgram(size_t record_bytes, std::vector<Move> moves,
       zeros_(std::move(zeros)) {
     for (const Move& move : moves_) flashmoe::check(move, record_bytes);
     for (const Mxfp4Blob& blob : mxfp4_)
-        expect(blob.at + blob.groups * kMxfp4GroupBytes <= record_bytes, "a blob ends too late");
+        expect(plus(blob.at, times(blob.groups, kMxfp4GroupBytes)) <= record_bytes,
+               "a blob ends too late");
     for (const Range& range : zeros_)
-        expect(range.at + range.bytes <= record_bytes, "a gap ends beyond the record");
+        expect(plus(range.at, range.bytes) <= record_bytes, "a gap ends beyond the record");
 }
 
 void LandingProgram::check(const Slice& slice, size_t bytes) const {
@@ -266,8 +274,9 @@ void LandingProgram::check(const Slice& slice, size_t bytes) const {
     const Move& move = moves_[slice.move];
     const size_t end = size_t{slice.first} + slice.count;
     expect(slice.count > 0 && end <= move.rows / kRows, "slice: expected blocks of its move");
-    const size_t last = (size_t{slice.count} * kRows - 1) * move.row_bytes;
-    expect(slice.from + last + move.groups * move.run <= bytes, "slice: reads beyond its piece");
+    const size_t last = times(size_t{slice.count} * kRows - 1, move.row_bytes);
+    const size_t row = times(move.groups, move.run);
+    expect(plus(plus(slice.from, last), row) <= bytes, "slice: reads beyond its piece");
 }
 
 bool LandingProgram::run(const Slice& slice, const uint8_t* read, uint8_t* record) const {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from typing import Any, NoReturn
 
 from flashmoe.errors import FlashMoeError
@@ -55,10 +56,10 @@ class Fields:
         return self._checked_int(self._get(key), key, low, high)
 
     def text(self, key: str) -> str:
-        """A non-empty string."""
+        """A non-empty string that can be printed."""
         value = self._get(key)
-        if not isinstance(value, str) or not value:
-            self.fail(key, "a non-empty string", value)
+        if not isinstance(value, str) or not value or value != shown(value):
+            self.fail(key, "a non-empty string without control characters", value)
         return value
 
     def string(self, key: str) -> str:
@@ -132,6 +133,14 @@ class Fields:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             self.fail(key, f"an integer in [{low}, {high}]", value)
         return value
+
+
+def shown(text: str) -> str:
+    """A text that a terminal can print: control characters and lone surrogates, as names of files
+    may have them, are replaced."""
+    if text.isprintable():
+        return text
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
 
 
 def _kind(value: object) -> str:

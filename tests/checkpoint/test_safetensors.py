@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,14 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="absent"):
         TensorFile(tmp_path / "absent")
+
+
+def test_a_file_that_cannot_be_read_is_closed_again(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(StorageError, match=r"cannot read.*Is a directory"):
+        TensorFile(tmp_path / "model.safetensors")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_a_file_that_shrinks_while_open_is_a_storage_error(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -253,6 +254,34 @@ def test_slices_outside_are_refused(slices: list[tuple[int, int, int, int]], mes
 def test_a_move_beyond_the_record_is_refused() -> None:
     with pytest.raises(ValueError, match="beyond the record"):
         native(Program(127, (verbatim(16, 8, 8, 0),)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"block_bytes": 2**63},
+        {"groups": 3, "group_bytes": 2**63},
+        {"times": 2**61, "group_bytes": 8},
+        {"at": 2**64 - 8},
+        {"apart": 2**62},
+    ],
+    ids=str,
+)
+def test_moves_whose_end_exceeds_64_bits_are_refused(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="beyond the record"):
+        native(Program(192, (replace(verbatim(24, 8, 8, 0), **change),)))
+
+
+@pytest.mark.parametrize("part", [{"zeros": ((8, 2**64 - 8),)}, {"mxfp4": ((0, 2**61),)}], ids=str)
+def test_ranges_whose_end_exceeds_64_bits_are_refused(part: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="ends"):
+        native(Program(192, (verbatim(24, 8, 8, 0),), **part))
+
+
+def test_slices_whose_end_exceeds_64_bits_are_refused() -> None:
+    program = native(Program(192, (replace(verbatim(24, 8, 8, 0), row_bytes=2**61),)))
+    with pytest.raises(ValueError, match="beyond its piece"):
+        program.run([(0, 0, 3, 0)], np.zeros(192, np.uint8), np.zeros(192, np.uint8))
 
 
 def test_gain_counts_pages_and_extents() -> None:

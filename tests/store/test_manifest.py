@@ -117,11 +117,15 @@ def test_every_value_is_required_and_typed(path: tuple[Any, ...]) -> None:
         (("experts", "record_bytes"), 24576, "expected 20480"),
         (("experts", "down_offset"), 9280, "expected 9216"),
         (("experts", "hidden_size"), 65, "hidden_size"),
+        (("experts", "intermediate_size"), 132, "intermediate_size.*expected a multiple of 8"),
         (("experts", "layers", 0, "file"), "../x", "expected experts-001.safetensors"),
         (("experts", "layers", 0, "crc32c"), [1], "expected 2 checksums, got 1"),
         (("experts", "layers", 0, "crc32c"), [1, 2**32], "integer in"),
         (("experts", "layers"), RAW["experts"]["layers"][::-1], "ascending"),
         (("files", "../../x"), {"bytes": 1, "sha256": "0"}, "unknown file"),
+        (("files", "config.json", "bytes"), 2**40, "integer in"),
+        (("source", "name"), "a\x1b[2Jb", "without control characters"),
+        (("source", "name"), "\ud800", "without control characters"),
     ],
 )
 def test_contradictions(path: tuple[Any, ...], value: Any, message: str) -> None:

@@ -298,6 +298,15 @@ def test_bad_options(arguments: tuple[str, str, int], message: str) -> None:
         PackOptions.parse(*arguments)
 
 
+@pytest.mark.parametrize("name", ["a\nb\x1b[2J", os.fsdecode(b"a\xff")])
+def test_a_directory_whose_name_cannot_be_printed(name: str, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / name, "qwen3_moe")
+    pack_checkpoint(source, tmp_path / "packed", OPTIONS)
+    found = PackedModel.open(tmp_path / "packed").manifest.source_name
+    assert found.startswith("a")
+    assert found.isprintable()
+
+
 def test_unwritable_destination(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "s", "qwen3_moe")
     (tmp_path / "file").write_text("")

@@ -203,6 +203,35 @@ def test_a_lost_data_file_is_written_again(
     assert contents(tmp_path / "p") == expected
 
 
+def test_a_lost_data_file_and_another_kill(
+    tmp_path: Path, source: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new file has its full size at once: nothing but the journal tells that it is empty."""
+    pack_until_write(source, tmp_path / "p", monkeypatch, 60)
+    (tmp_path / "p.partial" / "pack" / "resident.safetensors").unlink()
+    pack_until_write(source, tmp_path / "p", monkeypatch, 8)
+    pack_checkpoint(source, tmp_path / "p", OPTIONS)
+    assert contents(tmp_path / "p") == expected
+
+
+def test_killed_before_the_journal_was_removed(
+    tmp_path: Path, source: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pack has its name, and its journal is still there when somebody deletes it."""
+
+    def killed(self: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module.Path, "unlink", killed)
+        with pytest.raises(Killed):
+            pack_checkpoint(source, tmp_path / "p", OPTIONS)
+    shutil.rmtree(tmp_path / "p")
+    pack_until_write(source, tmp_path / "p", monkeypatch, 8)
+    pack_checkpoint(source, tmp_path / "p", OPTIONS)
+    assert contents(tmp_path / "p") == expected
+
+
 def test_two_packs_at_once(tmp_path: Path, source: Path) -> None:
     (tmp_path / "p.partial").mkdir()
     journal = Journal(tmp_path / "p.partial" / "journal", "plan")
@@ -226,6 +255,18 @@ def test_journal_remembers(tmp_path: Path) -> None:
     journal.append({"b": 2, "c": 3})
     journal.close()
     assert reopened(tmp_path / "j") == {"a": 1, "b": 2, "c": 3}
+
+
+def test_journal_forgets(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", "plan")
+    journal.append({"a": 1, "b": 2, "c": 3})
+    journal.close()
+    journal = Journal(tmp_path / "j", "plan")
+    journal.forget({"b", "x"})
+    assert journal.done == {"a": 1, "c": 3}
+    journal.append({"d": 4})
+    journal.close()
+    assert reopened(tmp_path / "j") == {"a": 1, "c": 3, "d": 4}
 
 
 def test_journal_drops_a_torn_line(tmp_path: Path) -> None:

@@ -92,6 +92,9 @@ def test_sizes_that_cannot_be_are_refused(checkpoint: Path, inputs: Path, tmp_pa
     with pytest.raises(UsageError, match="too few bits") as caught:
         chosen(checkpoint, inputs, 2.0)
     assert "at least 2.25" in str(caught.value)
+    with pytest.raises(UsageError, match="too few bits"):
+        chosen(checkpoint, inputs, float("nan"))
+    assert set(chosen(checkpoint, inputs, float("inf"))) == {("q4", "q4")}
     with pytest.raises(UsageError, match="needs a calibration"):
         pack_checkpoint(
             checkpoint, tmp_path / "p", PackOptions.parse("auto", "q8", 32, experts_bits=3.0)

@@ -12,8 +12,9 @@ from flashmoe.errors import ConfigError
 T = TypeVar("T")
 _REQUIRED: Any = object()
 
-# Bounds the work that a damaged config can ask for.
+# Bound the work that a damaged config can ask for.
 MAX_LAYERS = 4096
+MAX_EXPERTS = 2**16
 
 # Keys that say nothing about the forward pass of a text model, or that are read elsewhere.
 HARMLESS = frozenset(
@@ -122,6 +123,10 @@ class ConfigReader:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             self.fail(names[0], f"an integer in [{low}, {high}]", value)
         return value
+
+    def sizes(self, *names: str) -> dict[str, Any]:
+        """Positive integers by name, for fields that are called as their keys are."""
+        return {name: self.integer(name) for name in names}
 
     def divisor(self, name: str, of: int) -> int:
         """An integer that divides `of`."""

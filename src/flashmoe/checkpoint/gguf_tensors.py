@@ -20,6 +20,7 @@ from flashmoe.quant import FORMATS
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Order = NDArray[np.int64]
 Read = Callable[[Tensor], Bytes]
 """All bytes of a tensor of the files, uint8 [nbytes]."""
 
@@ -57,24 +58,32 @@ def made_floats(
     return Made(tensor, lambda read: as_bytes(make(*(floats(read(t), t) for t in of))))
 
 
-def reordered(tensor: Tensor, name: str, order: NDArray[np.integer]) -> Made:
-    """Rows in another order: row i is row order[i] of `tensor`."""
+def reordered(tensor: Tensor, name: str, rows: int, order: Callable[[], Order]) -> Made:
+    """Rows in another order: row i is row order()[i] of `tensor`. The order is made when the tensor
+    is: only then are its sizes known to be those of the model."""
+    expect_rows(tensor, rows)
     renamed = Tensor(name, tensor.path, tensor.dtype, tensor.shape, 0, tensor.nbytes)
 
     def make(read: Read) -> Bytes:
-        rows: Bytes = read(tensor).reshape(len(order), -1)[order]
-        return rows.reshape(-1)
+        made: Bytes = read(tensor).reshape(rows, -1)[order()]
+        return made.reshape(-1)
 
-    expect_rows(tensor, len(order))
     return Made(renamed, make)
 
 
 def expect_rows(tensor: Tensor, rows: int) -> None:
     """Raises ConfigError unless the tensor's first dimension is `rows`."""
-    if tensor.shape[0] != rows:
-        where = f"{tensor.path}: {tensor.name}"
+    expect_shape(tensor, (rows, *tensor.shape[1:]))
+
+
+def expect_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ConfigError unless the tensor has this shape."""
+    if tensor.shape != shape:
         raise ConfigError(
-            "metadata contradict the shape", where=where, expected=rows, got=tensor.shape
+            "metadata contradict the shape",
+            where=f"{tensor.path}: {tensor.name}",
+            expected=list(shape),
+            got=list(tensor.shape),
         )
 
 
@@ -85,14 +94,14 @@ def part(tensor: Tensor, name: str, index: int) -> Tensor:
     return Tensor(name, tensor.path, tensor.dtype, tensor.shape[1:], offset, nbytes)
 
 
-def unrotated(heads: int, rows: int) -> NDArray[np.int64]:
+def unrotated(heads: int, rows: int) -> Order:
     """Undoes the order that the converter gives Q and K of Llama: pairs (2 i, 2 i + 1) become the
     halves (i, i + half) of a head."""
     pairs = np.arange(rows).reshape(heads, -1, 2)
     return pairs.transpose(0, 2, 1).reshape(-1)
 
 
-def tiled_heads(key_heads: int, heads: int, dim: int) -> NDArray[np.int64]:
+def tiled_heads(key_heads: int, heads: int, dim: int) -> Order:
     """Rows of value heads stored tiled (head j * key_heads + g) in grouped order (g, then j)."""
     stored = np.arange(heads * dim).reshape(heads // key_heads, key_heads, dim)
     return stored.transpose(1, 0, 2).reshape(-1)

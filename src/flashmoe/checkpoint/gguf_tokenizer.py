@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from flashmoe.errors import CheckpointError
 
@@ -47,6 +50,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "deepseek-v3": _DEEPSEEK,
 }
 _NORMALISED = ("qwen2", "qwen35", "olmo")  # text is brought to NFC first
+# The work to find the merges of a SentencePiece token grows with the square of its length.
+MAX_TOKEN = 1024
 # Token types of ggml.
 CONTROL, USER = 3, 4
 # Ends of an answer that eos_token_id may leave out.
@@ -79,8 +84,10 @@ def _json(value: object) -> bytes:
 def _tokenizer(metadata: Mapping[str, Any], tokens: Sequence[str], where: object) -> Any:
     kind = metadata["tokenizer.ggml.model"]
     makers = {"gpt2": _byte_level, "llama": _sentence_pieces}
-    if kind not in makers:
+    if not isinstance(kind, str) or kind not in makers:
         raise _bad(where, "model", " | ".join(makers), kind)
+    if not tokens or max(map(len, tokens)) > MAX_TOKEN:
+        raise _bad(where, "tokens", f"texts of up to {MAX_TOKEN} characters", "none or longer ones")
     if len(set(tokens)) != len(tokens):
         raise _bad(where, "tokens", "different texts", "a text twice")
     base: dict[str, Any] = {
@@ -98,7 +105,7 @@ def _bad(where: object, key: str, expected: object, got: object) -> CheckpointEr
         "tokenizer of a GGUF file is not supported",
         where=f"{where}: tokenizer.ggml.{key}",
         expected=expected,
-        got=repr(got),
+        got=reprlib.repr(got),
         hint="Put the model's own tokenizer.json beside the file",
     )
 
@@ -112,7 +119,7 @@ def _strings(metadata: Mapping[str, Any], key: str, where: object) -> list[str]:
 
 def _numbers(metadata: Mapping[str, Any], key: str, count: int, where: object) -> list[Any]:
     value = metadata.get(f"tokenizer.ggml.{key}")
-    if value is None or isinstance(value, str | list) or len(value) != count:
+    if not isinstance(value, np.ndarray) or len(value) != count:
         raise _bad(where, key, f"{count} numbers", type(value).__name__)
     numbers: list[Any] = value.tolist()
     return numbers
@@ -131,7 +138,7 @@ def _added(metadata: Mapping[str, Any], tokens: Sequence[str], where: object) ->
 
 def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], where: object) -> Any:
     pre = metadata.get("tokenizer.ggml.pre")
-    if pre not in PATTERNS:
+    if not isinstance(pre, str) or pre not in PATTERNS:
         raise _bad(where, "pre", " | ".join(PATTERNS), pre)
     vocab = {text: id_ for id_, text in enumerate(tokens)}
     merges = [merge.split(" ") for merge in _strings(metadata, "merges", where)]
@@ -175,8 +182,8 @@ def _sentence_pieces(metadata: Mapping[str, Any], tokens: Sequence[str], where: 
     steps = [unblank, {"type": "ByteFallback"}, {"type": "Fuse"}]
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     prefix = [{"type": "Prepend", "prepend": "▁"}]
-    spaced = metadata.get("tokenizer.ggml.add_space_prefix", True)
-    unknown = tokens[metadata.get("tokenizer.ggml.unknown_token_id", 0)]
+    spaced = _flag(metadata, "add_space_prefix", True, where)
+    unknown = tokens[_named(metadata, "unknown", tokens, where) or 0]
     pairs = [pair for *_, pair in sorted(merges)]
     return {
         "normalizer": {"type": "Sequence", "normalizers": [*(prefix if spaced else []), blank]},
@@ -194,16 +201,24 @@ def _named(metadata: Mapping[str, Any], key: str, tokens: Sequence[str], where: 
     return id_
 
 
+def _flag(metadata: Mapping[str, Any], key: str, default: bool, where: object) -> bool:
+    value = metadata.get(f"tokenizer.ggml.{key}", default)
+    if not isinstance(value, bool):
+        raise _bad(where, key, "true or false", value)
+    return value
+
+
 def _tokenizer_config(metadata: Mapping[str, Any], tokens: Sequence[str], where: object) -> Any:
     ids = {key: _named(metadata, key, tokens, where) for key in ("bos", "eos")}
     config = {f"{key}_token": tokens[id_] for key, id_ in ids.items() if id_ is not None}
-    return {**config, "add_bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token", False))}
+    return {**config, "add_bos_token": _flag(metadata, "add_bos_token", False, where)}
 
 
 def _generation_config(metadata: Mapping[str, Any], tokens: Sequence[str], where: object) -> Any:
     """All ids that end an answer: those of the metadata, and those whose text says so."""
     known = {_named(metadata, key, tokens, where) for key in ("eos", "eot")} - {None}
-    glm = metadata.get("tokenizer.ggml.pre") in ("glm4", "chatglm-bpe")
+    pre = metadata.get("tokenizer.ggml.pre")
+    glm = isinstance(pre, str) and pre in ("glm4", "chatglm-bpe")
     ends = {*_ENDS, *(_GLM_ENDS if glm else ())}
     kinds = _numbers(metadata, "token_type", len(tokens), where)
     named = {i for i, text in enumerate(tokens) if kinds[i] == CONTROL and text in ends}

@@ -149,17 +149,7 @@ def _awq(section: _Section) -> Quantization:
 
 def _compressed_tensors(section: _Section) -> Quantization:
     packing = section.one_of("format", PACKED, PLAIN, NVFP4)
-    groups = section.raw.get("config_groups")
-    members = list(groups.values()) if isinstance(groups, dict) else []
-    found = [one.get("weights") for one in members if isinstance(one, dict)]
-    if not found or not isinstance(found[0], dict) or any(one != found[0] for one in found):
-        raise ConfigError(
-            "unsupported value",
-            where=f"{section.where}: config_groups",
-            expected="groups with the same weights",
-            got=found,
-        )
-    weights = _Section(found[0], f"{section.where}: weights")
+    weights = _compressed_weights(section)
     if packing == NVFP4:
         weights.one_of("type", "float")
         grouping = Grouping(weights.one_of("num_bits", 4), weights.one_of("group_size", 16))
@@ -174,6 +164,21 @@ def _compressed_tensors(section: _Section) -> Quantization:
         packing=packing,
         permuted=weights.raw.get("actorder") in ("group", True),
     )
+
+
+def _compressed_weights(section: _Section) -> _Section:
+    """What all groups of modules say of their weights."""
+    groups = section.raw.get("config_groups")
+    members = list(groups.values()) if isinstance(groups, dict) else []
+    found = [one.get("weights") for one in members if isinstance(one, dict)]
+    if not found or not isinstance(found[0], dict) or any(one != found[0] for one in found):
+        raise ConfigError(
+            "unsupported value",
+            where=f"{section.where}: config_groups",
+            expected="groups with the same weights",
+            got=found,
+        )
+    return _Section(found[0], f"{section.where}: weights")
 
 
 def _modelopt(section: _Section) -> Quantization:

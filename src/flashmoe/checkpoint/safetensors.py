@@ -57,7 +57,7 @@ class TensorFile:
             status = os.fstat(self._fd)
             self.size, self.mtime_ns = status.st_size, status.st_mtime_ns
             self.tensors = self._read_header()
-        except CheckpointError:
+        except BaseException:
             self.close()
             raise
 

@@ -94,38 +94,45 @@ def _require_derived(reader: ConfigReader, config: Config) -> None:
 
 def _read_sizes(reader: ConfigReader) -> Config:
     layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
-    rope = reader.full_rope(allow_yarn=True)
-    num_experts = reader.integer("n_routed_experts", "num_local_experts", "num_experts")
-    groups, chosen = expert_groups(reader, num_experts)
     return Config(
-        vocab_size=reader.integer("vocab_size"),
-        hidden_size=reader.integer("hidden_size"),
         num_hidden_layers=layers,
         first_k_dense_replace=dense_layers(reader, layers),
-        intermediate_size=reader.integer("intermediate_size"),
-        num_attention_heads=reader.integer("num_attention_heads"),
-        q_lora_rank=reader.integer("q_lora_rank") if reader.has("q_lora_rank") else 0,
-        kv_lora_rank=reader.multiple("kv_lora_rank", of=HEAD_ROWS),
-        qk_nope_head_dim=reader.integer("qk_nope_head_dim"),
-        qk_rope_head_dim=reader.even("qk_rope_head_dim"),
-        v_head_dim=reader.multiple("v_head_dim", of=HEAD_ROWS),
-        num_experts=num_experts,
-        num_experts_per_tok=reader.integer(
-            "num_experts_per_tok", high=num_experts // groups * chosen
-        ),
-        n_group=groups,
-        topk_group=chosen,
-        n_shared_experts=reader.integer("n_shared_experts"),
-        moe_intermediate_size=reader.integer("moe_intermediate_size"),
-        norm_topk_prob=reader.flag("norm_topk_prob", default=True),
-        routed_scaling_factor=reader.number("routed_scaling_factor"),
         rms_norm_eps=reader.number("rms_norm_eps"),
-        rope_theta=rope.theta,
-        rope_interleave=reader.flag("rope_interleave", default=True),
-        yarn=rope.yarn,
-        max_position_embeddings=reader.integer("max_position_embeddings"),
         tie_word_embeddings=reader.flag("tie_word_embeddings", default=False),
+        **reader.sizes("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"),
+        **_read_attention(reader),
+        **_read_experts(reader),
     )
+
+
+def _read_attention(reader: ConfigReader) -> dict[str, Any]:
+    """Fields of the latent attention and its rotation."""
+    rope = reader.full_rope(allow_yarn=True)
+    return {
+        "q_lora_rank": reader.integer("q_lora_rank") if reader.has("q_lora_rank") else 0,
+        "kv_lora_rank": reader.multiple("kv_lora_rank", of=HEAD_ROWS),
+        "qk_rope_head_dim": reader.even("qk_rope_head_dim"),
+        "v_head_dim": reader.multiple("v_head_dim", of=HEAD_ROWS),
+        "rope_theta": rope.theta,
+        "rope_interleave": reader.flag("rope_interleave", default=True),
+        "yarn": rope.yarn,
+        **reader.sizes("num_attention_heads", "qk_nope_head_dim"),
+    }
+
+
+def _read_experts(reader: ConfigReader) -> dict[str, Any]:
+    """Fields of the routed experts, of their groups and of the shared ones."""
+    count = reader.integer("n_routed_experts", "num_local_experts", "num_experts")
+    groups, chosen = expert_groups(reader, count)
+    return {
+        "num_experts": count,
+        "num_experts_per_tok": reader.integer("num_experts_per_tok", high=count // groups * chosen),
+        "n_group": groups,
+        "topk_group": chosen,
+        "norm_topk_prob": reader.flag("norm_topk_prob", default=True),
+        "routed_scaling_factor": reader.number("routed_scaling_factor"),
+        **reader.sizes("n_shared_experts", "moe_intermediate_size"),
+    }
 
 
 def weights(config: Config) -> WeightSpecs:

@@ -87,76 +87,95 @@ def read_config(raw: dict[str, Any]) -> Config:
 
 def _read_fields(reader: ConfigReader) -> Config:
     layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
+    return Config(
+        num_hidden_layers=layers,
+        layer_types=_layer_types(reader, layers),
+        mlp_layer_types=_mlp_types(reader, layers),
+        rms_norm_eps=reader.number("rms_norm_eps"),
+        **reader.sizes("vocab_size", "hidden_size", "max_position_embeddings"),
+        **_read_attention(reader),
+        **_read_experts(reader),
+        **_read_streams(reader),
+    )
+
+
+def _read_attention(reader: ConfigReader) -> dict[str, Any]:
+    """Fields of the heads, of compressed entries and of the indexer that chooses among them."""
     heads, dim = reader.integer("num_attention_heads"), reader.multiple("head_dim", of=8)
-    num_experts = reader.integer("n_routed_experts", "num_local_experts", "num_experts")
     rotary_dim, main, compressed = _rotations(reader, dim)
     index_dim = reader.multiple("index_head_dim", of=8)
     if index_dim < rotary_dim:
         reader.fail("index_head_dim", f"at least {rotary_dim}", index_dim)
-    groups = reader.integer("o_groups")
-    if heads % groups:
-        reader.fail("o_groups", f"a divisor of {heads}", groups)
     sparse, heavy = _rates(reader)
-    return Config(
-        vocab_size=reader.integer("vocab_size"),
-        hidden_size=reader.integer("hidden_size"),
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        head_dim=dim,
-        rotary_dim=rotary_dim,
-        q_lora_rank=reader.integer("q_lora_rank"),
-        o_groups=groups,
-        o_lora_rank=reader.multiple("o_lora_rank", of=8),
-        num_experts=num_experts,
-        num_experts_per_tok=reader.integer("num_experts_per_tok", high=num_experts),
-        moe_intermediate_size=reader.integer("moe_intermediate_size"),
-        routed_scaling_factor=reader.number("routed_scaling_factor"),
-        layer_types=_layer_types(reader, layers),
-        mlp_layer_types=_mlp_types(reader, layers),
-        sliding_window=reader.integer("sliding_window"),
-        sparse_ratio=sparse,
-        heavy_ratio=heavy,
-        index_n_heads=reader.integer("index_n_heads"),
-        index_head_dim=index_dim,
-        index_topk=reader.integer("index_topk"),
-        hc_mult=reader.integer("hc_mult", high=16),
-        hc_sinkhorn_iters=reader.integer("hc_sinkhorn_iters", high=1000),
-        hc_eps=reader.number("hc_eps"),
-        rms_norm_eps=reader.number("rms_norm_eps"),
-        rope=main,
-        compress_rope=compressed,
-        max_position_embeddings=reader.integer("max_position_embeddings"),
-    )
+    return {
+        "num_attention_heads": heads,
+        "head_dim": dim,
+        "rotary_dim": rotary_dim,
+        "rope": main,
+        "compress_rope": compressed,
+        "o_groups": reader.divisor("o_groups", of=heads),
+        "o_lora_rank": reader.multiple("o_lora_rank", of=8),
+        "sparse_ratio": sparse,
+        "heavy_ratio": heavy,
+        "index_head_dim": index_dim,
+        **reader.sizes("q_lora_rank", "sliding_window", "index_n_heads", "index_topk"),
+    }
+
+
+def _read_experts(reader: ConfigReader) -> dict[str, Any]:
+    """Fields of the routed experts."""
+    count = reader.integer("n_routed_experts", "num_local_experts", "num_experts")
+    return {
+        "num_experts": count,
+        "num_experts_per_tok": reader.integer("num_experts_per_tok", high=count),
+        "moe_intermediate_size": reader.integer("moe_intermediate_size"),
+        "routed_scaling_factor": reader.number("routed_scaling_factor"),
+    }
+
+
+def _read_streams(reader: ConfigReader) -> dict[str, Any]:
+    """Fields of the hyper-connections."""
+    return {
+        "hc_mult": reader.integer("hc_mult", high=16),
+        "hc_sinkhorn_iters": reader.integer("hc_sinkhorn_iters", high=1000),
+        "hc_eps": reader.number("hc_eps"),
+    }
 
 
 def _rotations(reader: ConfigReader, head_dim: int) -> tuple[int, Rope, Rope]:
-    """Rotated dimensions, the rotation of layers with a window only, and that of the others.
-
-    `rope_parameters` with main and compress (transformers), or the older `rope_scaling`, which is
-    that of the others alone. Published attention scales neither cos nor sin for YaRN.
-    """
+    """Rotated dimensions, the rotation of layers with a window only, and that of the others."""
     share = reader.even("qk_rope_head_dim") / head_dim if reader.has("qk_rope_head_dim") else 1.0
-    nested = reader.section("rope_parameters")
-    if nested is not None and nested.has("main"):
-        main = nested.required_section("main").own_rope(share)
-        compressed = nested.required_section("compress").own_rope(share, allow_yarn=True)
-        nested.finish()
-        reader.ignore("rope_theta", "compress_rope_theta", "partial_rotary_factor")
-    else:
-        both = reader.rope(default_partial=share, allow_yarn=True)
-        main = dataclasses.replace(both, yarn=None)
-        compressed = dataclasses.replace(both, theta=reader.number("compress_rope_theta"))
-    yarn = compressed.yarn
-    if yarn is not None and yarn.attention_factor is None:
-        yarn = dataclasses.replace(yarn, attention_factor=1.0)
+    main, compressed = _ropes(reader, share)
     rotary_dim = reader.rotated(main, head_dim)
     if rotary_dim != round(share * head_dim) and reader.has("qk_rope_head_dim"):
         reader.fail("qk_rope_head_dim", rotary_dim, share * head_dim)
     if reader.rotated(compressed, head_dim) != rotary_dim:
         reader.fail("partial_rotary_factor", "the same in both rotations", compressed)
-    if yarn is not None and compressed.theta <= 1:
+    if compressed.yarn is not None and compressed.theta <= 1:
         reader.fail("compress_rope_theta", "more than 1", compressed.theta)
-    return rotary_dim, main, dataclasses.replace(compressed, yarn=yarn)
+    return rotary_dim, main, _unscaled(compressed)
+
+
+def _ropes(reader: ConfigReader, share: float) -> tuple[Rope, Rope]:
+    """`rope_parameters` with main and compress (transformers), or the older `rope_scaling`, which
+    is that of the second rotation alone. share: rotated part of a head, where they do not say."""
+    nested = reader.section("rope_parameters")
+    if nested is None or not nested.has("main"):
+        both = reader.rope(default_partial=share, allow_yarn=True)
+        theta = reader.number("compress_rope_theta")
+        return dataclasses.replace(both, yarn=None), dataclasses.replace(both, theta=theta)
+    main = nested.required_section("main").own_rope(share)
+    compressed = nested.required_section("compress").own_rope(share, allow_yarn=True)
+    nested.finish()
+    reader.ignore("rope_theta", "compress_rope_theta", "partial_rotary_factor")
+    return main, compressed
+
+
+def _unscaled(rope: Rope) -> Rope:
+    """Published attention scales neither cos nor sin for YaRN."""
+    if rope.yarn is None or rope.yarn.attention_factor is not None:
+        return rope
+    return dataclasses.replace(rope, yarn=dataclasses.replace(rope.yarn, attention_factor=1.0))
 
 
 def _rates(reader: ConfigReader) -> tuple[int, int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
+from flashmoe.checkpoint.config import MAX_EXPERTS
 from flashmoe.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -31,7 +33,8 @@ class Metadata:
     def number(self, key: str, default: float | None = None) -> float:
         """A number, as short as float32 allows: 1e-6, not 9.99999997e-07."""
         value = self._read(f"{self.arch}.{key}", float, default)
-        return float(str(np.float32(value)))
+        with np.errstate(over="ignore"):
+            return float(str(np.float32(value)))
 
     def text(self, key: str, default: str) -> str:
         """A string."""
@@ -50,13 +53,15 @@ class Metadata:
     def require(self, key: str, expected: object, default: object) -> None:
         """Refuses every other value."""
         got = self._values.get(f"{self.arch}.{key}", default)
-        if got != expected:
+        if type(got) is not type(expected) or got != expected:
             self.fail(key, expected, got)
 
     def fail(self, key: str, expected: object, got: object) -> None:
         """Raises ConfigError."""
         where = f"{self._where}: {self.arch}.{key}"
-        raise ConfigError("unsupported value", where=where, expected=expected, got=repr(got))
+        raise ConfigError(
+            "unsupported value", where=where, expected=expected, got=reprlib.repr(got)
+        )
 
     def _read(self, key: str, kind: type, default: object = None) -> Any:
         value = self._values.get(key, default)
@@ -64,7 +69,9 @@ class Metadata:
             raise ConfigError("key is missing", where=f"{self._where}: {key}")
         if type(value) is not kind and not (kind is float and type(value) is int):
             where = f"{self._where}: {key}"
-            raise ConfigError("bad value", where=where, expected=kind.__name__, got=repr(value))
+            raise ConfigError(
+                "bad value", where=where, expected=kind.__name__, got=reprlib.repr(value)
+            )
         return value
 
 
@@ -79,11 +86,12 @@ def read_config(values: Mapping[str, Any], tensors: Collection[str], where: obje
             "GGUF architecture is not supported",
             where=f"{where}: general.architecture",
             expected=" | ".join(ARCHITECTURES),
-            got=repr(metadata.arch),
+            got=reprlib.repr(metadata.arch),
         )
     model_type, special = ARCHITECTURES[metadata.arch]
-    if not metadata.integer("expert_count", 0):
-        metadata.fail("expert_count", "a Mixture-of-Experts model", 0)
+    experts = metadata.integer("expert_count", 0)
+    if not 0 < experts <= MAX_EXPERTS:
+        metadata.fail("expert_count", f"a Mixture-of-Experts model of up to {MAX_EXPERTS}", experts)
     config = _common(metadata) | {"model_type": model_type}
     config |= {"tie_word_embeddings": "output.weight" not in tensors}
     return config | special(metadata, tensors)
@@ -115,7 +123,8 @@ def _plain_rope(metadata: Metadata) -> None:
 
 
 def _partial(metadata: Metadata, head_dim: int) -> float:
-    return metadata.integer("rope.dimension_count", head_dim) / head_dim
+    # A head of no dimensions is refused with the config.
+    return metadata.integer("rope.dimension_count", head_dim) / max(head_dim, 1)
 
 
 def _yarn(metadata: Metadata, **more: object) -> Config:
@@ -200,12 +209,9 @@ def _deepseek_v3(metadata: Metadata, tensors: Collection[str]) -> Config:
     keys = metadata.integer("attention.key_length_mla", 0)
     values = metadata.integer("attention.value_length_mla", 0)
     keys = keys or metadata.integer("attention.key_length")
-    groups = metadata.integer("expert_group_count", 0)
-    if not groups:
-        _log.warning("the file does not say in which groups experts are chosen: all are one group")
-    groups = groups or 1
-    config = {
+    return {
         **_sigmoid_experts(metadata),
+        **_groups(metadata),
         "q_lora_rank": metadata.integer("attention.q_lora_rank", 0) or None,
         "kv_lora_rank": metadata.integer("attention.kv_lora_rank"),
         "qk_nope_head_dim": keys - rope,
@@ -213,15 +219,25 @@ def _deepseek_v3(metadata: Metadata, tensors: Collection[str]) -> Config:
         "v_head_dim": values or metadata.integer("attention.value_length"),
         "head_dim": keys,
         "num_key_value_heads": metadata.integer("attention.head_count"),
-        "n_group": groups,
-        "topk_group": metadata.integer("expert_group_used_count", groups),
+        **_deepseek_rope(metadata),
     }
+
+
+def _groups(metadata: Metadata) -> Config:
+    groups = metadata.integer("expert_group_count", 0)
+    if not groups:
+        _log.warning("the file does not say in which groups experts are chosen: all are one group")
+    groups = groups or 1
+    return {"n_group": groups, "topk_group": metadata.integer("expert_group_used_count", groups)}
+
+
+def _deepseek_rope(metadata: Metadata) -> Config:
     if metadata.text("rope.scaling.type", "none") != "yarn":
         _plain_rope(metadata)
-        return config
+        return {}
     # The file has 0.1 mscale_all_dim; published configs have mscale = mscale_all_dim.
     scale = round(metadata.number("rope.scaling.yarn_log_multiplier", 0.1) / 0.1, 6)
-    return config | _yarn(metadata, mscale=scale, mscale_all_dim=scale)
+    return _yarn(metadata, mscale=scale, mscale_all_dim=scale)
 
 
 def _qwen_hybrid(metadata: Metadata, tensors: Collection[str]) -> Config:

@@ -60,30 +60,23 @@ def read_config(raw: dict[str, Any]) -> Config:
 
 def _read_fields(reader: ConfigReader) -> Config:
     layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
-    heads, num_experts = (
-        reader.integer("num_attention_heads"),
-        reader.integer("num_local_experts", "num_experts"),
-    )
+    heads = reader.integer("num_attention_heads")
+    count = reader.integer("num_local_experts", "num_experts")
     rope = reader.full_rope(allow_yarn=True)
     return Config(
-        vocab_size=reader.integer("vocab_size"),
-        hidden_size=reader.integer("hidden_size"),
         num_hidden_layers=layers,
         layer_types=_layer_types(reader, layers),
-        sliding_window=reader.integer("sliding_window"),
         num_attention_heads=heads,
         num_key_value_heads=reader.divisor("num_key_value_heads", of=heads),
         head_dim=reader.even("head_dim"),
-        num_experts=num_experts,
-        num_experts_per_tok=reader.integer(
-            "num_experts_per_tok", "experts_per_token", high=num_experts
-        ),
+        num_experts=count,
+        num_experts_per_tok=reader.integer("num_experts_per_tok", "experts_per_token", high=count),
         moe_intermediate_size=reader.integer("intermediate_size"),
         rms_norm_eps=reader.number("rms_norm_eps"),
         rope_theta=rope.theta,
         yarn=rope.yarn,
-        max_position_embeddings=reader.integer("max_position_embeddings"),
         tie_word_embeddings=reader.flag("tie_word_embeddings", default=False),
+        **reader.sizes("vocab_size", "hidden_size", "sliding_window", "max_position_embeddings"),
     )
 
 

@@ -85,38 +85,44 @@ def read_config(raw: dict[str, Any]) -> Config:
 
 def read_fields(reader: ConfigReader) -> Config:
     """The fields, their names shared with Qwen3-Next."""
-    layers, heads = (
-        reader.integer("num_hidden_layers", high=MAX_LAYERS),
-        reader.integer("num_attention_heads"),
-    )
-    head_dim, rope = reader.integer("head_dim"), reader.rope(default_partial=0.25)
-    rotary_dim = reader.rotated(rope, head_dim)
-    value_heads = reader.integer("linear_num_value_heads")
+    layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
     num_experts = reader.integer("num_experts", "num_local_experts", "n_routed_experts")
     return Config(
-        vocab_size=reader.integer("vocab_size"),
-        hidden_size=reader.integer("hidden_size"),
         num_hidden_layers=layers,
         layer_types=_layer_types(reader, layers),
-        num_attention_heads=heads,
-        num_key_value_heads=reader.divisor("num_key_value_heads", of=heads),
-        head_dim=head_dim,
-        linear_num_key_heads=reader.divisor("linear_num_key_heads", of=value_heads),
-        linear_num_value_heads=value_heads,
-        linear_key_head_dim=reader.integer("linear_key_head_dim"),
-        linear_value_head_dim=reader.integer("linear_value_head_dim"),
-        linear_conv_kernel_dim=reader.integer("linear_conv_kernel_dim"),
         num_experts=num_experts,
         num_experts_per_tok=reader.integer("num_experts_per_tok", high=num_experts),
-        moe_intermediate_size=reader.integer("moe_intermediate_size"),
-        shared_expert_intermediate_size=reader.integer("shared_expert_intermediate_size"),
         norm_topk_prob=True,
         rms_norm_eps=reader.number("rms_norm_eps"),
-        rope_theta=rope.theta,
-        rotary_dim=rotary_dim,
-        max_position_embeddings=reader.integer("max_position_embeddings"),
         tie_word_embeddings=reader.flag("tie_word_embeddings", default=False),
+        **reader.sizes("vocab_size", "hidden_size", "max_position_embeddings"),
+        **reader.sizes("moe_intermediate_size", "shared_expert_intermediate_size"),
+        **_read_attention(reader),
+        **_read_delta_rule(reader),
     )
+
+
+def _read_attention(reader: ConfigReader) -> dict[str, Any]:
+    """Fields of the layers with attention."""
+    heads, head_dim = reader.integer("num_attention_heads"), reader.integer("head_dim")
+    rope = reader.rope(default_partial=0.25)
+    return {
+        "num_attention_heads": heads,
+        "num_key_value_heads": reader.divisor("num_key_value_heads", of=heads),
+        "head_dim": head_dim,
+        "rope_theta": rope.theta,
+        "rotary_dim": reader.rotated(rope, head_dim),
+    }
+
+
+def _read_delta_rule(reader: ConfigReader) -> dict[str, Any]:
+    """Fields of the layers with the gated delta rule."""
+    heads = reader.integer("linear_num_value_heads")
+    return {
+        "linear_num_key_heads": reader.divisor("linear_num_key_heads", of=heads),
+        "linear_num_value_heads": heads,
+        **reader.sizes("linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim"),
+    }
 
 
 def _layer_types(reader: ConfigReader, layers: int) -> tuple[str, ...]:

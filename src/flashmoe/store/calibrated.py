@@ -19,36 +19,39 @@ from flashmoe.quant import gptq
 from flashmoe.quant.layout import Bytes
 from flashmoe.store.calibration import Calibration
 from flashmoe.store.expert_inputs import blend, first_tokens, hidden, moments, weights
-from flashmoe.store.format import expert_key, stored_by
+from flashmoe.store.format import Manifest, expert_key, stored_by
 from flashmoe.store.plan import CopyVector, EncodeMatrix, Item, PackPlan
+
+
+def _expect_fitting(manifest: Manifest) -> None:
+    """Raises UsageError for experts that cannot be calibrated."""
+    layout = manifest.experts
+    formats = {one.name for own in manifest.layouts.values() for one in (own.gate_up, own.down)}
+    plain = layout.activation == "swiglu" and not layout.bias
+    if not plain or not formats <= set(gptq.CALIBRATED):
+        raise UsageError(
+            "calibration does not fit these experts",
+            where="--calibration",
+            expected="plain SwiGLU experts in " + " | ".join(gptq.CALIBRATED),
+            got=f"{layout.activation} in {' and '.join(sorted(formats))}",
+        )
 
 
 class CalibratedExperts:
     """Makes the records of experts. Raises UsageError for experts that it cannot calibrate."""
 
     def __init__(self, calibration: Calibration, plan: PackPlan) -> None:
-        self._layout = plan.manifest.experts
-        layouts = plan.manifest.layouts.values()
-        formats = {one.name for layout in layouts for one in (layout.gate_up, layout.down)}
-        plain = self._layout.activation == "swiglu" and not self._layout.bias
-        if not plain or not formats <= set(gptq.CALIBRATED):
-            raise UsageError(
-                "calibration does not fit these experts",
-                where="--calibration",
-                expected="plain SwiGLU experts in " + " | ".join(gptq.CALIBRATED),
-                got=f"{self._layout.activation} in {' and '.join(sorted(formats))}",
-            )
+        _expect_fitting(plan.manifest)
+        layout = plan.manifest.experts
         self._places = {
             expert_key(stored_by(layer), expert): (layer.layer, expert)
             for layer in plan.manifest.layers
             if layer.shares is None
-            for expert in range(self._layout.num_experts)
+            for expert in range(layout.num_experts)
         }
         self._inputs = functools.lru_cache(maxsize=1)(
             functools.partial(
-                calibration.layer,
-                hidden=self._layout.hidden_size,
-                experts=self._layout.num_experts,
+                calibration.layer, hidden=layout.hidden_size, experts=layout.num_experts
             )
         )
         self._pooled = functools.lru_cache(maxsize=1)(self._pooled_moments)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from flashmoe.errors import CheckpointError, UsageError
 from flashmoe.files import storage_errors
 from flashmoe.quant.layout import Floats, from_bf16, to_bf16
-from flashmoe.strict_json import parse
+from flashmoe.strict_json import parse, shown
 
 KIND = "flashmoe calibration"
 SHINGLES = "; shingles "  # before the sketch in a pack's record
@@ -155,7 +155,7 @@ class Calibration:
         with storage_errors("cannot read", self.path), self.path.open("rb") as file:
             while piece := file.read(1 << 24):
                 digest.update(piece)
-        record = f"{self._about.get('text', '')}; sha256 {digest.hexdigest()}"
+        record = f"{shown(str(self._about.get('text', '')))}; sha256 {digest.hexdigest()}"
         return f"{record}{SHINGLES}{found}" if (found := self._about.get("shingles")) else record
 
     def _other(self, expected: str, got: str) -> UsageError:

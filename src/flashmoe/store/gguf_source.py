@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from flashmoe.checkpoint.safetensors import Tensor
 from flashmoe.errors import CheckpointError, UsageError
 from flashmoe.files import read_small
 from flashmoe.models.gguf_config import read_config
-from flashmoe.models.gguf_layers import Entries, as_on_the_hub
+from flashmoe.models.gguf_layers import as_on_the_hub
 from flashmoe.models.gguf_names import hub_name
 
 SUFFIX = ".gguf"
@@ -63,23 +63,23 @@ class GgufCheckpoint:
         self.config["vocab_size"] = stored[_EMBEDDING].shape[0]
         layers = self.config["num_hidden_layers"]
         kind = self.config["model_type"]
-        named = {hub_name(name, kind, layers): tensor for name, tensor in stored.items()}
-        self._entries: Entries = as_on_the_hub(named, self.config)
+        entries = as_on_the_hub(_renamed(stored, kind, layers), self.config)
         self.tensors = {
             name: entry.tensor if isinstance(entry, Made) else entry
-            for name, entry in self._entries.items()
+            for name, entry in entries.items()
         }
-        self._made = {e.tensor.name: e for e in self._entries.values() if isinstance(e, Made)}
+        self._made = {e.tensor.name: e for e in entries.values() if isinstance(e, Made)}
 
     def read(self, tensor: Tensor, start: int, nbytes: int) -> NDArray[np.uint8]:
         """Bytes [start, start + nbytes) of a tensor -> uint8 [nbytes]."""
         assert 0 <= start <= start + nbytes <= tensor.nbytes
         if tensor.name not in self._made:
             return self.files[tensor.path].read(tensor.offset + start, nbytes)
-        # Kept for the next piece: they come in order.
-        if self._last is None or self._last[0] != tensor.name:
-            self._last = tensor.name, self._made[tensor.name].make(self._whole)
-        return self._last[1][start : start + nbytes]
+        # Kept for the next piece: they come in order. Other threads may replace it meanwhile.
+        last = self._last
+        if last is None or last[0] != tensor.name:
+            last = self._last = tensor.name, self._made[tensor.name].make(self._whole)
+        return last[1][start : start + nbytes]
 
     def _whole(self, tensor: Tensor) -> NDArray[np.uint8]:
         return self.files[tensor.path].read(tensor.offset, tensor.nbytes)
@@ -139,3 +139,19 @@ def _together(files: Sequence[GgufFile]) -> dict[str, Tensor]:
             raise CheckpointError("tensor is in two parts", where=file.path, got=min(twice))
         tensors |= file.tensors
     return tensors
+
+
+def _renamed(stored: Mapping[str, Tensor], model_type: str, layers: int) -> dict[str, Tensor]:
+    """Tensors under the names of the hub. Raises CheckpointError for two of the same name."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        new = hub_name(name, model_type, layers)
+        if new in renamed:
+            raise CheckpointError(
+                "two names of the same tensor",
+                where=f"{tensor.path}: {new}",
+                expected="one of them",
+                got=f"{renamed[new].name}, {name}",
+            )
+        renamed[new] = tensor
+    return renamed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from flashmoe.errors import PackError, UsageError
@@ -28,6 +29,7 @@ class Journal:
         self._path = path
         with storage_errors("cannot open the journal", path):
             self._file = path.open("a+b", buffering=0)
+        self._fingerprint = fingerprint
         try:
             self._lock()
             self.done = self._load(fingerprint)
@@ -38,6 +40,20 @@ class Journal:
     def append(self, items: dict[str, int]) -> None:
         """Records items whose data was synced; returns when the journal was, too."""
         self._write([{"item": key, "crc32c": crc} for key, crc in items.items()])
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Drops items whose data is gone; returns when no later run can take them for done.
+
+        A crash in between loses other items too: their work is done again.
+        """
+        lost = self.done.keys() & set(keys)
+        if not lost:
+            return
+        self.done = {key: crc for key, crc in self.done.items() if key not in lost}
+        with storage_errors("cannot write", self._path):
+            self._file.truncate(0)
+        self._write([{"plan": self._fingerprint}])
+        self.append(self.done)
 
     def close(self) -> None:
         """Releases the lock."""

@@ -8,10 +8,13 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, get_args
 
+from flashmoe.checkpoint.config import MAX_EXPERTS, MAX_LAYERS
+from flashmoe.checkpoint.directory import MAX_SMALL_FILE
 from flashmoe.errors import PackError
 from flashmoe.ops.base import Activation
 from flashmoe.quant import FORMATS, Format, groups
 from flashmoe.store.format import (
+    INTERLEAVE,
     MANIFEST,
     NAME,
     SMALL_FILES,
@@ -30,8 +33,6 @@ from flashmoe.strict_json import Fields, parse
 MAX_BYTES = 64 << 20
 MAX_DIM = 2**31 - 1
 MAX_TENSOR_BYTES = 2**44
-MAX_EXPERTS = 2**16
-MAX_LAYERS = 2**12
 MAX_CRC = 2**32 - 1
 UNCALIBRATED = "none"
 
@@ -153,6 +154,9 @@ def _layout(fields: Fields, version: int) -> ExpertLayout:
 
 def _check_layout(fields: Fields, layout: ExpertLayout, version: int) -> None:
     """Formats fit, and sizes are those that follow."""
+    if layout.intermediate_size % INTERLEAVE:
+        expected = f"a multiple of {INTERLEAVE}"
+        fields.fail("intermediate_size", expected, layout.intermediate_size)
     if not layout.gate_up.fits(layout.hidden_size) or not layout.down.fits(
         layout.intermediate_size
     ):
@@ -222,7 +226,8 @@ def _files(fields: Fields) -> dict[str, SmallFile]:
     for name, member in fields.members().items():
         if name not in SMALL_FILES:
             raise PackError("unknown file", where=fields.where, got=repr(name))
-        files[name] = SmallFile(member.integer("bytes"), member.text("sha256"))
+        nbytes = member.integer("bytes", high=MAX_SMALL_FILE)
+        files[name] = SmallFile(nbytes, member.text("sha256"))
         member.end()
     if "config.json" not in files:
         raise PackError("config.json is not listed", where=fields.where)

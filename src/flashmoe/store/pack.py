@@ -41,6 +41,7 @@ from flashmoe.store.plan import (
 )
 from flashmoe.store.sensitivity import formats_for_bits
 from flashmoe.store.stream import item_pieces
+from flashmoe.strict_json import shown
 
 _log = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ def plan_pack(checkpoint: Described, options: PackOptions) -> PackPlan:
     files = {
         name: _small_file(data) for name, data in checkpoint.small_files(fmt.SMALL_FILES).items()
     }
-    name = checkpoint.path.resolve().name
+    name = shown(checkpoint.path.resolve().name)
     quantization = read_quantization(checkpoint.config)
     return make_plan(family, name, specs, checkpoint.tensors, files, options, quantization)
 
@@ -220,26 +221,32 @@ class _Packer:
         with ExitStack() as stack:
             journal = Journal(self._work / "journal", fingerprint(self._plan, sources))
             stack.callback(journal.close)
-            done = self._open_files(journal.done, stack)
+            done = self._open_files(journal, stack)
             self._check_space(done)
             self._write_items(journal, done)
             return self._finish(done)
 
-    def _open_files(self, journalled: Mapping[str, int], stack: ExitStack) -> dict[str, int]:
+    def _open_files(self, journal: Journal, stack: ExitStack) -> dict[str, int]:
         """Opens all data files at their full size -> the items that need not be written again."""
-        fresh = set()
-        for name, (header, size) in self._plan.manifest.data_files().items():
-            path = self._pack / name
-            with storage_errors("cannot open", path):
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                stack.callback(os.close, fd)
-                if os.fstat(fd).st_size != size:
-                    fresh.add(name)
-                    os.ftruncate(fd, size)
-            write_exactly(fd, memoryview(header), 0, path)
-            self._fds[name] = fd
-        kept = {item.key for item in self._plan.items if item.file not in fresh}
-        return {key: crc for key, crc in journalled.items() if key in kept}
+        files = self._plan.manifest.data_files()
+        for name in files:
+            self._fds[name] = self._open(self._pack / name)
+            stack.callback(os.close, self._fds[name])
+        # Before such a file gets its size: it would look complete to a run after a crash.
+        lost = {name for name, (_, size) in files.items() if self._size(name) != size}
+        journal.forget({item.key for item in self._plan.items if item.file in lost})
+        for name, (header, size) in files.items():
+            with storage_errors("cannot write", self._pack / name):
+                os.ftruncate(self._fds[name], size)
+            write_exactly(self._fds[name], memoryview(header), 0, self._pack / name)
+        return dict(journal.done)
+
+    def _open(self, path: Path) -> int:
+        with storage_errors("cannot open", path):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def _size(self, name: str) -> int:
+        return os.fstat(self._fds[name]).st_size
 
     def _check_space(self, done: Mapping[str, int]) -> None:
         missing = [item for item in self._plan.items if item.key not in done]

@@ -73,7 +73,9 @@ class PackedModel:
     @property
     def identity(self) -> str:
         """SHA-256 of the manifest, which holds the checksums of all weights."""
-        return hashlib.sha256((self.path / fmt.MANIFEST).read_bytes()).hexdigest()
+        return hashlib.sha256(
+            read_small(self.path / fmt.MANIFEST, MAX_BYTES, PackError)
+        ).hexdigest()
 
     @property
     def data_files(self) -> tuple[Path, ...]:
@@ -85,7 +87,8 @@ class PackedModel:
         """Size of all files of the pack."""
         data = sum(size for _, size in self.manifest.data_files().values())
         small = sum(file.nbytes for file in self.manifest.files.values())
-        return data + small + (self.path / fmt.MANIFEST).stat().st_size
+        with storage_errors("cannot read", self.path):
+            return data + small + (self.path / fmt.MANIFEST).stat().st_size
 
     @property
     def reader_bytes(self) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flashmoe.checkpoint.directory import Source
 from flashmoe.errors import UsageError
@@ -41,31 +42,28 @@ def formats_for_bits(
     Raises UsageError (bits below the smallest format, a calibration of another model).
     """
     layout = plan.manifest.experts
-    choices = [
-        ExpertFormats(Format(gate_up, group), Format(down, group))
-        for gate_up, down in itertools.product(CANDIDATES, repeat=2)
-    ]
+    formats = [Format(name, group) for name in CANDIDATES]
+    choices = [ExpertFormats(*both) for both in itertools.product(formats, repeat=2)]
     layers = [layer.layer for layer in plan.manifest.layers]
     costs = np.array([[_bytes(layout, choice) for choice in choices]] * len(layers), np.int64)
-    weights_ = 3 * layout.hidden_size * layout.intermediate_size
-    budget = int(bits * weights_ * len(layers) / 8)
-    if budget < costs.min(axis=1).sum():
-        least = 8 * costs.min() / weights_
-        raise UsageError(
-            "too few bits", where="--experts-bits", expected=f"at least {least:.4g}", got=bits
-        )
-    losses = layer_losses(checkpoint, calibration, plan, [Format(n, group) for n in CANDIDATES])
+    budget = _budget(costs, bits, 3 * layout.hidden_size * layout.intermediate_size)
+    losses = layer_losses(checkpoint, calibration, plan, formats)
+    of_layers = [losses[layer] for layer in layers]
     table = np.array(
-        [
-            [
-                losses[layer].gate_up[choice.gate_up] + losses[layer].down[choice.down]
-                for choice in choices
-            ]
-            for layer in layers
-        ]
+        [[one.gate_up[of.gate_up] + one.down[of.down] for of in choices] for one in of_layers]
     )
     chosen = allocate(costs, table, budget)
     return {layer: choices[at] for layer, at in zip(layers, chosen, strict=True)}
+
+
+def _budget(costs: NDArray[np.int64], bits: float, weights_: int) -> int:
+    """Bytes of an expert of each layer together, of costs [layers, choices]; weights_: of one."""
+    least, most = costs.min(axis=1).sum(), costs.max(axis=1).sum()
+    wanted = bits * weights_ * len(costs) / 8
+    if not wanted >= least:  # nor for NaN
+        expected = f"at least {8 * costs.min() / weights_:.4g}"
+        raise UsageError("too few bits", where="--experts-bits", expected=expected, got=bits)
+    return int(min(wanted, most))
 
 
 @dataclass(frozen=True)
