@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,21 @@ def test_what_a_model_says_of_itself(model: Model) -> None:
 def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         flashmoe.load(**settings)
+
+
+def open_expert_files() -> int:
+    targets = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    return sum("demo_model/experts" in target for target in targets)
+
+
+def test_a_load_that_fails_closes_the_files_of_experts(tmp_path: Path) -> None:
+    """Even while somebody holds the error, and with it the frames of the load."""
+    taken, before = tmp_path / "trace", open_expert_files()
+    taken.touch()
+    with pytest.raises(UsageError, match="there is a file of this name") as error:
+        flashmoe.load(trace=taken)
+    assert open_expert_files() == before
+    assert error.value.where == taken
 
 
 def test_a_closed_model_refuses_and_lets_its_memory_go() -> None:
