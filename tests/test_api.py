@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import flashmoe
-from flashmoe import _native
+from flashmoe import _native, api
 from flashmoe.api import Model
 from flashmoe.bench.routing import RoutingRecorder
 from flashmoe.errors import ContextLengthError, PackError, UsageError
@@ -70,12 +70,17 @@ def test_what_a_model_says_of_itself(model: Model) -> None:
         ({"bogus": 1}, "load: unknown setting; expected ram, cache, .* got bogus"),
         ({"threads": 0}, "threads: wrong value"),
         ({"threads": "2"}, "threads: wrong value"),
+        ({"threads": 10**30}, "threads: wrong value; expected an integer from 1 to 1024"),
+        ({"readers": 1025}, "readers: wrong value; expected an integer from 1 to 1024"),
         ({"readers": 0}, "readers: wrong value"),
         ({"context_length": 5000}, "context_length: longer than the model's context"),
         ({"experts_per_token": 9}, "experts_per_token: more experts than .*expected 1 to 8, got 9"),
         ({"experts_per_token": 0}, "experts_per_token: wrong value"),
         ({"isa": "avx1024"}, r"isa: .*expected auto \| scalar.*got avx1024"),
         ({"verify": "maybe"}, "verify: unknown choice"),
+        ({"routing": "mass"}, "routing: not a number; expected numbers, as mass=0.9, got mass"),
+        ({"routing": "mass=0.9,mass=0.5"}, "routing: a rule is given twice"),
+        ({"routing": "k=2", "experts_per_token": 3}, "experts_per_token, routing: .* 3 and k=2"),
         ({"ram": "much"}, "--ram: not a size"),
         ({"cache": "some"}, "--cache: not a size"),
         ({"cache": -1}, "--cache: smaller than what one step needs"),
@@ -84,6 +89,24 @@ def test_what_a_model_says_of_itself(model: Model) -> None:
 def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         flashmoe.load(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"routing": "mass=0.9"}, "routing"),
+        ({"trace": "never-made"}, "trace"),
+        ({"parallel": 2}, "parallel"),
+        ({"prefix_ram": "1G"}, "prefix_ram"),
+    ],
+)
+def test_what_a_card_refuses_before_torch_comes_in(
+    settings: dict[str, Any], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_settled", lambda path, wanted: ("cuda", "asked for"))
+    with pytest.raises(UsageError, match=f"^{where}: a card .*Use --device cpu, or leave it out"):
+        flashmoe.load(**settings)
+    assert not Path("never-made").exists()
 
 
 def open_expert_files() -> int:
