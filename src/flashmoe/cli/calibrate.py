@@ -18,7 +18,7 @@ def calibrate(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the texts at most.")] = 65536,
     sample: Annotated[int, typer.Option(help="Tokens that the model itself writes.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of what it writes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what it writes.")] = 0,
     ram: Annotated[str | None, typer.Option(help="Memory limit, e.g. 8G.")] = None,
 ) -> None:
     """Run texts through a model and record what its experts are given.
