@@ -1,5 +1,6 @@
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -102,6 +103,31 @@ def test_a_closed_pipe_is_quiet(slow: subprocess.Popen[str]) -> None:
     slow.stdout.close()
     assert slow.stderr.read() == ""
     assert slow.wait(timeout=20) == 1
+
+
+def in_shell(redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command with the standard streams that a shell gives it."""
+    command = shlex.join([*COMMAND, *arguments])
+    return subprocess.run(["sh", "-c", f"{command} {redirection}"], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [("run", "What?"), ("families",), ("--help",)])
+def test_a_full_disk_is_told(arguments: tuple[str, ...]) -> None:
+    result = in_shell(">/dev/full", *arguments)
+    assert result.returncode == 1
+    message = "flashmoe: error: the output cannot be written: No space left on device"
+    assert result.stderr.splitlines()[-1] == message
+    assert "Traceback" not in result.stderr
+
+
+def test_streams_may_be_closed() -> None:
+    assert in_shell(">&-", "run", "What?").returncode == 0
+    assert in_shell("2>&-", "run", "What?").stdout == "Good morning to you.\n"
+    result = in_shell("<&-", "run", "-")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "flashmoe: error: PROMPT: the prompt is empty\n",
+    )
 
 
 def test_output_that_the_locale_lacks_is_replaced() -> None:
