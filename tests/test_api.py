@@ -18,9 +18,12 @@ import flashmoe
 from flashmoe import _native, api
 from flashmoe.api import Model
 from flashmoe.bench.routing import RoutingRecorder
+from flashmoe.demo import demo_model_path
 from flashmoe.errors import ContextLengthError, PackError, UsageError
 from flashmoe.evals.tool_calls import first_call
 from flashmoe.generate.loop import Piece
+from flashmoe.loading import load_model
+from flashmoe.settings import EngineSettings
 from flashmoe.stats import PHASES
 from tests.support.tolerances import LOGPROB_ATOL
 
@@ -107,6 +110,18 @@ def test_what_a_card_refuses_before_torch_comes_in(
     with pytest.raises(UsageError, match=f"^{where}: a card .*Use --device cpu, or leave it out"):
         flashmoe.load(**settings)
     assert not Path("never-made").exists()
+
+
+def test_threads_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(threads: int) -> Any:
+        raise RuntimeError("Resource temporarily unavailable")
+
+    message = "^{}: the system does not give these threads: Resource .*got 7.*ulimit -u"
+    with pytest.raises(UsageError, match=message.format("readers")):
+        load_model(demo_model_path(), EngineSettings(readers=7), make_reader=refuse)
+    monkeypatch.setattr(_native, "Pool", refuse)
+    with pytest.raises(UsageError, match=message.format("threads")):
+        flashmoe.load(threads=7)
 
 
 def open_expert_files() -> int:
