@@ -195,11 +195,19 @@ def test_concurrency_records_the_limit_of_the_environment(
     assert row["limits"]["ram"] == row["options"]["engine"]["ram"] == "1G"
 
 
-def test_a_line_that_cannot_be_written_is_shown(trace: Path, tmp_path: Path) -> None:
-    result = bench("policies", trace, "--slots", 4, "--results", tmp_path)
+def test_a_line_that_cannot_be_written_is_shown(trace: Path) -> None:
+    result = bench("policies", trace, "--slots", 4, "--results", trace / "below-a-file")
     assert result.exit_code == 1
-    assert "cannot write; got Is a directory" in result.stderr
+    assert "below-a-file: cannot write" in result.stderr
     assert "hit rate" in result.stdout
+
+
+def test_a_folder_for_the_line_is_refused_before_anything_is_measured(
+    trace: Path, tmp_path: Path
+) -> None:
+    result = bench("policies", trace, "--slots", 4, "--results", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is a directory" in result.stderr
 
 
 def test_a_line_is_recorded_though_nobody_reads_the_output(trace: Path, file: Path) -> None:

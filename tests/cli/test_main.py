@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -55,6 +56,24 @@ def test_an_unknown_verb_exits_with_2() -> None:
     result = CliRunner().invoke(make_app(), ["bogus"])
     assert result.exit_code == 2
     assert "No such command 'bogus'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["calibrate", "model", "text", "--output"],
+        ["eval", "compare", "model", "--output"],
+        ["eval", "knobs", "model", "--text", "text", "--output"],
+        ["bench", "decode", "model", "--results"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_is_no_file_to_write(arguments: list[str], tmp_path: Path) -> None:
+    """Refused before hours of work, not when its result is to be written."""
+    result = CliRunner().invoke(make_app(), [*arguments, str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"'{arguments[-1]}'" in result.stderr
+    assert "is a directory" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])

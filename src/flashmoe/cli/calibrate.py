@@ -12,7 +12,7 @@ from flashmoe.cli.models import ModelPath
 
 def calibrate(
     model: ModelPath,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="File to write.")],
     text: Annotated[
         list[Path] | None, typer.Argument(help="Texts; .jsonl: chats, one a line.")
     ] = None,

@@ -13,7 +13,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, the r
 Results = Annotated[
     Path | None,
     typer.Option(
-        "--results", metavar="FILE", help="Where to append the line; default: the checkout's."
+        "--results",
+        metavar="FILE",
+        dir_okay=False,
+        help="Where to append the line; default: the checkout's.",
     ),
 ]
 NoRecord = Annotated[bool, typer.Option("--no-record", help="Append nothing.")]
