@@ -8,18 +8,22 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import flashmoe
-from flashmoe import _native
+from flashmoe import _native, api
 from flashmoe.api import Model
 from flashmoe.bench.routing import RoutingRecorder
+from flashmoe.demo import demo_model_path
 from flashmoe.errors import ContextLengthError, PackError, UsageError
 from flashmoe.evals.tool_calls import first_call
 from flashmoe.generate.loop import Piece
+from flashmoe.loading import load_model
+from flashmoe.settings import EngineSettings
 from flashmoe.stats import PHASES
 from tests.support.tolerances import LOGPROB_ATOL
 
@@ -69,12 +73,17 @@ def test_what_a_model_says_of_itself(model: Model) -> None:
         ({"bogus": 1}, "load: unknown setting; expected ram, cache, .* got bogus"),
         ({"threads": 0}, "threads: wrong value"),
         ({"threads": "2"}, "threads: wrong value"),
+        ({"threads": 10**30}, "threads: wrong value; expected an integer from 1 to 1024"),
+        ({"readers": 1025}, "readers: wrong value; expected an integer from 1 to 1024"),
         ({"readers": 0}, "readers: wrong value"),
         ({"context_length": 5000}, "context_length: longer than the model's context"),
         ({"experts_per_token": 9}, "experts_per_token: more experts than .*expected 1 to 8, got 9"),
         ({"experts_per_token": 0}, "experts_per_token: wrong value"),
         ({"isa": "avx1024"}, r"isa: .*expected auto \| scalar.*got avx1024"),
         ({"verify": "maybe"}, "verify: unknown choice"),
+        ({"routing": "mass"}, "routing: not a number; expected numbers, as mass=0.9, got mass"),
+        ({"routing": "mass=0.9,mass=0.5"}, "routing: a rule is given twice"),
+        ({"routing": "k=2", "experts_per_token": 3}, "experts_per_token, routing: .* 3 and k=2"),
         ({"ram": "much"}, "--ram: not a size"),
         ({"cache": "some"}, "--cache: not a size"),
         ({"cache": -1}, "--cache: smaller than what one step needs"),
@@ -83,6 +92,51 @@ def test_what_a_model_says_of_itself(model: Model) -> None:
 def test_settings_that_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         flashmoe.load(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"routing": "mass=0.9"}, "routing"),
+        ({"trace": "never-made"}, "trace"),
+        ({"parallel": 2}, "parallel"),
+        ({"prefix_ram": "1G"}, "prefix_ram"),
+    ],
+)
+def test_what_a_card_refuses_before_torch_comes_in(
+    settings: dict[str, Any], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_settled", lambda path, wanted: ("cuda", "asked for"))
+    with pytest.raises(UsageError, match=f"^{where}: a card .*Use --device cpu, or leave it out"):
+        flashmoe.load(**settings)
+    assert not Path("never-made").exists()
+
+
+def test_threads_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(threads: int) -> Any:
+        raise RuntimeError("Resource temporarily unavailable")
+
+    message = "^{}: the system does not give these threads: Resource .*got 7.*ulimit -u"
+    with pytest.raises(UsageError, match=message.format("readers")):
+        load_model(demo_model_path(), EngineSettings(readers=7), make_reader=refuse)
+    monkeypatch.setattr(_native, "Pool", refuse)
+    with pytest.raises(UsageError, match=message.format("threads")):
+        flashmoe.load(threads=7)
+
+
+def open_expert_files() -> int:
+    targets = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    return sum("demo_model/experts" in target for target in targets)
+
+
+def test_a_load_that_fails_closes_the_files_of_experts(tmp_path: Path) -> None:
+    """Even while somebody holds the error, and with it the frames of the load."""
+    taken, before = tmp_path / "trace", open_expert_files()
+    taken.touch()
+    with pytest.raises(UsageError, match="there is a file of this name") as error:
+        flashmoe.load(trace=taken)
+    assert open_expert_files() == before
+    assert error.value.where == taken
 
 
 def test_a_closed_model_refuses_and_lets_its_memory_go() -> None:

@@ -31,6 +31,7 @@ ORDER = """
     hub
     api packing
     cuda
+    cuda_tiers
     loading
     planning
     sizing

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 import flashmoe
 from flashmoe.api import Model
 from flashmoe.errors import MemoryBudgetError
-from flashmoe.experts.budget import Budget
 from flashmoe.experts.tiers import HostRates
 from flashmoe.models.registry import CARD_FAMILIES, FAMILIES
 from flashmoe.ops import reference_linear
@@ -77,14 +76,14 @@ def open_on_card(
 ) -> Model:
     """On the device of the tests; slots, ram: fewer expert slots on the card, in RAM than fit."""
     device = card()
-    import flashmoe.cuda as cuda
+    from flashmoe import cuda, planning
 
-    real: Callable[..., Budget] = cuda.device_budget
+    real = planning.device_budget
     chosen = EngineSettings(**{"vram": 8 * GB, "context_length": 64, "device": "cuda", **settings})
     with pytest.MonkeyPatch.context() as patch:
         if slots is not None:
             few = lambda *given: dataclasses.replace(real(*given), slots=slots)  # noqa: E731
-            patch.setattr(cuda, "device_budget", few)
+            patch.setattr(planning, "device_budget", few)
         if ram is not None:
             patch.setattr(cuda, "_ram_slots", lambda *given: ram)
         return Model(cuda.load_on_card(path, chosen, device))

@@ -27,11 +27,18 @@ inline void relax() {
 
 Pool::Pool(int threads) : threads_(threads) {
     if (threads < 1) throw std::invalid_argument("[Pool] threads: expected at least 1");
-    for (int worker = 1; worker < threads; ++worker)
-        workers_.emplace_back([this, worker] { worker_loop(worker); });
+    try {
+        for (int worker = 1; worker < threads; ++worker)
+            workers_.emplace_back([this, worker] { worker_loop(worker); });
+    } catch (...) {  // the system gives no more threads: end those that run
+        stop();
+        throw;
+    }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
     stop_.store(true);
     generation_.fetch_add(1);
     generation_.notify_all();

@@ -86,42 +86,40 @@ def _settled(path: Path, wanted: str) -> tuple[DeviceName, str]:
 
 def _open(path: Path, settings: EngineSettings) -> LoadedModel:
     device, reason = _settled(path, settings.device)
-    if device == "cpu":
-        if settings.hybrid:
-            raise UsageError(
-                "there is no card to share experts with",
-                where="hybrid",
-                got=f"device cpu ({reason})",
-                hint="Leave it out",
-            )
-        loaded = load_model(path, settings)
-    else:
-        if settings.rules.changes_layers:
-            raise UsageError(
-                "a card has no such rules",
-                where="routing",
-                hint="Use --device cpu, or leave it out",
-            )
-        if settings.trace is not None:
-            raise UsageError(
-                "a card records no routing",
-                where="trace",
-                hint="Use --device cpu",
-            )
-        if settings.parallel > 1 or settings.prefix_ram:
-            raise UsageError(
-                "a card runs one sequence at a time and keeps no prefixes",
-                where="parallel" if settings.parallel > 1 else "prefix_ram",
-                hint="Use --device cpu, or leave it out",
-            )
-        # torch comes in here, and only here.
-        from flashmoe.cuda import load_on_card
-
-        loaded = load_on_card(path, settings)
+    loaded = (
+        _open_on_host(path, settings, reason) if device == "cpu" else _open_card(path, settings)
+    )
     hybrid = loaded.fixed_figures.get("hybrid")
     loaded.fixed_figures["device_reason"] = f"{reason}; {hybrid}" if hybrid else reason
     loaded.engine.lossy = Stats(**loaded.fixed_figures).lossy
     return loaded
+
+
+def _open_on_host(path: Path, settings: EngineSettings, reason: str) -> LoadedModel:
+    if settings.hybrid:
+        raise UsageError(
+            "there is no card to share experts with",
+            where="hybrid",
+            got=f"device cpu ({reason})",
+            hint="Leave it out",
+        )
+    return load_model(path, settings)
+
+
+def _open_card(path: Path, settings: EngineSettings) -> LoadedModel:
+    refusals = {
+        "routing": settings.rules.changes_layers and "a card has no such rules",
+        "trace": settings.trace is not None and "a card records no routing",
+        "parallel": settings.parallel > 1 and "a card runs one sequence at a time",
+        "prefix_ram": settings.prefix_ram and "a card keeps no prefixes",
+    }
+    for setting, what in refusals.items():
+        if what:
+            raise UsageError(what, where=setting, hint="Use --device cpu, or leave it out")
+    # torch comes in here, and only here.
+    from flashmoe.cuda import load_on_card
+
+    return load_on_card(path, settings)
 
 
 class Model:

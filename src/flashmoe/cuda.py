@@ -14,29 +14,19 @@ from typing import Any, cast
 
 import torch
 
-from flashmoe import _native
+from flashmoe.cuda_tiers import CardExperts, Opening, open_tiers
 from flashmoe.experts.budget import Budget
-from flashmoe.experts.cache import ExpertCache
-from flashmoe.experts.copies import CopyQueue
-from flashmoe.experts.device import DeviceExperts
-from flashmoe.experts.hybrid import HostShare
-from flashmoe.experts.mapped import MappedExperts, preload
+from flashmoe.experts.mapped import MappedExperts
 from flashmoe.experts.memory import Limit, read_system_memory
-from flashmoe.experts.staging import staging_slots
-from flashmoe.experts.stats import CacheStats
-from flashmoe.experts.tiers import DeviceSlots
 from flashmoe.generate.graphed import GraphedEngine, warm_up
 from flashmoe.layers.rope import RotaryTable
 from flashmoe.loading import LoadedModel, load_weights, resident_memory, text_parts
-from flashmoe.models.decoder import Decoder
+from flashmoe.models.decoder import Decoder, Weights
 from flashmoe.models.registry import load_family
 from flashmoe.ops.base import Ops
-from flashmoe.ops.card_sizes import floor_device_slots, workspace_bytes
-from flashmoe.ops.cpu import CpuOps
 from flashmoe.ops.cuda import memory
 from flashmoe.ops.cuda.backend import CudaOps
 from flashmoe.ops.cuda.rotary import DeviceRotary
-from flashmoe.ops.cuda.routed import ExpertArena
 from flashmoe.ops.threads import default_threads
 from flashmoe.planning import (
     ModelFacts,
@@ -49,13 +39,6 @@ from flashmoe.settings import EngineSettings
 from flashmoe.sizes import parse_size
 from flashmoe.store.model import StoredModel, open_model
 
-# Pinned slots through which the experts pass on their way in when all of them stay on the card.
-_STAGING_SLOTS = 64
-# Seconds per layer by which a step is slower where the host plans instead of the card, measured on
-# an H200 (docs/cuda.md): what the CPU has to save before it may take a share.
-_HOST_PLANNING = 3e-4
-# Copies by which the bus is measured.
-_COPIES = 32
 # What the process takes beyond what is resident when the slots in RAM are counted.
 _HOST_RESERVE = 256 << 20
 _INTERPRETED_VRAM = 16 << 30
@@ -69,55 +52,10 @@ class CardPlan:
     prefill_chunk: int
     budget: Budget
 
-
-@dataclass
-class CardExperts:
-    """flashmoe.loading.ExpertStore of all tiers."""
-
-    experts: DeviceExperts | MappedExperts
-    ram: ExpertCache
-
-    staging: int = 0
-
     @property
-    def slots(self) -> int:
-        """Experts that RAM keeps for the card; 0 if all are there."""
-        return 0 if self.resident else self.ram.slots
-
-    @property
-    def nbytes(self) -> int:
-        """Pinned memory for experts."""
-        return 0 if self.resident else self.ram.nbytes
-
-    @property
-    def resident(self) -> bool:
-        """Whether every expert is on the card."""
-        return isinstance(self.experts, DeviceExperts) and self.experts.resident
-
-    def reader_stats(self) -> Mapping[str, float]:
-        """What the reader counts."""
-        return self.ram.reader_stats()
-
-    @property
-    def stats(self) -> CacheStats:
-        """hits: experts that were on the card or in RAM; misses: those read from disk."""
-        tiers = self.experts.stats
-        return CacheStats(
-            hits=tiers.device_hits + tiers.ram_hits,
-            misses=tiers.disk_misses,
-            bytes_read=self.ram.stats.bytes_read,
-            prefetched=self.ram.stats.prefetched,
-            prefetch_wasted=self.ram.stats.prefetch_wasted,
-            wait_seconds=self.ram.stats.wait_seconds,
-        )
-
-    def close(self) -> None:
-        """Wait for copies, stop the reads, let the memory go."""
-        if isinstance(self.experts, DeviceExperts) and self.experts.copies is not None:
-            self.experts.copies.settle()
-        if self.experts.arena.words.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.ram.close()
+    def tensor_bytes(self) -> int:
+        """What torch may take: all but the context of CUDA."""
+        return self.budget.limit.nbytes - memory.CONTEXT_BYTES
 
 
 @dataclass(frozen=True)
@@ -164,26 +102,13 @@ def _load(path: Path, settings: EngineSettings, device: torch.device | None) -> 
     device = device or memory.open_card()
     plan = make_card_plan(pack, read_facts(pack, family, settings), settings, device)
     if device.type == "cuda":
-        memory.cap_tensors(device, plan.budget.limit.nbytes - memory.CONTEXT_BYTES)
+        memory.cap_tensors(device, plan.tensor_bytes)
     card = CudaOps(device)
-    ops = cast(Ops, card)  # all that layers use; experts are DeviceExperts' business
-    card.take_weights(card_weight_bytes(pack, plan.facts))
-    arena = resident_memory(pack)
-    weights = load_weights(pack, ops, arena)
-    del arena  # the weights are copied by now
-    store = _open_tiers(pack, plan, settings, card)
+    weights = _weights_on_card(pack, plan, card)
+    store = open_tiers(_opening(pack, plan, settings, card))
     keeper = CardMemory(plan.prefill_chunk)
-    engine = GraphedEngine(
-        decoder=_on_card(family.build(plan.facts.config, weights), card),
-        experts=cast(Any, store.experts),
-        ops=ops,
-        memory=keeper,
-        context_length=plan.facts.context_length,
-        vocab_size=plan.facts.config.vocab_size,
-        kv_dtype=f"f{plan.facts.kv_itemsize}",
-        num_experts_per_tok=plan.facts.config.num_experts_per_tok,
-        tensor_bytes=plan.budget.limit.nbytes - memory.CONTEXT_BYTES,
-    )
+    decoder = _on_card(family.build(plan.facts.config, weights), card)
+    engine = _engine(plan, decoder, store, card, keeper)
     if device.type == "cuda":
         warm_up(engine, plan.prefill_chunk)
     return LoadedModel(
@@ -196,6 +121,36 @@ def _load(path: Path, settings: EngineSettings, device: torch.device | None) -> 
         rows=None,
         text=text_parts(pack),
         fixed_figures=_fixed_figures(pack, plan, store, settings),
+    )
+
+
+def _weights_on_card(pack: StoredModel, plan: CardPlan, card: CudaOps) -> Weights:
+    """Copies of the resident weights; what they were read into is given back."""
+    card.take_weights(card_weight_bytes(pack, plan.facts))
+    return load_weights(pack, cast(Ops, card), resident_memory(pack))
+
+
+def _opening(pack: StoredModel, plan: CardPlan, settings: EngineSettings, card: CudaOps) -> Opening:
+    k, on_card = plan.facts.config.num_experts_per_tok, plan.budget.slots
+    total = len(pack.manifest.layers) * pack.manifest.experts.num_experts
+    in_ram = 0 if on_card >= total else _ram_slots(pack, plan, settings)
+    return Opening(pack, settings, card, k, on_card, in_ram)
+
+
+def _engine(
+    plan: CardPlan, decoder: Decoder, store: CardExperts, card: CudaOps, keeper: CardMemory
+) -> GraphedEngine:
+    facts = plan.facts
+    return GraphedEngine(
+        decoder=decoder,
+        experts=cast(Any, store.experts),
+        ops=cast(Ops, card),  # all that layers use; experts are DeviceExperts' business
+        memory=keeper,
+        context_length=facts.context_length,
+        vocab_size=facts.config.vocab_size,
+        kv_dtype=f"f{facts.kv_itemsize}",
+        num_experts_per_tok=facts.config.num_experts_per_tok,
+        tensor_bytes=plan.tensor_bytes,
     )
 
 
@@ -228,71 +183,6 @@ def _limit(vram: int | str | None, device: torch.device) -> Limit:
     return min(free, Limit(vram, "--vram"), key=lambda limit: limit.nbytes)
 
 
-def _open_tiers(
-    pack: StoredModel, plan: CardPlan, settings: EngineSettings, ops: CudaOps
-) -> CardExperts:
-    layout, layers = pack.manifest.experts, [layer.layer for layer in pack.manifest.layers]
-    total = len(layers) * layout.num_experts
-    words = plan.budget.slots * layout.record_bytes // 4
-    arena = ExpertArena(
-        torch.empty(words, dtype=torch.int32, device=ops.device),
-        layout.record_bytes,
-        layout,
-        torch.empty(
-            workspace_bytes(layout, layout.num_experts), dtype=torch.uint8, device=ops.device
-        ),
-    )
-    everything = plan.budget.slots >= total
-    k = plan.facts.config.num_experts_per_tok
-    slots = min(_STAGING_SLOTS, total) if everything else _ram_slots(pack, plan, settings)
-    threads = settings.threads or default_threads()
-    pinned = memory.PinnedArena(slots * layout.record_bytes, threads, ops.device)
-    ram = ExpertCache(
-        pack,
-        pinned,
-        _native.Reader(settings.readers),
-        slot_bytes=layout.record_bytes,
-        staging=_staging(slots, total, k, settings) if not everything else 0,
-        verify=settings.verify,
-    )
-    copies = CopyQueue(pinned.bytes(), pinned.address, arena)
-    least = floor_device_slots(layout.num_experts, k)
-    by_card = slots >= total and plan.budget.slots >= least  # the card can plan by itself
-    host = None
-    if settings.hybrid and not everything:
-        host = HostShare(layout, len(layers), k, ops.device, CpuOps(threads, settings.isa))
-        end = pinned.address + slots * layout.record_bytes
-        records = range(pinned.address, end, layout.record_bytes)
-        host.measure(copies.seconds_per_record(_COPIES), records)
-        if host.rates.saves(k) <= (_HOST_PLANNING if by_card else 0.0):
-            host = None  # without it, it is faster
-    if by_card and not everything and host is None:
-        preload(ram, pinned.address, layers, layout.num_experts, layout.record_bytes)
-        mapped = MappedExperts(
-            arena, layers, layout.num_experts, pinned, ops.routed, plan.budget.slots, ops.clock
-        )
-        return CardExperts(mapped, ram)
-    experts = DeviceExperts(
-        arena=arena,
-        layers=layers,
-        num_experts=layout.num_experts,
-        ram=ram,
-        copies=copies,
-        routed=ops.routed,
-        slots=DeviceSlots(plan.budget.slots),
-        host=host,
-    )
-    store = CardExperts(experts, ram)
-    if everything:
-        experts.fill()
-    return store
-
-
-def _staging(slots: int, total: int, k: int, settings: EngineSettings) -> int:
-    """Slots in RAM for reads on a guess; "auto" is off: on a card it was not seen to pay yet."""
-    return staging_slots(slots, total, k, keep=True) if settings.prefetch == "on" else 0
-
-
 def _hybrid(store: CardExperts, settings: EngineSettings, k: int) -> str:
     """What became of --hybrid, in words; empty if it was not asked for."""
     if not settings.hybrid:
@@ -318,7 +208,7 @@ def _fixed_figures(
     pack: StoredModel, plan: CardPlan, store: CardExperts, settings: EngineSettings
 ) -> dict[str, Any]:
     return {
-        "cache_budget_slots": store.slots,
+        "cache_budget_slots": store.slots + store.staging,
         "resident_bytes": pack.resident_bytes,
         "kv_bytes": plan.facts.state_bytes,
         "num_layers": plan.facts.config.num_hidden_layers,

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flashmoe.errors import FlashMoeError, StorageError, UsageError
 from flashmoe.files import read_small, storage_errors
@@ -26,6 +26,7 @@ from flashmoe.settings import data_directory
 from flashmoe.strict_json import Fields, parse
 
 Kind = Literal["pack", "checkpoint", "unfinished"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 FOLDERS: dict[str, Kind] = {"models": "pack", "checkpoints": "checkpoint"}
 DOWNLOAD, PARTIAL, ORIGIN = ".download", ".partial", ".origin.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -142,11 +143,18 @@ def origin_file(path: Path) -> Path:
 
 
 def read_origin(path: Path) -> Origin | None:
-    """Where the model at `path` came from; None if that is not recorded."""
+    """Where the model at `path` came from; None if that is not recorded. Raises StorageError."""
     file = origin_file(path)
     if not file.exists():
         return None
-    return Origin.from_json(read_small(file, _MAX_ORIGIN, StorageError), file, StorageError)
+    data = read_small(file, _MAX_ORIGIN, StorageError)
+    try:
+        return Origin.from_json(data, file, StorageError)
+    except StorageError as error:
+        hint = "Delete this file: the model itself does not need it"
+        raise StorageError(
+            error.what, where=error.where, expected=error.expected, got=error.got, hint=hint
+        ) from error
 
 
 def find_model(given: str | Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -154,13 +155,58 @@ def load_model(
     laps.end("tokenizer")
     plan = make_plan(pack, family, settings)
     ops = make_ops(plan.threads, _known_isa(settings.isa))
-    rows = pack.rows(EMBEDDING) if plan.streamed else None
     laps.end("plan")
+    with ExitStack() as opened:  # what is closed again if a later step fails
+        rows = opened.enter_context(closing(pack.rows(EMBEDDING))) if plan.streamed else None
+        weights = _resident_weights(pack, plan, settings, ops, rows, laps)
+        cache = opened.enter_context(_open_cache(pack, plan, settings, make_reader))
+        pack.check_unchanged()  # the files that the cache reads are those that were planned with
+        laps.end("expert cache")
+        decoder = _with_rules(family.build(plan.config, weights), settings, cache)
+        keeper = _keeper(plan, cache, ops)
+        experts = StreamedExperts(cache, pack.manifest.layouts, ops, settings.prefetch)
+        engine = _engine(plan, decoder, experts, keeper, ops)
+        trace = _trace(pack, plan, settings, cache, engine)
+        opened.pop_all()
+    return LoadedModel(
+        path=path,
+        family=pack.manifest.family,
+        config=plan.config,
+        engine=engine,
+        cache=cache,
+        keeper=keeper,
+        rows=rows,
+        text=text,
+        fixed_figures=_fixed_figures(pack, plan, settings, cache) | {"open_seconds": laps.seconds},
+        parallel=settings.parallel,
+        prefix_bytes=plan.prefix_bytes,
+        results=_deciding(pack, plan, settings),
+        trace=trace,
+    )
+
+
+def _resident_weights(
+    pack: StoredModel,
+    plan: Plan,
+    settings: EngineSettings,
+    ops: Ops,
+    rows: RowBlocks | None,
+    laps: _Laps,
+) -> Weights:
     arena = resident_memory(pack, plan.streamed, lock=settings.lock)
     laps.end("resident memory")
     weights = load_weights(pack, ops, arena, rows)
     laps.end("resident weights")
-    cache = open_cache(
+    return weights
+
+
+def _open_cache(
+    pack: StoredModel,
+    plan: Plan,
+    settings: EngineSettings,
+    make_reader: Callable[[int], Reader] | None,
+) -> ExpertCache:
+    return open_cache(
         pack,
         slots=plan.budget.slots,
         slot_bytes=pack.manifest.experts.record_bytes,
@@ -171,31 +217,12 @@ def load_model(
         verify=settings.verify,
         make_reader=make_reader,
     )
-    pack.check_unchanged()  # the files that the cache reads are those that were planned with
-    laps.end("expert cache")
-    keeper = _keeper(plan, cache, ops)
-    experts = StreamedExperts(cache, pack.manifest.layouts, ops, settings.prefetch)
-    decoder, rules = family.build(plan.config, weights), settings.rules
-    if rules.changes_layers:
-        decoder = decoder.with_rules(rules, cache.in_memory)
-    engine = _engine(plan, decoder, experts, keeper, ops)
-    trace = _trace(pack, plan, settings, cache, engine)
-    return LoadedModel(
-        path=path,
-        family=pack.manifest.family,
-        config=plan.config,
-        engine=engine,
-        cache=cache,
-        keeper=keeper,
-        rows=rows,
-        text=text,
-        fixed_figures=_fixed_figures(pack, plan, cache, settings.isa)
-        | {"open_seconds": laps.seconds, "routing": rules.without_k().lossy},
-        parallel=settings.parallel,
-        prefix_bytes=plan.prefix_bytes,
-        results=(*_deciding(pack, plan, settings.isa), rules.without_k().lossy),
-        trace=trace,
-    )
+
+
+def _with_rules(decoder: Decoder, settings: EngineSettings, cache: ExpertCache) -> Decoder:
+    """The decoder, with the lossy rules of routing that are on."""
+    rules = settings.rules
+    return decoder.with_rules(rules, cache.in_memory) if rules.changes_layers else decoder
 
 
 def _trace(
@@ -218,10 +245,11 @@ def text_parts(pack: StoredModel) -> TextParts | None:
     return TextParts.load(pack.text_path) if TOKENIZER in pack.manifest.files else None
 
 
-def _deciding(pack: StoredModel, plan: Plan, isa: str) -> tuple[object, ...]:
+def _deciding(pack: StoredModel, plan: Plan, settings: EngineSettings) -> tuple[object, ...]:
     """The identity tells which weights; kernels differ by rounding."""
-    k = plan.config.num_experts_per_tok
-    return (pack.manifest.family, pack.identity, plan.kv_itemsize, k, _known_isa(isa))
+    k, isa = plan.config.num_experts_per_tok, _known_isa(settings.isa)
+    rules = settings.rules.without_k().lossy
+    return (pack.manifest.family, pack.identity, plan.kv_itemsize, k, isa, rules)
 
 
 class _Laps:
@@ -332,7 +360,9 @@ def _engine(
     )
 
 
-def _fixed_figures(pack: StoredModel, plan: Plan, cache: ExpertCache, isa: str) -> dict[str, Any]:
+def _fixed_figures(
+    pack: StoredModel, plan: Plan, settings: EngineSettings, cache: ExpertCache
+) -> dict[str, Any]:
     """The fields of Stats that do not change while the model is open."""
     return {
         "cache_budget_slots": plan.budget.slots,
@@ -343,6 +373,7 @@ def _fixed_figures(pack: StoredModel, plan: Plan, cache: ExpertCache, isa: str) 
         "direct_io": not cache.buffered_files,
         "experts_per_token": plan.config.num_experts_per_tok,
         "native_experts_per_token": plan.native_experts_per_token,
-        "isa": _known_isa(isa),
+        "isa": _known_isa(settings.isa),
         "threads": plan.threads,
+        "routing": settings.rules.without_k().lossy,
     }

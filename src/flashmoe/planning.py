@@ -103,15 +103,12 @@ def make_plan(pack: StoredModel, family: ModuleType, settings: EngineSettings) -
     """
     facts = read_facts(pack, family, settings)
     config, specs = facts.config, facts.specs
-    prefix_bytes = _size(settings.prefix_ram, "--prefix-ram")
-
-    def parts(streamed: frozenset[str]) -> dict[str, int]:
-        return _parts(pack, facts, settings, streamed)
-
     sizes = _expert_sizes(pack, facts.native_experts_per_token, settings)
-    streamed, budget = _choose(
-        lambda streamed: _budget(parts(streamed), sizes, settings), pack, sizes, settings
-    )
+
+    def sum_with(streamed: frozenset[str]) -> Budget:
+        return _budget(_parts(pack, facts, settings, streamed), sizes, settings)
+
+    streamed, budget = _choose(sum_with, pack, sizes, settings)
     _warn_of_swap(budget)
     per_token = scratch_bytes(config, specs, 1) - scratch_bytes(config, specs, 0)
     return Plan(
@@ -121,7 +118,7 @@ def make_plan(pack: StoredModel, family: ModuleType, settings: EngineSettings) -
         kv_itemsize=facts.kv_itemsize,
         threads=settings.threads or default_threads(),
         state_bytes=facts.state_bytes * settings.parallel,
-        prefix_bytes=prefix_bytes,
+        prefix_bytes=_size(settings.prefix_ram, "--prefix-ram"),
         streamed=streamed,
         budget=budget,
         costs=_prompt_costs(pack, budget, sizes, per_token, config.num_experts_per_tok, settings),

@@ -47,7 +47,10 @@ class RoutingOptions:
     @staticmethod
     def parse(text: str) -> RoutingOptions:
         """ "mass=0.9,margin=0.5,sacred=2,per_layer=8/6/6" -> options. Raises UsageError."""
-        given = dict(part.strip().partition("=")[::2] for part in text.split(",") if part.strip())
+        parts = [part.strip().partition("=")[::2] for part in text.split(",") if part.strip()]
+        given = dict(parts)
+        if len(given) < len(parts):
+            raise UsageError("a rule is given twice", where="routing", got=text)
         known = {field.name for field in fields(RoutingOptions)}
         if unknown := given.keys() - known:
             expected = ", ".join(f"{name}=..." for name in sorted(known))
@@ -55,7 +58,10 @@ class RoutingOptions:
         try:
             return RoutingOptions(**{name: _value(name, text) for name, text in given.items()})
         except ValueError as error:
-            raise UsageError("not a number", where="routing", got=text) from error
+            expected = "numbers, as mass=0.9"
+            raise UsageError(
+                "not a number", where="routing", expected=expected, got=text
+            ) from error
 
     def without_k(self) -> Self:
         """The rules that a layer applies itself."""

@@ -13,6 +13,8 @@ from flashmoe.routing import RoutingOptions
 # One reader per read in flight: 4-8 reads of an expert's size saturate an SSD.
 DEFAULT_READERS = 8
 DEFAULT_CONTEXT = 4096
+# Kernel threads or readers: more than the largest machines have; each takes a stack.
+MOST_THREADS = 1024
 
 # Names the interpreter that has the peer's packages, for `flashmoe bench compare` and its tests.
 PEER_PYTHON = "FLASHMOE_PEER_PYTHON"
@@ -59,14 +61,19 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         rules = self.rules
-        if rules.k is not None and self.experts_per_token is None:
+        if rules.k is not None and self.experts_per_token not in (None, rules.k):
+            raise UsageError(
+                "two numbers of experts per token",
+                where="experts_per_token, routing",
+                got=f"{self.experts_per_token} and k={rules.k}",
+                hint="Leave one of them out",
+            )
+        if rules.k is not None:
             object.__setattr__(self, "experts_per_token", rules.k)
-        for name in ("threads", "context_length", "experts_per_token", "readers", "parallel"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                raise UsageError(
-                    "wrong value", where=name, expected="an integer of at least 1", got=repr(value)
-                )
+        for name in ("context_length", "experts_per_token", "parallel"):
+            _check_count(name, getattr(self, name))
+        for name in ("threads", "readers"):
+            _check_count(name, getattr(self, name), MOST_THREADS)
         _check_choice("verify", self.verify, ("first", "always", "never"))
         _check_choice("prefetch", self.prefetch, ("auto", "on", "off"))
 
@@ -75,6 +82,14 @@ class EngineSettings:
         """`routing`, parsed."""
         given = self.routing
         return RoutingOptions.parse(given) if isinstance(given, str) else given
+
+
+def _check_count(name: str, value: object, most: int | None = None) -> None:
+    """None leaves the choice to flashmoe."""
+    if value is None or (isinstance(value, int) and 1 <= value <= (most or value)):
+        return
+    expected = "an integer of at least 1" if most is None else f"an integer from 1 to {most}"
+    raise UsageError("wrong value", where=name, expected=expected, got=repr(value))
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -92,7 +107,7 @@ def state_directory() -> Path:
     """Where a user's history belongs: XDG_STATE_HOME, or ~/.local/state."""
     given = Path(os.environ.get("XDG_STATE_HOME", ""))
     # The specification has relative paths ignored.
-    return (given if given.is_absolute() else Path.home() / ".local" / "state") / "flashmoe"
+    return (given if given.is_absolute() else _home() / ".local" / "state") / "flashmoe"
 
 
 def data_directory() -> Path:
@@ -101,7 +116,16 @@ def data_directory() -> Path:
     if home:
         return Path(home).absolute()
     given = Path(os.environ.get("XDG_DATA_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".local" / "share") / "flashmoe"
+    return (given if given.is_absolute() else _home() / ".local" / "share") / "flashmoe"
+
+
+def _home() -> Path:
+    """Raises UsageError for a user without one, as containers have them."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        hint = "Set HOME, or FLASHMOE_HOME for the models directory"
+        raise UsageError("there is no home directory", where="HOME", hint=hint) from error
 
 
 def environment() -> dict[str, object]:

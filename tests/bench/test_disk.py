@@ -29,6 +29,10 @@ def test_measure_counts_whole_blocks(file: Path) -> None:
     assert result.seconds >= 0.05
 
 
+def test_no_time_is_enough_for_a_block(file: Path) -> None:
+    assert measure(file, CASE, seconds=0.0).gb_per_s > 0
+
+
 def test_figures() -> None:
     result = Result(CASE, nbytes=3_000_000_000, seconds=2.0, cpu_seconds=0.3, checksum_seconds=0.15)
     assert result.gb_per_s == pytest.approx(1.5)

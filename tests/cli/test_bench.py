@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from flashmoe.bench import kernels as kernel_bench
 from flashmoe.cli import make_app
 from flashmoe.cli.bench import VERBS
 from flashmoe.cli.bench.output import table
+from flashmoe.ops import devices
 
 TRACE = '{"tok": 1, "layers": [[0, 1], [2, 3]]}\n' * 3
 
@@ -137,6 +139,85 @@ def test_disk_of_nothing(tmp_path: Path) -> None:
     result = bench("disk", tmp_path / "absent", "--no-record")
     assert result.exit_code == 1
     assert "absent: cannot be read" in result.stderr
+
+
+def test_disk_of_a_file_too_small(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(bytes(8192))
+    result = bench("disk", tmp_path / "data", "--no-record")
+    assert result.exit_code == 2
+    assert "data: too small to measure a disk with; expected at least 262144" in result.stderr
+    assert not result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("decode", "--seed", -1), "--seed"),
+        (("prefill", "--seed", -1), "--seed"),
+        (("concurrency", "--seed", -1), "--seed"),
+        (("concurrency", "--long-prompt", -1), "--long-prompt: wrong value; expected at least 1"),
+        (
+            ("concurrency", "--streams", "0,1"),
+            "--streams: out of range; expected numbers from 1 on",
+        ),
+        (("disk", "--seconds", -1), "--seconds"),
+        (("disk", "--seconds", "nan"), "--seconds"),
+        (("disk", "--depth", "0"), "--depth: out of range; expected numbers from 1 to 1024"),
+        (("disk", "--depth", "50000"), "--depth: out of range"),
+        (("card", "--repeat", 0), "--repeat: must be at least 1"),
+        (("card",), "--device: CUDA cannot be used"),
+    ],
+)
+def test_careless_options_exit_with_2(
+    tiny_pack: Path, arguments: tuple[Any, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "driver_present", lambda root=None: False)
+    verb, *options = arguments
+    result = bench(verb, tiny_pack, *options, "--no-record")
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "1,5000"])
+def test_kernels_on_impossible_threads(threads: str) -> None:
+    result = bench("kernels", "--threads", threads, "--no-record")
+    assert result.exit_code == 2
+    assert "--threads: out of range; expected numbers from 1 to 1024" in result.stderr
+
+
+def test_concurrency_records_the_limit_of_the_environment(
+    tiny_pack: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASHMOE_RAM", "1G")
+    result = bench("concurrency", tiny_pack, "--streams", 1, "--tokens", 2, "--results", file)
+    assert result.exit_code == 0
+    (row,) = recorded(file)
+    assert row["limits"]["ram"] == row["options"]["engine"]["ram"] == "1G"
+
+
+def test_a_line_that_cannot_be_written_is_shown(trace: Path) -> None:
+    result = bench("policies", trace, "--slots", 4, "--results", trace / "below-a-file")
+    assert result.exit_code == 1
+    assert "below-a-file: cannot write" in result.stderr
+    assert "hit rate" in result.stdout
+
+
+def test_a_folder_for_the_line_is_refused_before_anything_is_measured(
+    trace: Path, tmp_path: Path
+) -> None:
+    result = bench("policies", trace, "--slots", 4, "--results", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is a directory" in result.stderr
+
+
+def test_a_line_is_recorded_though_nobody_reads_the_output(trace: Path, file: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", "from flashmoe.cli import main; main()"]
+    arguments = ["bench", "policies", str(trace), "--slots", "4", "--results", str(file)]
+    subprocess.run([*command, *arguments], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert len(recorded(file)) == 1
 
 
 def test_kernels(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,8 @@ def test_usage_errors_exit_with_2(tmp_path: Path, text: Path) -> None:
         assert result.exit_code == 2, message
         assert message in result.stderr
     assert flashmoe("calibrate", demo_model_path(), text).exit_code == 2  # no output
+    written = ("--sample", 4, "-o", tmp_path / "c")
+    assert flashmoe("calibrate", demo_model_path(), *written, "--seed", -1).exit_code == 2
 
 
 def test_pack_says_what_plain_rounding_costs(tmp_path: Path) -> None:

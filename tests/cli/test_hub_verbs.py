@@ -167,6 +167,22 @@ def test_what_is_not_there(pulled: str) -> None:
     result = flashmoe("rm", pulled, "--kind", "checkpoint", "--yes")
     assert result.exit_code == 2
     assert "none of this kind" in result.stderr
+    result = flashmoe("rm", pulled, "--kind", "packs", "--yes")
+    assert result.exit_code == 2
+    assert (
+        "--kind: unknown kind; expected pack | checkpoint | unfinished, got packs" in result.stderr
+    )
+
+
+def test_a_damaged_record_of_the_origin_says_what_to_do(pulled: str, home: Path) -> None:
+    record = home / "models" / f"{NAME}.origin.json"
+    record.write_text("")
+    result = flashmoe("list")
+    assert result.exit_code == 1
+    assert f"{record}: is not valid JSON" in result.stderr
+    assert "Delete this file" in result.stderr
+    record.unlink()
+    assert NAME in flashmoe("list").stdout
 
 
 def test_rm_asks_unless_told_not_to(
@@ -260,6 +276,8 @@ def test_plan_replays_a_trace(pulled: str, tmp_path: Path) -> None:
         ((NAME, "--rates", "guess"), "--rates"),
         ((NAME, "--device", "tpu"), "unknown device"),
         ((NAME, "--device", "cuda"), "no card is here"),
+        ((NAME, "--card", "RTX 4090", "--device", "cpu"), "--card: does not go with --device cpu"),
+        (("tell me more " * 30,), "cannot be read; got File name too long"),
         ((NAME, "--ram", "lots"), "--ram"),
         ((NAME, "--ctx", 10**9), "context_length"),
         ((NAME, "--trace", "absent.jsonl"), "absent.jsonl"),

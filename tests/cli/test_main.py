@@ -1,9 +1,11 @@
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -56,6 +58,24 @@ def test_an_unknown_verb_exits_with_2() -> None:
     assert "No such command 'bogus'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["calibrate", "model", "text", "--output"],
+        ["eval", "compare", "model", "--output"],
+        ["eval", "knobs", "model", "--text", "text", "--output"],
+        ["bench", "decode", "model", "--results"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_is_no_file_to_write(arguments: list[str], tmp_path: Path) -> None:
+    """Refused before hours of work, not when its result is to be written."""
+    result = CliRunner().invoke(make_app(), [*arguments, str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"'{arguments[-1]}'" in result.stderr
+    assert "is a directory" in result.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     """The start-up budget of 0.3 s, as a cause that cannot flicker: numpy alone takes 0.1 s."""
@@ -102,6 +122,31 @@ def test_a_closed_pipe_is_quiet(slow: subprocess.Popen[str]) -> None:
     slow.stdout.close()
     assert slow.stderr.read() == ""
     assert slow.wait(timeout=20) == 1
+
+
+def in_shell(redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command with the standard streams that a shell gives it."""
+    command = shlex.join([*COMMAND, *arguments])
+    return subprocess.run(["sh", "-c", f"{command} {redirection}"], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [("run", "What?"), ("families",), ("--help",)])
+def test_a_full_disk_is_told(arguments: tuple[str, ...]) -> None:
+    result = in_shell(">/dev/full", *arguments)
+    assert result.returncode == 1
+    message = "flashmoe: error: the output cannot be written: No space left on device"
+    assert result.stderr.splitlines()[-1] == message
+    assert "Traceback" not in result.stderr
+
+
+def test_streams_may_be_closed() -> None:
+    assert in_shell(">&-", "run", "What?").returncode == 0
+    assert in_shell("2>&-", "run", "What?").stdout == "Good morning to you.\n"
+    result = in_shell("<&-", "run", "-")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "flashmoe: error: PROMPT: the prompt is empty\n",
+    )
 
 
 def test_output_that_the_locale_lacks_is_replaced() -> None:

@@ -55,13 +55,30 @@ def test_keys_from_the_command_line_and_a_file(served: list[Any], tmp_path: Path
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--port", "70000"], ["--api-key", ""], ["--prefix-cache", "x"], ["--api-key-file", "none"]],
+    [
+        ["--port", "70000"],
+        ["--api-key", ""],
+        ["--prefix-cache", "x"],
+        ["--prefix-disk", "lots"],
+        ["--api-key-file", "none"],
+    ],
 )
 def test_wrong_options_are_refused(served: list[Any], arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code != 0
     assert result.stderr.startswith("flashmoe: error: ")
     assert served == []
+
+
+def test_a_queue_below_nothing_is_refused(served: list[Any]) -> None:
+    assert (run("--queue", "-1").exit_code, served) == (2, [])
+
+
+def test_a_file_of_keys_without_one_opens_no_server(served: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("\n \n")
+    result = run("--api-key-file", str(tmp_path / "keys"))
+    assert (result.exit_code, served) == (2, [])
+    assert "keys: no key in it; expected a key per line" in result.stderr
 
 
 def test_a_missing_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

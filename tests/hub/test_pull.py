@@ -15,8 +15,11 @@ import pytest
 from flashmoe.errors import HubAccessError, HubError, StorageError, UsageError
 from flashmoe.hub import pull as pull_module
 from flashmoe.hub.address import Address
+from flashmoe.hub.fetch import Fetcher, fetch_all
+from flashmoe.hub.partial_file import PartialFile
 from flashmoe.hub.pull import Meter, Pull
 from flashmoe.hub.repo import Hub
+from flashmoe.hub.transport import Retry, Transport
 from flashmoe.library import Origin, read_origin
 from tests.hub.conftest import ADDRESS, make_pull
 from tests.store.support import OPTIONS, contents
@@ -153,6 +156,40 @@ def test_a_long_retry_after_is_reported(stand_in: StandIn, pull: Pull, tmp_path:
     stand_in.faults = [Fault("revision/main", 429, 9, {"Retry-After": "3600"}, on_cdn=False)]
     with pytest.raises(HubError, match="again in 3600 s"):
         packed(pull, tmp_path / "p")
+
+
+def test_a_redirect_to_no_address(stand_in: StandIn, pull: Pull, tmp_path: Path) -> None:
+    fault = Fault("00002-of-00005.safetensors", 302, 9, {"Location": "http://["}, on_cdn=False)
+    stand_in.faults = [fault]
+    with pytest.raises(HubError, match=r"redirected to no address; got 'http://\['"):
+        packed(pull, tmp_path / "p")
+
+
+@pytest.mark.parametrize("endpoint", ["huggingface.co", "http://a b\n", "ftp://hub"])
+def test_an_endpoint_that_is_no_address_is_refused_at_once(endpoint: str, tmp_path: Path) -> None:
+    hub = Hub(Transport(endpoint, None, Retry(failures=9, first_wait=60.0)), tmp_path)
+    with pytest.raises(HubError, match=r"not an address; expected .*HF_ENDPOINT"):
+        hub.listing(ADDRESS)
+    hub.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_ends_the_download(
+    pull: Pull, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PartialFile, "missing", lambda partial: 1 / 0)
+    listing = pull.hub.listing(ADDRESS)
+    fetcher, files = Fetcher(pull.hub, listing, tmp_path), list(listing.files.values())
+    with pytest.raises(HubError, match="a thread of the download died"):
+        fetch_all(fetcher, files)
+
+
+def test_chunks_that_cannot_be_read_are_a_typed_error(pull: Pull, tmp_path: Path) -> None:
+    file = next(iter(pull.hub.listing(ADDRESS).files.values()))
+    (tmp_path / f"{file.name}.incomplete").write_bytes(bytes(file.size))
+    (tmp_path / f"{file.name}.chunks").mkdir()
+    with pytest.raises(StorageError, match="chunks: cannot read; got Is a directory"):
+        PartialFile(tmp_path, file).written_bytes()
 
 
 def test_a_damaged_transfer_is_fetched_again(

@@ -29,6 +29,7 @@ class Pool {
 
   private:
     void worker_loop(int worker);
+    void stop();
     void drain(int worker);
 
     int threads_;

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import flashmoe
+from flashmoe.api import device_for
 from flashmoe.bench.apart import Progress
 from flashmoe.bench.decode import touched_bytes
 from flashmoe.bench.disk import Case, measure, supports_direct
@@ -47,17 +48,21 @@ class CardOptions:
     seed: int = 0
     engine: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("prompt", "tokens", "repeat"):
+            if getattr(self, name) < 1:
+                raise UsageError("must be at least 1", where=f"--{name}", got=getattr(self, name))
+
 
 def measure_card(path: Path, options: CardOptions, progress: Progress) -> dict[str, Any]:
     """The figures of `flashmoe bench card`. Raises what flashmoe.load raises."""
+    device_for(path, "cuda")  # refuses, before anything is measured, where there is none
     pack = open_model(path)
     progress("measuring disk, card and bus")
     rates = {**card_rates(), "disk_bytes_per_s": _disk_rate(pack)}
     progress("loading the model")
     context = options.prompt + (options.repeat + 1) * options.tokens
     with flashmoe.load(path, context_length=context, **options.engine) as model:
-        if model.stats.device != "cuda":
-            raise UsageError("this measures a GPU", where="--device", got=model.stats.device)
         progress("prefill")
         prefill = _prefill(model, options)
         progress("decode")

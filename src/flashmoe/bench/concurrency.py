@@ -49,6 +49,11 @@ class ConcurrencyOptions:
             if getattr(self, name) < 1:
                 option = f"--{name.replace('_', '-')}"
                 raise UsageError("must be at least 1", where=option, got=getattr(self, name))
+        if self.long_prompt < 0:
+            expected = "at least 1, or 0 for none"
+            raise UsageError(
+                "wrong value", where="--long-prompt", expected=expected, got=self.long_prompt
+            )
 
 
 class ForcedIds:

@@ -34,6 +34,22 @@ _HEAD = "lm_head"
 # Prompts that fill a cache before a warm start, and their seeds: apart from those of windows.
 _FILLING_PROMPTS = 12
 _FILLING_SEED = 1 << 20
+# Figures of a window whose median over the windows is a figure of the measurement.
+_MEDIANS = (
+    "hit_rate",
+    "bytes_read_per_token",
+    "disk_bytes_per_s_while_reading",
+    "reading_share",
+    "prefetched_share",
+    "prefetch_wasted_per_token",
+    "cpu_ms_per_gb",
+    "checksum_ms_per_gb",
+    "landing_ms_per_gb",
+    "disk_wait_share",
+    "python_share",
+    "bound_tokens_per_second",
+    "bound_fraction",
+)
 
 
 @dataclass(frozen=True)
@@ -154,28 +170,20 @@ def _figures(
 ) -> dict[str, Any]:
     touched = touched_bytes(pack, stats.experts_per_token)
     rows = [_window_row(window, touched, meter) for window in windows]
-    rates = meter.rates.row() | {"block_bytes": meter.record_bytes, "depth": meter.readers}
-    names = (
-        "hit_rate",
-        "bytes_read_per_token",
-        "disk_bytes_per_s_while_reading",
-        "reading_share",
-        "prefetched_share",
-        "prefetch_wasted_per_token",
-        "cpu_ms_per_gb",
-        "checksum_ms_per_gb",
-        "landing_ms_per_gb",
-        "disk_wait_share",
-        "python_share",
-        "bound_tokens_per_second",
-        "bound_fraction",
-    )
     return {
         "tokens_per_second": spread([window.tokens_per_second for window in windows]),
-        **{name: middle(rows, name) for name in names},
+        **{name: middle(rows, name) for name in _MEDIANS},
         "phase_ms_per_token": _phases(rows),
         "bytes_touched_per_token": touched,
-        "rates": rates,
+        "rates": meter.rates.row() | {"block_bytes": meter.record_bytes, "depth": meter.readers},
+        **_engine_facts(stats, pack),
+        "windows": rows,
+    }
+
+
+def _engine_facts(stats: Stats, pack: StoredModel) -> dict[str, Any]:
+    """What does not differ between windows."""
+    return {
         "cache": {"slots": stats.cache_slots, "bytes": stats.cache_bytes},
         "threads": stats.threads,
         "experts_per_token": stats.experts_per_token,
@@ -184,7 +192,6 @@ def _figures(
         "expert_files": len(pack.files),
         "direct_io": stats.direct_io,
         "peak_rss": stats.peak_rss,
-        "windows": rows,
     }
 
 

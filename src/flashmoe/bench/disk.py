@@ -107,13 +107,17 @@ class _Stream:
 
 
 def measure(files: Path | Sequence[Path], case: Case, seconds: float, seed: int = 0) -> Result:
-    """Read for some seconds. Raises StorageError if a file cannot be read so, or OSError."""
+    """Read for some seconds, but at least one block.
+
+    Raises StorageError if a file cannot be read so, UsageError for blocks or depths that cannot be
+    had, or OSError.
+    """
     paths = [files] if isinstance(files, Path) else list(files)
     for path in paths:
         _forget_cached(path)
     stream = _Stream(paths, case, seed)
     landed, begin = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - begin) < seconds:
+    while (elapsed := time.perf_counter() - begin) < seconds or not landed:
         landed += stream.land()
     stream.stop()
     # The last reads end after the clock: times are those of all reads, for the bytes that count.
@@ -156,7 +160,7 @@ def supports_direct(path: Path) -> bool:
 def _places(paths: Sequence[Path], case: Case) -> list[tuple[int, int]]:
     """(index of the file, offset) of every whole block."""
     if case.depth < 1:
-        raise UsageError("depth is too small", expected="at least 1", got=case.depth)
+        raise UsageError("too small", where="depth", expected="at least 1", got=case.depth)
     nbytes, sizes = case.block_bytes, [path.stat().st_size for path in paths]
     for path, size in zip(paths, sizes, strict=True):
         if not 0 < nbytes <= size or nbytes % READ_ALIGNMENT:

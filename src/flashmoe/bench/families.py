@@ -16,7 +16,7 @@ from flashmoe.models.registry import (
     family_name,
     load_family,
 )
-from flashmoe.models.specs import MatrixSpec, WeightSpecs
+from flashmoe.models.specs import ExpertsSpec, MatrixSpec, WeightSpecs
 from flashmoe.quant import Format
 from flashmoe.store.format import ExpertLayout, Matrix, Vector
 
@@ -95,15 +95,7 @@ def model_size(name: str, config: dict[str, Any]) -> ModelSize:
     parsed = family.read_config(dict(config))
     specs: WeightSpecs = family.weights(parsed)
     first, layers = specs.experts[0], len(specs.experts)
-    record = ExpertLayout(
-        first.num_experts,
-        first.hidden_size,
-        first.intermediate_size,
-        gate_up=EXPERTS,
-        down=EXPERTS,
-        activation=first.activation,
-        bias=bool(first.gate_up_bias),
-    ).record_bytes
+    record = _record_bytes(first)
     resident = sum(_matrix_bytes(spec) for spec in specs.matrices)
     resident += sum(Vector(spec.shape).stored_bytes for spec in specs.vectors)
     return ModelSize(
@@ -117,6 +109,19 @@ def model_size(name: str, config: dict[str, Any]) -> ModelSize:
         record_bytes=record,
         bytes_per_token=layers * parsed.num_experts_per_tok * record,
     )
+
+
+def _record_bytes(spec: ExpertsSpec) -> int:
+    layout = ExpertLayout(
+        spec.num_experts,
+        spec.hidden_size,
+        spec.intermediate_size,
+        gate_up=EXPERTS,
+        down=EXPERTS,
+        activation=spec.activation,
+        bias=bool(spec.gate_up_bias),
+    )
+    return layout.record_bytes
 
 
 def _matrix_bytes(spec: MatrixSpec) -> int:

@@ -5,6 +5,8 @@ A verb may be a package with VERBS of its own (`flashmoe bench`): then it is a g
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -124,7 +126,24 @@ def make_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the `flashmoe` command."""
-    make_app()()
+    _replace_closed_streams()
+    try:
+        make_app()()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _print_error(f"flashmoe: error: the output cannot be written: {error.strerror}")
+        # What stdout still holds would fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _replace_closed_streams() -> None:
+    """Standard streams that were closed before the start (`>&-`) are empty ones from here on."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # The lowest free descriptor: that of the stream itself.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,13 +12,13 @@ from flashmoe.cli.models import ModelPath
 
 def calibrate(
     model: ModelPath,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="File to write.")],
     text: Annotated[
         list[Path] | None, typer.Argument(help="Texts; .jsonl: chats, one a line.")
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the texts at most.")] = 65536,
     sample: Annotated[int, typer.Option(help="Tokens that the model itself writes.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of what it writes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what it writes.")] = 0,
     ram: Annotated[str | None, typer.Option(help="Memory limit, e.g. 8G.")] = None,
 ) -> None:
     """Run texts through a model and record what its experts are given.

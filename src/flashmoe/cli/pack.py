@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
     from flashmoe.store.plan import PackOptions
 
 
@@ -74,32 +76,28 @@ def _print_losses(source: Path, options: PackOptions) -> None:
             print(loss)
 
 
+def _columns() -> Iterator[ProgressColumn]:
+    """What the bar consists of, from left to right."""
+    from rich import progress
+
+    yield progress.TextColumn("{task.description}")
+    yield progress.BarColumn()
+    yield progress.DownloadColumn()
+    yield progress.TransferSpeedColumn()
+    yield progress.TimeRemainingColumn()
+
+
 @contextmanager
 def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     """A bar of bytes, rate and time left on stderr; None if quiet or not on a terminal."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import Progress, TaskID
 
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield None
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*_columns(), console=console, transient=True) as bar:
         tasks: list[TaskID] = []
 
         def show(done: int, total: int) -> None:

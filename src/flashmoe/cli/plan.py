@@ -52,10 +52,13 @@ def plan(
     """Tell sizes and expected speed. Exit code 0: good, 1: slow, 2: impossible (docs/plan.md)."""
     from flashmoe.bench.traces import read_trace
     from flashmoe.cli.terminal import printed_columns, wrapped
+    from flashmoe.errors import UsageError
     from flashmoe.forecast.outlook import Basis, outlook
     from flashmoe.settings import EngineSettings, environment
     from flashmoe.store.plan import PackOptions
 
+    if card is not None and device not in (None, "cuda"):
+        raise UsageError(f"does not go with --device {device}", where="--card")
     device = device or (None if card is None else "cuda")
     given = {"ram": ram, "device": device, "vram": vram, "context_length": ctx}
     chosen = environment() | {name: value for name, value in given.items() if value is not None}

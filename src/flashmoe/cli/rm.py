@@ -18,8 +18,10 @@ def rm(
     """Delete a pulled model from the models directory; nothing outside of it."""
     from flashmoe.cli.units import human_bytes
     from flashmoe.errors import UsageError
-    from flashmoe.library import Library
+    from flashmoe.library import KINDS, Library
 
+    if kind not in (None, *KINDS):
+        raise UsageError("unknown kind", where="--kind", expected=" | ".join(KINDS), got=kind)
     library = Library()
     entries = [entry for entry in library.named(name) if kind in (None, entry.kind)]
     if not entries:

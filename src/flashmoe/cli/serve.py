@@ -66,7 +66,7 @@ def serve(
     prefix_disk: Annotated[
         str, _option("--prefix-disk", "Most that this folder may hold.", "SIZE")
     ] = "8G",
-    queue: Annotated[int, _option("--queue", "Most requests that wait.")] = 64,
+    queue: Annotated[int, typer.Option("--queue", min=0, help="Most requests that wait.")] = 64,
     ctx: Annotated[int | None, _option("--ctx", "Context length of each answer.")] = None,
     ram: Annotated[str | None, _option("--ram", "Hard memory limit, as 3G or 25%.", "SIZE")] = None,
     cache: Annotated[
@@ -108,7 +108,9 @@ def serve(
         raise UsageError("it needs memory too", where="--prefix-cache", hint="Add --prefix-ram 1G")
     from flashmoe.server.hosting import serve as run
     from flashmoe.server.settings import ServerSettings
+    from flashmoe.sizes import parse_size
 
+    disk_bytes = parse_size(prefix_disk, option="--prefix-disk")
     keys = [*(api_key or ()), *_keys_in(api_key_file)]
     settings = ServerSettings(host, port, tuple(keys), tuple(cors or ()))
     engine = {
@@ -132,7 +134,7 @@ def serve(
     run(
         settings,
         name,
-        lambda: _loaded(model, engine, queue, prefix_cache, prefix_disk),
+        lambda: _loaded(model, engine, queue, prefix_cache, disk_bytes),
         lambda served: _say_ready(served, settings, engine),
     )
 
@@ -148,25 +150,31 @@ def _require_extra() -> None:
 
 
 def _keys_in(path: Path | None) -> list[str]:
+    """The keys of a file. Raises UsageError if it has none: nobody means an open server by it."""
     from flashmoe.text.json_file import read_text
 
-    return [] if path is None else [key for key in read_text(path).split() if key]
+    if path is None:
+        return []
+    keys = read_text(path).split()
+    if not keys:
+        hint = "Leave the option out to ask for none"
+        raise UsageError("no key in it", where=path, expected="a key per line", hint=hint)
+    return keys
 
 
 def _loaded(
-    model: str | None, engine: dict[str, Any], queue: int, folder: Path | None, folder_size: str
+    model: str | None, engine: dict[str, Any], queue: int, folder: Path | None, disk_bytes: int
 ) -> tuple[Model, Worker]:
     import flashmoe
     from flashmoe.api import device_for
     from flashmoe.server.worker import Worker
-    from flashmoe.sizes import parse_size
 
     if engine["parallel"] is None:
         engine["parallel"] = _AT_ONCE[device_for(model, engine["device"])[0]]
     loaded = flashmoe.load(model, **engine)
     prefixes = None
     if engine["prefix_ram"] is not None:
-        prefixes = loaded.prefix_cache(folder, parse_size(folder_size, option="--prefix-disk"))
+        prefixes = loaded.prefix_cache(folder, disk_bytes)
     worker = Worker(loaded, queue, prefixes)
     worker.start()
     return loaded, worker

@@ -31,6 +31,7 @@ from flashmoe.experts.stats import CacheStats
 from flashmoe.experts.ticket import Ticket
 from flashmoe.files import storage_errors
 from flashmoe.ops.base import Ints
+from flashmoe.ops.threads import thread_errors
 
 _log = logging.getLogger(__name__)
 
@@ -277,7 +278,9 @@ def open_cache(
     source cannot be opened.
     """
     memory = take_arena(slots * slot_bytes, "the expert cache")
-    reader = (make_reader or _native.Reader)(reader_threads or default_reader_threads())
+    threads = reader_threads or default_reader_threads()
+    with thread_errors("readers", threads):
+        reader = (make_reader or _native.Reader)(threads)
     return ExpertCache(
         source,
         memory,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flashmoe.errors import CheckpointError, UsageError
+from flashmoe.files import storage_errors
 from flashmoe.hub.address import Address, is_repo
 from flashmoe.library import find_model
 from flashmoe.store.format import MANIFEST
@@ -49,7 +50,9 @@ class Candidate:
 def read_candidate(given: str, options: PackOptions) -> Candidate:
     """Raises UsageError, CheckpointError, PackError, HubError, StorageError."""
     path = find_model(given)
-    if (path / MANIFEST).exists():
+    with storage_errors("cannot be read", path):
+        is_pack = (path / MANIFEST).exists()
+    if is_pack:
         return Candidate("pack", PackedModel.open(path))
     if is_checkpoint(path):
         with open_checkpoint(path) as checkpoint:

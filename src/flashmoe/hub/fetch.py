@@ -104,15 +104,24 @@ class Fetcher:
             thread.join(_PATIENCE)
 
     def _work(self) -> None:
+        # What a thread that dies of our own bug leaves undone, nobody may wait for.
+        failure: FlashMoeError | None = HubError("a thread of the download died; it said why")
         try:
             while (task := self._next()) is not None:
                 self._fetch(*task)
+            failure = None
         except Stopped:
-            return
-        except FlashMoeError as failure:
-            with self._changed:
-                self._failure = self._failure or failure
-                self._changed.notify_all()
+            failure = None
+        except FlashMoeError as error:
+            failure = error
+        finally:
+            if failure is not None:
+                self._fail(failure)
+
+    def _fail(self, failure: FlashMoeError) -> None:
+        with self._changed:
+            self._failure = self._failure or failure
+            self._changed.notify_all()
 
     def _next(self) -> tuple[_Job, range] | None:
         """A range to fetch, when there is one; None when all is done."""

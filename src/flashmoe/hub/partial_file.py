@@ -6,7 +6,6 @@ of those that are written, one per line. The name itself appears when the conten
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -93,15 +92,14 @@ class PartialFile:
         return range(start, min(start + self._chunk, self.file.size))
 
     def _written(self) -> set[int]:
-        # The record without its file, or the file at another size, says nothing.
-        if not self._data.exists() or self._data.stat().st_size != self.file.size:
-            with contextlib.suppress(FileNotFoundError):
-                self._record.unlink()
-            return set()
-        if not self._record.exists():
-            return set()
-        lines = self._record.read_text().split("\n")[:-1]  # the last line may be torn
-        return {int(line) for line in lines if line.isdecimal()}
+        with storage_errors("cannot read", self._record):
+            # The record without its file, or the file at another size, says nothing.
+            if not self._data.exists() or self._data.stat().st_size != self.file.size:
+                self._record.unlink(missing_ok=True)
+                return set()
+            data = self._record.read_bytes() if self._record.exists() else b""
+        lines = data.split(b"\n")[:-1]  # the last line may be torn
+        return {int(line) for line in lines if line.isdigit()}
 
     def _digest(self) -> str:
         if not self.file.sha256 and not self.file.oid:

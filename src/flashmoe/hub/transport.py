@@ -164,16 +164,23 @@ class Transport:
         own = {"User-Agent": f"flashmoe/{__version__}", "Accept-Encoding": "identity"}
         if self._token and _host(target) == _host(self.endpoint):
             own["Authorization"] = f"Bearer {self._token}"
-        request = self._client.build_request("GET", target, headers={**own, **headers})
         try:
+            request = self._client.build_request("GET", target, headers={**own, **headers})
             return self._client.send(request, stream=True)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as cause:
+            expected = "an address as https://huggingface.co (HF_ENDPOINT)"
+            raise HubError("not an address", where=target, expected=expected) from cause
         except RuntimeError as closed:  # the client was closed meanwhile
             raise Stopped from closed
 
     def _redirected(self, target: str, answer: httpx.Response) -> str:
         answer.close()
-        found = urljoin(target, str(answer.headers.get("location", "")))
-        scheme = urlsplit(found).scheme
+        location = str(answer.headers.get("location", ""))
+        try:
+            found = urljoin(target, location)
+            scheme = urlsplit(found).scheme
+        except ValueError as cause:
+            raise HubError("redirected to no address", where=target, got=repr(location)) from cause
         if scheme not in ("https", urlsplit(self.endpoint).scheme):
             raise HubError("redirected to a place that is not safe", where=target, got=found)
         return found

@@ -20,6 +20,7 @@ from flashmoe.ops.host import HostArrays
 from flashmoe.ops.parts import SigmoidRouting, delta_spans
 from flashmoe.ops.plain_parts import PlainParts
 from flashmoe.ops.scratch import Scratch
+from flashmoe.ops.threads import thread_errors
 from flashmoe.quant import Format
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class CpuOps(CpuParts, PlainParts, HostArrays):
         super().__init__()
         self._isa = isa
         self.clock = PhaseClock()
-        self.pool = _native.Pool(threads)
+        with thread_errors("threads", threads):
+            self.pool = _native.Pool(threads)
         self.scratch = Scratch()
         self._acts = _native.Activations()
         self._expert_acts = _native.Activations()

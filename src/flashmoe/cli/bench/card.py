@@ -65,34 +65,38 @@ def card(
     finish(measurement, _as_text(figures), as_json=json, results=results, no_record=no_record)
 
 
+_HEADER = (
+    *("", "tok/s", "bound by", "reached", "copied", "disk", "found on card/ram/disk"),
+    "time on card/bus/disk/host",
+)
+
+
 def _as_text(figures: dict[str, Any]) -> str:
-    from flashmoe.cli.bench.output import gb_per_s, percent, table
+    from flashmoe.cli.bench.output import gb_per_s, table
 
     rates = figures["rates"]
-    header = (
-        *("", "tok/s", "bound by", "reached", "copied", "disk", "found on card/ram/disk"),
-        "time on card/bus/disk/host",
-    )
-    rows = []
-    for kind in ("prefill", "decode"):
-        for row in figures[kind]:
-            share = row["share"] or {}
-            rows.append(
-                (
-                    kind,
-                    f"{row['tokens_per_second']:.1f}",
-                    row["bound"],
-                    percent(row["bound_fraction"]),
-                    gb_per_s(row["copied_bytes"] / row["seconds"]),
-                    gb_per_s(row["disk_bytes"] / row["seconds"]),
-                    "/".join(percent(value) for value in share.values()) or "all on the card",
-                    "/".join(percent(value) for value in row["time_share"].values()),
-                )
-            )
+    rows = [_cells(kind, row) for kind in ("prefill", "decode") for row in figures[kind]]
     rate_line = (
         f"{rates['card']}: copy {gb_per_s(rates['copy_bytes_per_s'])},"
         f" host to card {gb_per_s(rates['host_to_card_bytes_per_s'])},"
         f" disk {gb_per_s(rates['disk_bytes_per_s'])}"
     )
-    lines = [rate_line, table(header, rows)]
+    lines = [rate_line, table(_HEADER, rows)]
     return "\n".join([*lines, figures["hybrid"]] if figures["hybrid"] else lines)
+
+
+def _cells(kind: str, row: dict[str, Any]) -> tuple[str, ...]:
+    """A prompt or a window of decode steps as a row of the table."""
+    from flashmoe.cli.bench.output import gb_per_s, percent
+
+    share = row["share"] or {}
+    return (
+        kind,
+        f"{row['tokens_per_second']:.1f}",
+        row["bound"],
+        percent(row["bound_fraction"]),
+        gb_per_s(row["copied_bytes"] / row["seconds"]),
+        gb_per_s(row["disk_bytes"] / row["seconds"]),
+        "/".join(percent(value) for value in share.values()) or "all on the card",
+        "/".join(percent(value) for value in row["time_share"].values()),
+    )

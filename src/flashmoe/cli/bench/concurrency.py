@@ -60,7 +60,7 @@ def concurrency(
         figures,
         data=model,
         model=facts,
-        ram=ram,
+        ram=options.engine.get("ram"),
         start="warm",
         options=vars(options),
     )

@@ -9,6 +9,8 @@ import typer
 
 from flashmoe.cli.bench.options import Json, NoRecord, Results, integers
 from flashmoe.cli.models import found
+from flashmoe.errors import UsageError
+from flashmoe.settings import MOST_THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +29,7 @@ def disk(
         str | None, typer.Option(metavar="BYTES,...", help="Block sizes; default: several.")
     ] = None,
     depth: Annotated[str, typer.Option(metavar="N,...", help="Reads in flight.")] = "1,2,4,8",
-    seconds: Annotated[float, typer.Option(help="Per case.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.0, max=3600.0, help="Per case.")] = 1.0,
     json: Json = False,
     results: Results = None,
     no_record: NoRecord = False,
@@ -42,7 +44,7 @@ def disk(
 
     files, own = _files(path)
     blocks = integers(block, "--block") if block else _default_blocks(files, own)
-    cases = list(bench.cases(blocks, integers(depth, "--depth")))
+    cases = list(bench.cases(blocks, integers(depth, "--depth", most=MOST_THREADS)))
     rows = []
     with status() as show:
         for number, case in enumerate(cases):
@@ -72,7 +74,15 @@ def _default_blocks(files: Sequence[Path], own: list[int]) -> list[int]:
 
     with storage_errors("cannot be read", files[0]):
         smallest = min(file.stat().st_size for file in files)
-    return sorted({block for block in (*BLOCKS, *own) if block <= smallest})
+    if fitting := sorted({block for block in (*BLOCKS, *own) if block <= smallest}):
+        return fitting
+    raise UsageError(
+        "too small to measure a disk with",
+        where=min(files, key=lambda file: file.stat().st_size),
+        expected=f"at least {min(BLOCKS)} bytes",
+        got=smallest,
+        hint="Name another file, or the size of its blocks with --block",
+    )
 
 
 def _measure(files: Sequence[Path], case: Any, seconds: float) -> Result:

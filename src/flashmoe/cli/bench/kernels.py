@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flashmoe.cli.bench.options import Json, NoRecord, Results, integers
+from flashmoe.settings import MOST_THREADS
 
 
 def kernels(
@@ -30,7 +31,7 @@ def kernels(
     from flashmoe.cli.bench.output import finish, status
 
     rows, lines = [], []
-    counts = integers(threads, "--threads")
+    counts = integers(threads, "--threads", most=MOST_THREADS)
     with status() as show:
         for name in _checked(isa.split(",")):
             _native.select_isa(name)

@@ -13,7 +13,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, the r
 Results = Annotated[
     Path | None,
     typer.Option(
-        "--results", metavar="FILE", help="Where to append the line; default: the checkout's."
+        "--results",
+        metavar="FILE",
+        dir_okay=False,
+        help="Where to append the line; default: the checkout's.",
     ),
 ]
 NoRecord = Annotated[bool, typer.Option("--no-record", help="Append nothing.")]
@@ -50,7 +53,7 @@ Hybrid = Annotated[
     bool, typer.Option("--hybrid", help="Let the CPU compute experts in RAM beside the card.")
 ]
 Lock = Annotated[bool, typer.Option("--lock", help="Lock the resident weights in memory.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the token ids.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the token ids.")]
 
 
 def engine_settings(**given: object) -> dict[str, Any]:
@@ -60,10 +63,13 @@ def engine_settings(**given: object) -> dict[str, Any]:
     return environment() | {name: value for name, value in given.items() if value is not None}
 
 
-def integers(text: str, option: str) -> list[int]:
-    """ "1,2,3" -> [1, 2, 3]."""
+def integers(text: str, option: str, *, most: int | None = None) -> list[int]:
+    """ "1,2,3" -> [1, 2, 3], each at least 1. Raises UsageError that names the option."""
+    expected = f"numbers from 1 {'on' if most is None else f'to {most}'}, with commas between them"
     try:
-        return [int(part) for part in text.split(",")]
+        found = [int(part) for part in text.split(",")]
     except ValueError as error:
-        expected = "numbers with commas between them"
         raise UsageError("not numbers", where=option, expected=expected, got=text) from error
+    if min(found) < 1 or (most is not None and max(found) > most):
+        raise UsageError("out of range", where=option, expected=expected, got=text)
+    return found

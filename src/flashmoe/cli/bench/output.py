@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flashmoe.bench.record import Measurement, append, results_file
 from flashmoe.cli.terminal import StatusLine
@@ -15,17 +16,26 @@ from flashmoe.cli.terminal import StatusLine
 def finish(
     measurement: Measurement, text: str, *, as_json: bool, results: Path | None, no_record: bool
 ) -> None:
-    """Print text, or the row as JSON; append the row to its file."""
+    """Append the row to its file; print text, or the row as JSON.
+
+    Neither a pipe that is closed nor a file that cannot be written costs the other one: a
+    measurement may have taken an hour.
+    """
     row = measurement.row()
-    print(json.dumps(row) if as_json else text)
-    if no_record:
+    try:
+        if not no_record:
+            _record(row, measurement.verb, results)
+    finally:
+        print(json.dumps(row) if as_json else text)
+
+
+def _record(row: dict[str, Any], verb: str, results: Path | None) -> None:
+    file = results or results_file(verb, Path.cwd())
+    if file is not None:
+        append(row, file)
         return
-    file = results or results_file(measurement.verb, Path.cwd())
-    if file is None:
-        hint = "not recorded: this is no checkout of flashmoe (--results FILE records it)"
-        print(f"flashmoe: {hint}", file=sys.stderr)
-        return
-    append(row, file)
+    hint = "not recorded: this is no checkout of flashmoe (--results FILE records it)"
+    print(f"flashmoe: {hint}", file=sys.stderr)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +25,10 @@ from flashmoe.cli.bench.options import (
     integers,
 )
 from flashmoe.cli.models import ModelPath
+
+if TYPE_CHECKING:
+    from flashmoe.bench.prefill import PrefillOptions
+    from flashmoe.bench.record import Measurement
 
 # Rows are printed as they come: widths are not known from the others.
 _WIDTHS = (6, 7, 11, 8, 13, 9, 6)
@@ -53,11 +59,9 @@ def prefill(
     no_record: NoRecord = False,
 ) -> None:
     """Prefill speed and time to the first token."""
-    from dataclasses import replace
-
-    from flashmoe.bench.prefill import PrefillOptions, measure_prefill
-    from flashmoe.bench.record import Measurement, model_facts
-    from flashmoe.cli.bench.output import finish, status
+    from flashmoe.bench.prefill import PrefillOptions
+    from flashmoe.bench.record import model_facts
+    from flashmoe.cli.bench.output import finish
     from flashmoe.store.model import open_model
 
     options = PrefillOptions(
@@ -79,20 +83,28 @@ def prefill(
     facts = model_facts(open_model(model))
     # A line per length, as soon as there is one: the long ones take minutes.
     for number, length in enumerate(options.lengths):
-        one = replace(options, lengths=[length])
-        with status() as show:
-            figures = measure_prefill(model, one, show)
-        measurement = Measurement(
-            "prefill",
-            figures,
-            data=model,
-            model=facts,
-            ram=options.engine.get("ram"),
-            start=options.start,
-            options=vars(one),
-        )
-        text = _as_text(figures, header=number == 0)
+        measurement = _measured(model, replace(options, lengths=[length]), facts)
+        text = _as_text(measurement.figures, header=number == 0)
         finish(measurement, text, as_json=json, results=results, no_record=no_record)
+
+
+def _measured(model: Path, options: PrefillOptions, facts: dict[str, Any]) -> Measurement:
+    """facts: of the model, for the record."""
+    from flashmoe.bench.prefill import measure_prefill
+    from flashmoe.bench.record import Measurement
+    from flashmoe.cli.bench.output import status
+
+    with status() as show:
+        figures = measure_prefill(model, options, show)
+    return Measurement(
+        "prefill",
+        figures,
+        data=model,
+        model=facts,
+        ram=options.engine.get("ram"),
+        start=options.start,
+        options=vars(options),
+    )
 
 
 def _as_text(figures: dict[str, Any], header: bool) -> str:

@@ -38,7 +38,8 @@ def compare(
     reference: Reference = None,
     noise_floor: NoiseFloor = True,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="HTML page to write.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", dir_okay=False, help="HTML page to write."),
     ] = None,
     journal: Journal = None,
     ram: Ram = None,

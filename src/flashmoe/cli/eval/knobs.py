@@ -38,7 +38,8 @@ def knobs(
     cache: Cache = "25%",
     journal: Journal = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="HTML page to write.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", dir_okay=False, help="HTML page to write."),
     ] = None,
     json: Json = False,
 ) -> None:
