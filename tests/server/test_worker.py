@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashmoe.errors import NumericError, QueueFullError, UsageError
+from flashmoe.errors import NumericError, QueueFullError, RequestError
 from flashmoe.generate.request import Event, Failed, Finished, Generated, Prefill, Queued
 from flashmoe.server.worker import Ticket, Worker
 from tests.support.packs import some_ids
@@ -209,8 +209,9 @@ def test_closing_cancels_all_and_refuses_more(gate: Gate) -> None:
     gate.open()
     worker.close()
     assert all(listener.wait().events for listener in told)
-    with pytest.raises(UsageError, match="stopped"):
+    with pytest.raises(RequestError, match="stopped") as refused:
         worker.submit(ask([1]), Listener())
+    assert refused.value.status == 503
 
 
 def test_an_error_in_one_sequence_is_told_to_it_alone() -> None:

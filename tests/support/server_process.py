@@ -18,19 +18,26 @@ START_SECONDS = 30
 @contextmanager
 def served(*arguments: str) -> Iterator[str]:
     """The URL of a server with these arguments; it must end without a traceback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    run = [sys.executable, "-c", "from flashmoe.cli import main; main()", "serve"]
-    process = subprocess.Popen(
-        [*run, "--port", str(port), *arguments], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        yield _when_ready(f"http://127.0.0.1:{port}", process)
-    finally:
+    run = ["-c", "from flashmoe.cli import main; main()", "serve", *arguments, "--port"]
+    with server_process(*run) as (url, process):
+        yield url
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=30)
     assert "Traceback" not in told, told
+
+
+@contextmanager
+def server_process(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`python ARGUMENTS PORT` with a free port: its URL and the process. It is killed at last."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, *arguments, str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield _when_ready(f"http://127.0.0.1:{port}", process), process
+        finally:
+            process.kill()
 
 
 def _when_ready(url: str, process: subprocess.Popen[str]) -> str:

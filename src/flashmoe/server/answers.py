@@ -192,7 +192,8 @@ class Answers:
 
     def _finished(self, index: int, event: Finished) -> list[Update]:
         if event.reason == "cancelled":
-            raise RequestError("the answer was cancelled", status=503, code="cancelled")
+            told = "the answer was cut short: the server is stopping"
+            raise RequestError(told, status=503, code="cancelled")
         self._open -= 1
         self._observe(event.usage, self._first_token)
         choice = self._choices[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,12 +24,11 @@ from flashmoe.server.app import make_app
 from flashmoe.server.served import Served, WorkerLike
 from flashmoe.server.service import Service
 from flashmoe.server.settings import ServerSettings
+from flashmoe.server.stopping import StoppableServer
 from flashmoe.text.json_file import read_object
 
 log = logging.getLogger(__name__)
 
-# How long answers under way may go on after the first Ctrl-C.
-_GRACE_SECONDS = 2
 _BACKLOG = 1024
 
 Load = Callable[[], tuple[Model, WorkerLike]]
@@ -51,7 +51,6 @@ def serve(
         log_level="warning",
         access_log=False,
         limit_concurrency=settings.limits.connections,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
         server_header=False,
     )
     host.run(config)
@@ -66,14 +65,14 @@ class _Host:
         self._service, self._name, self._load, self._on_ready = service, name, load, on_ready
         self._error: FlashMoeError | None = None
         self._broken = False
-        self._server: uvicorn.Server | None = None
+        self._server: StoppableServer | None = None
         self._model: Model | None = None
         self._loader = Thread(target=self._load_model, name="flashmoe-load", daemon=True)
 
     def run(self, config: uvicorn.Config) -> None:
-        """Until the server ends."""
+        """Until the server ends; a signal that ended it is raised again when all is closed."""
         listener = _listener(config.host, config.port)  # before the model: a taken port is told
-        self._server = uvicorn.Server(config)
+        self._server = StoppableServer(config, self._end_answers)
         try:
             self._server.run(sockets=[listener])
         finally:
@@ -81,16 +80,17 @@ class _Host:
             self._close()
         if self._error is not None:
             raise self._error
-        if self._broken:
+        if self._server.stopped_by is not None:
+            signal.raise_signal(self._server.stopped_by)
+        elif self._broken:
             raise RuntimeError("loading the model failed; its trace is above")
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Loads when the server starts, cancels what runs when it ends."""
+        """Loads when the server starts, ends the engine when it stops."""
         self._loader.start()
         yield
-        if self._service.served is not None:
-            await asyncio.to_thread(self._service.served.worker.close)
+        await asyncio.to_thread(self._end_answers)
 
     def _load_model(self) -> None:
         self._broken = True
@@ -105,9 +105,14 @@ class _Host:
             if self._broken and self._server is not None:
                 self._server.should_exit = True
 
-    def _close(self) -> None:
-        if self._model is not None and self._service.served is not None:
+    def _end_answers(self) -> None:
+        """Cancels what runs and waits; returns when the engine's thread has ended."""
+        if self._service.served is not None:
             self._service.served.worker.close()
+
+    def _close(self) -> None:
+        self._end_answers()
+        if self._model is not None and self._service.served is not None:
             self._model.close()
 
 

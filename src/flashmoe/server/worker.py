@@ -14,7 +14,7 @@ from threading import Condition, RLock, Thread
 from time import perf_counter
 from typing import Protocol, Self
 
-from flashmoe.errors import FlashMoeError, QueueFullError, UsageError
+from flashmoe.errors import FlashMoeError, QueueFullError, RequestError
 from flashmoe.generate.engine import Prefixes
 from flashmoe.generate.request import (
     Event,
@@ -124,12 +124,13 @@ class Worker:
         (inside submit, in the caller's thread; of progress the latest only) and then the rest; the
         run is cancelled when all of them cancelled. None shares nothing.
 
-        Raises QueueFullError, ContextLengthError, UsageError (closed, or no prompt).
+        Raises QueueFullError, ContextLengthError, UsageError (no prompt), RequestError (503 once
+        it is closed).
         """
         self._scheduler.check(request)
         with self._changed:
             if self._closing or self._ended:
-                raise UsageError("the engine has been stopped", where="worker")
+                raise RequestError("the engine has been stopped", status=503, code="stopped")
             run = self._shared.get(key) if key is not None else None
             if run is None or run.unwanted:
                 run = self._enqueue(request, key)
