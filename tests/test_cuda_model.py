@@ -79,15 +79,18 @@ def open_on_card(
     device = card()
     import flashmoe.cuda as cuda
 
-    real: Callable[..., Budget] = cuda.device_budget
+    real: Callable[..., tuple[int, Budget]] = cuda.card_budget
     chosen = EngineSettings(**{"vram": 8 * GB, "context_length": 64, "device": "cuda", **settings})
     with pytest.MonkeyPatch.context() as patch:
         if slots is not None:
-            few = lambda *given: dataclasses.replace(real(*given), slots=slots)  # noqa: E731
-            patch.setattr(cuda, "device_budget", few)
+            patch.setattr(cuda, "card_budget", lambda *given: with_slots(*real(*given), slots))
         if ram is not None:
             patch.setattr(cuda, "_ram_slots", lambda *given: ram)
         return Model(cuda.load_on_card(path, chosen, device))
+
+
+def with_slots(chunk: int, budget: Budget, slots: int) -> tuple[int, Budget]:
+    return chunk, dataclasses.replace(budget, slots=slots)
 
 
 def tiers_of(model: Model) -> Any:
