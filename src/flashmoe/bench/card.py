@@ -36,6 +36,8 @@ _TIERS = {
 }
 _RATE_BYTES = 1 << 30
 _RATE_ROUNDS = 10
+# Tokens before the decode windows.
+_BEFORE_DECODE = 32
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def measure_card(path: Path, options: CardOptions, progress: Progress) -> dict[s
     progress("measuring disk, card and bus")
     rates = {**card_rates(), "disk_bytes_per_s": _disk_rate(pack)}
     progress("loading the model")
-    context = options.prompt + (options.repeat + 1) * options.tokens
+    context = max(options.prompt, _BEFORE_DECODE) + (options.repeat + 1) * options.tokens
     with flashmoe.load(path, context_length=context, **options.engine) as model:
         progress("prefill")
         prefill = _prefill(model, options)
@@ -127,10 +129,10 @@ def _prompt(model: Model, options: CardOptions, number: int) -> dict[str, Any]:
 def _decode(model: Model, options: CardOptions) -> list[dict[str, Any]]:
     session = model.session()
     count = (options.repeat + 1) * options.tokens
-    ids = random_ids(session.engine.vocab_size, 32 + count, options.seed + 100)
-    session.feed(ids[:32])
+    ids = random_ids(session.engine.vocab_size, _BEFORE_DECODE + count, options.seed + 100)
+    session.feed(ids[:_BEFORE_DECODE])
     rows = []
-    for first in range(32, len(ids), options.tokens):
+    for first in range(_BEFORE_DECODE, len(ids), options.tokens):
         before, earlier = _counts(model, session), dict(session.engine.decode.phases)
         begin = perf_counter()
         for id in ids[first : first + options.tokens]:
