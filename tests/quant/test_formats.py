@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from flashmoe.errors import UsageError
-from flashmoe.quant import Format, groups
+from flashmoe.quant import Format, codebook, groups
 from flashmoe.quant.layout import Floats, from_bf16, to_bf16
 from tests.support.matrices import ALL_FORMATS, format_id
 
 # Codebooks cannot hold zero and clip the largest weights: see test_codebook.py.
-PLAIN = [fmt for fmt in ALL_FORMATS if fmt.name not in ("q2", "q3")]
+PLAIN = [fmt for fmt in ALL_FORMATS if fmt.name not in codebook.BOOKS]
 formats = pytest.mark.parametrize("fmt", PLAIN, ids=format_id)
 grouped = pytest.mark.parametrize("fmt", PLAIN[1:], ids=format_id)
 
