@@ -101,7 +101,7 @@ def test_every_value_is_required_and_typed(path: tuple[Any, ...]) -> None:
         (
             ("version",),
             7,
-            r"unknown format version; expected 1 \| 2 \| 3 \| 4 \| 5 \| 6, got 7.*Pack the model again",
+            r"unknown format version; expected 1 \| 2 \| 3 \| 4 \| 5 \| 6, got 7.*Pack the model",
         ),
         (("version",), 2, "activation"),
         (("new",), 1, "unknown key; got new"),
