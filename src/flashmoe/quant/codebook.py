@@ -6,8 +6,8 @@ normal weights (Max, 1960), for q4n and q5 of weights over a scale searched for 
 (1 + s % 8 / 8) * 2^(s // 8 - 28). A group of G columns of a block: per 32 columns as many
 units of 8 rows x 4 bytes as a code has bits, then 8 scale bytes. q2, q3: byte j of units 0 and 1
 holds, in bits 2k and 2k + 1, the low bits of column 16 u + 4 k + j. q4n, q5: byte j of units 0 to 3
-holds, in its low and high nibble, the low bits of columns 8 u + j and 8 u + 4 + j. q3, q5: byte j of
-the last unit holds, in bit k, the high bit of column 4 k + j.
+holds, in its low and high nibble, the low bits of columns 8 u + j and 8 u + 4 + j. q3, q5: byte j
+of the last unit holds, in bit k, the high bit of column 4 k + j.
 """
 
 from __future__ import annotations
