@@ -172,7 +172,7 @@ def test_fits_says_which_widths_can_be_stored() -> None:
     assert not Format("q8", 32).fits(0)
 
 
-@pytest.mark.parametrize(("name", "group"), [("q5", 64), ("q4", 48), ("q8", 0), ("bf16", 64)])
+@pytest.mark.parametrize(("name", "group"), [("q7", 64), ("q4", 48), ("q8", 0), ("bf16", 64)])
 def test_unknown_formats_are_refused(name: str, group: int) -> None:
     with pytest.raises(UsageError):
         Format(name, group)

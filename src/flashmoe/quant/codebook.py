@@ -2,7 +2,8 @@
 group.
 
 w = level[code] * scale. The levels are, as small integers, the quantiser of least square error for
-normal weights (Max, 1960), for q4n and q5 of weights over a scale searched for each 64. Scale byte s: 5 bits of exponent and 3 of mantissa,
+normal weights (Max, 1960), for q4n and q5 of
+weights over a scale searched for each 64. Scale byte s: 5 bits of exponent and 3 of mantissa,
 (1 + s % 8 / 8) * 2^(s // 8 - 28). A group of G columns of a block: per 32 columns as many
 units of 8 rows x 4 bytes as a code has bits, then 8 scale bytes. q2, q3: byte j of units 0 and 1
 holds, in bits 2k and 2k + 1, the low bits of column 16 u + 4 k + j. q4n, q5: byte j of units 0 to 3
