@@ -14,7 +14,8 @@ struct Matrix {
 };
 
 inline const char* format_name(Format format) {
-    constexpr const char* kNames[kInterleavedFormats] = {"bf16", "q8", "q4", "mxfp4", "q2", "q3"};
+    constexpr const char* kNames[kInterleavedFormats] = {"bf16", "q8", "q4",  "mxfp4",
+                                                         "q2",   "q3", "q4n", "q5"};
     return is_block_format(format) ? block_format(format).name : kNames[static_cast<int>(format)];
 }
 

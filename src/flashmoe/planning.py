@@ -39,8 +39,9 @@ _log = logging.getLogger(__name__)
 # What the process takes beyond the named parts: allocator slack, thread stacks, kernel memory.
 _RESERVE = 48 << 20
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
-# What the kernels of ops/cuda decode (kernels/weights.py): all but the formats of other programs.
-CARD_FORMATS = frozenset(ENCODED)
+# What the kernels of ops/cuda decode (kernels/weights.py): not the formats of other programs, and
+# of our own not these two.
+CARD_FORMATS = frozenset(ENCODED) - {"q4n", "q5"}
 # Tokens per prefill chunk where a card has room: weights are dequantised once per chunk.
 CARD_CHUNKS = (4096, 2048, 1024, 512, 256, 128, 64)
 

@@ -30,7 +30,7 @@ def encode(fmt: Format, w: NDArray[np.generic], dtype: str = "f32") -> Bytes:
 
 def largest(fmt: Format) -> float:
     """The largest magnitude that a format is sure to hold."""
-    return 128.0 if fmt.name in ("q2", "q3") else LARGEST
+    return 128.0 if fmt.name in ("q2", "q3", "q4n", "q5") else LARGEST
 
 
 def floats(bound: float) -> st.SearchStrategy[float]:

@@ -100,8 +100,8 @@ def test_every_value_is_required_and_typed(path: tuple[Any, ...]) -> None:
         (("format",), "other", "expected flashmoe"),
         (
             ("version",),
-            6,
-            r"unknown format version; expected 1 \| 2 \| 3 \| 4 \| 5, got 6.*Pack the model again",
+            7,
+            r"unknown format version; expected 1 \| 2 \| 3 \| 4 \| 5 \| 6, got 7.*Pack the model",
         ),
         (("version",), 2, "activation"),
         (("new",), 1, "unknown key; got new"),

@@ -14,7 +14,7 @@ ALL_FORMATS = [
     Format("bf16"),
     *(Format(name, group) for name in ("q8", "q4") for group in (32, 64, 128)),
     Format("mxfp4", 32),
-    *(Format(name, group) for name in ("q2", "q3") for group in (32, 64, 128)),
+    *(Format(name, group) for name in ("q2", "q3", "q4n", "q5") for group in (32, 64, 128)),
 ]
 
 

@@ -27,31 +27,51 @@ __m256 load_scales(const uint8_t* bytes) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 20));
 }
 
+// Unsigned levels of the codes below 16, and of those above.
+struct Levels {
+    __m256i low, high;
+};
+
 template <int kBits>
-__m256i levels() {
-    alignas(16) uint8_t table[16] = {};
+Levels levels() {
+    alignas(16) uint8_t table[32] = {};
     for (int i = 0; i < 1 << kBits; ++i)
         table[i] = static_cast<uint8_t>(kLevels<kBits>[i] + kShift<kBits>);
-    return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+    const auto* halves = reinterpret_cast<const __m128i*>(table);
+    return {_mm256_broadcastsi128_si256(_mm_load_si128(halves)),
+            _mm256_broadcastsi128_si256(_mm_load_si128(halves + 1))};
 }
 
 // The weights of columns 4 kPart .. 4 kPart + 3 of a chunk.
 template <int kBits, int kPart>
-__m256i weights(__m256i table, __m256i low, __m256i high) {
-    __m256i code = _mm256_and_si256(_mm256_srli_epi16(low, kPart % 4 * 2), _mm256_set1_epi8(3));
+__m256i weights(const Levels& table, const uint8_t* bytes) {
+    constexpr int kLow = kCodebookLow<kBits>, kFields = 8 / kLow;
+    const __m256i low = load(bytes + kPart / kFields * 32);
+    const __m256i code = _mm256_and_si256(_mm256_srli_epi16(low, kPart % kFields * kLow),
+                                          _mm256_set1_epi8((1 << kLow) - 1));
     if constexpr (kBits == 3) {
+        const __m256i high = load(bytes + 64);
         const __m256i moved = kPart < 2 ? _mm256_slli_epi16(high, kPart < 2 ? 2 - kPart : 0)
                                         : _mm256_srli_epi16(high, kPart < 2 ? 0 : kPart - 2);
-        code = _mm256_or_si256(code, _mm256_and_si256(moved, _mm256_set1_epi8(4)));
+        const __m256i bit = _mm256_and_si256(moved, _mm256_set1_epi8(4));
+        return _mm256_shuffle_epi8(table.low, _mm256_or_si256(code, bit));
+    } else if constexpr (kBits == 5) {
+        // A look-up with bit 7 set gives 0: each table gives its own half.
+        const __m256i top = _mm256_set1_epi8(-128);
+        const __m256i moved = _mm256_slli_epi16(load(bytes + 128), 7 - kPart);
+        const __m256i below = _mm256_or_si256(code, _mm256_and_si256(moved, top));
+        return _mm256_or_si256(_mm256_shuffle_epi8(table.low, below),
+                               _mm256_shuffle_epi8(table.high, _mm256_xor_si256(below, top)));
+    } else {
+        return _mm256_shuffle_epi8(table.low, code);
     }
-    return _mm256_shuffle_epi8(table, code);
 }
 
-// Two products of 2 * 70 * 127 do not fit 16 bits: each is widened by itself.
+// Two sums of two products of up to 124 * 127 do not fit 16 bits: each is widened by itself.
 template <int kBits, int kPart, int kTokens>
-void add_part(__m256i table, __m256i low, __m256i high, const int8_t* const (&x)[kTokens],
+void add_part(const Levels& table, const uint8_t* bytes, const int8_t* const (&x)[kTokens],
               int64_t column, __m256i (&dot)[kTokens]) {
-    const __m256i w = weights<kBits, kPart>(table, low, high), ones = _mm256_set1_epi16(1);
+    const __m256i w = weights<kBits, kPart>(table, bytes), ones = _mm256_set1_epi16(1);
     for (int t = 0; t < kTokens; ++t) {
         const __m256i pairs = _mm256_maddubs_epi16(w, broadcast_codes(x[t] + column + 4 * kPart));
         dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(pairs, ones));
@@ -59,23 +79,22 @@ void add_part(__m256i table, __m256i low, __m256i high, const int8_t* const (&x)
 }
 
 template <int kBits, int kTokens>
-void add_chunk(__m256i table, const uint8_t* bytes, const int8_t* const (&x)[kTokens],
+void add_chunk(const Levels& table, const uint8_t* bytes, const int8_t* const (&x)[kTokens],
                int64_t column, __m256i (&dot)[kTokens]) {
-    const __m256i a = load(bytes), b = load(bytes + 32), h = kBits == 3 ? load(bytes + 64) : a;
-    add_part<kBits, 0>(table, a, h, x, column, dot);
-    add_part<kBits, 1>(table, a, h, x, column, dot);
-    add_part<kBits, 2>(table, a, h, x, column, dot);
-    add_part<kBits, 3>(table, a, h, x, column, dot);
-    add_part<kBits, 4>(table, b, h, x, column, dot);
-    add_part<kBits, 5>(table, b, h, x, column, dot);
-    add_part<kBits, 6>(table, b, h, x, column, dot);
-    add_part<kBits, 7>(table, b, h, x, column, dot);
+    add_part<kBits, 0>(table, bytes, x, column, dot);
+    add_part<kBits, 1>(table, bytes, x, column, dot);
+    add_part<kBits, 2>(table, bytes, x, column, dot);
+    add_part<kBits, 3>(table, bytes, x, column, dot);
+    add_part<kBits, 4>(table, bytes, x, column, dot);
+    add_part<kBits, 5>(table, bytes, x, column, dot);
+    add_part<kBits, 6>(table, bytes, x, column, dot);
+    add_part<kBits, 7>(table, bytes, x, column, dot);
 }
 
 template <int kBits, int kTokens>
 void tile(const uint8_t* bytes, int64_t group, const Rows& rows, int64_t first, float* y) {
     const int64_t groups = rows.cols / group;
-    const __m256i table = levels<kBits>();
+    const Levels table = levels<kBits>();
     const int8_t* codes[kTokens];
     __m256 acc[kTokens];
     for (int t = 0; t < kTokens; ++t) {
@@ -116,6 +135,8 @@ void dot(const uint8_t* bytes, int64_t group, const Rows& rows, int64_t first, i
 void register_codebook_avx2(LinearKernels& table) {
     table.dot_q2 = dot<2>;
     table.dot_q3 = dot<3>;
+    table.dot_q4n = dot<4>;
+    table.dot_q5 = dot<5>;
 }
 
 }  // namespace flashmoe

@@ -14,34 +14,51 @@ using avx512::Tile;
 using avx512::TileKernel;
 using avx512::Two;
 
+// Unsigned levels of the codes below 16, and of those above.
+struct Levels {
+    __m128i low, high;
+};
+
 template <int kBits>
-__m128i levels() {
-    alignas(16) uint8_t table[16] = {};
+Levels levels() {
+    alignas(16) uint8_t table[32] = {};
     for (int i = 0; i < 1 << kBits; ++i)
         table[i] = static_cast<uint8_t>(kLevels<kBits>[i] + kShift<kBits>);
-    return _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    const auto* halves = reinterpret_cast<const __m128i*>(table);
+    return {_mm_load_si128(halves), _mm_load_si128(halves + 1)};
 }
 
 // The weights of columns 4 part .. 4 part + 3 of a chunk. Shifts run over bytes, masks do not.
 template <typename V, int kBits>
-[[gnu::always_inline]] inline typename V::Int weights(__m128i table, typename V::Int low,
-                                                      typename V::Int high, int part) {
-    typename V::Int code = (low >> (part % 4 * 2)) & V::all(0x03030303);
-    if constexpr (kBits == 3)
-        code |= (part < 2 ? high << (2 - part) : high >> (part - 2)) & V::all(0x04040404);
-    return V::look_up(table, code);
+[[gnu::always_inline]] inline typename V::Int weights(const Levels& table, const uint8_t* bytes,
+                                                      int64_t stride, int part) {
+    using Int = typename V::Int;
+    constexpr int kLow = kCodebookLow<kBits>, kFields = 8 / kLow;
+    const Int low = V::load(bytes + part / kFields * 32, stride);
+    const Int code = (low >> (part % kFields * kLow)) & V::all(((1 << kLow) - 1) * 0x01010101);
+    if constexpr (kBits == kLow) {
+        return V::look_up(table.low, code);
+    } else {
+        const Int high = V::load(bytes + kLow * 32, stride);
+        if constexpr (kBits == 3)
+            return V::look_up(
+                table.low,
+                code | ((part < 2 ? high << (2 - part) : high >> (part - 2)) & V::all(0x04040404)));
+        // A look-up with bit 7 set gives 0: each table gives its own half.
+        const Int top = V::all(static_cast<int32_t>(0x80808080));
+        const Int below = code | ((high << (7 - part)) & top);
+        return V::look_up(table.low, below) | V::look_up(table.high, below ^ top);
+    }
 }
 
 template <typename V, int kBits, int kTokens>
-[[gnu::always_inline]] inline void add_chunk(__m128i table, const uint8_t* bytes, const Call& call,
-                                             const Tile<kTokens>& tile, int64_t column,
-                                             typename V::Int (&dot)[kTokens]) {
+[[gnu::always_inline]] inline void add_chunk(const Levels& table, const uint8_t* bytes,
+                                             const Call& call, const Tile<kTokens>& tile,
+                                             int64_t column, typename V::Int (&dot)[kTokens]) {
     using Int = typename V::Int;
-    const Int a = V::load(bytes, call.stride_bytes), b = V::load(bytes + 32, call.stride_bytes);
-    const Int high = kBits == 3 ? V::load(bytes + 64, call.stride_bytes) : a;
 #pragma GCC unroll 8
     for (int part = 0; part < 8; ++part) {
-        const Int w = weights<V, kBits>(table, part < 4 ? a : b, high, part);
+        const Int w = weights<V, kBits>(table, bytes, call.stride_bytes, part);
         for (int t = 0; t < kTokens; ++t) {
             const int8_t* x = tile.codes[t] + column + 4 * part;
             dot[t] = V::dot(dot[t], w, avx512::broadcast_codes<V>(x));
@@ -67,7 +84,7 @@ __m512 scales<Two>(const uint8_t* p, int64_t stride) {
 
 template <typename V, int kBits, int kTokens>
 void tile(const uint8_t* bytes, const Call& call) {
-    const __m128i table = levels<kBits>();
+    const Levels table = levels<kBits>();
     const int64_t group = call.rows.group;
     const Tile<kTokens> tile(call.rows, group, call.first);
     typename V::Float acc[kTokens];
@@ -110,8 +127,12 @@ void pair(const uint8_t* bytes, int64_t group, const Rows& rows, int64_t first, 
 void register_codebook_avx512(LinearKernels& table) {
     table.dot_q2 = dot<2>;
     table.dot_q3 = dot<3>;
+    table.dot_q4n = dot<4>;
+    table.dot_q5 = dot<5>;
     table.pair_q2 = pair<2, Format::q2>;
     table.pair_q3 = pair<3, Format::q3>;
+    table.pair_q4n = pair<4, Format::q4n>;
+    table.pair_q5 = pair<5, Format::q5>;
 }
 
 }  // namespace flashmoe

@@ -1,5 +1,5 @@
-// Products with q2 and q3 weights: codes of 2 or 3 bits that index a fixed table of levels, one
-// 8-bit scale per row and group. A part of LinearKernels.
+// Products with q2, q3, q4n and q5 weights: codes of 2 to 5 bits that index a fixed table of
+// levels, one 8-bit scale per row and group. A part of LinearKernels.
 #pragma once
 
 #include <bit>
@@ -16,12 +16,30 @@ template <>
 inline constexpr int8_t kLevels<2>[4] = {-30, -9, 9, 30};
 template <>
 inline constexpr int8_t kLevels<3>[8] = {-35, -22, -12, -4, 4, 12, 22, 35};
+template <>
+inline constexpr int8_t kLevels<4>[16] = {-60, -46, -36, -28, -21, -15, -9, -3,
+                                          3,   9,   15,  21,  28,  36,  46, 60};
+template <>
+inline constexpr int8_t kLevels<5>[32] = {-62, -55, -49, -44, -40, -36, -32, -28, -25, -21, -18,
+                                          -15, -11, -8,  -5,  -2,  2,   5,   8,   11,  15,  18,
+                                          21,  25,  28,  32,  36,  40,  44,  49,  55,  62};
+
+// The scale of a plain encoding over the largest magnitude.
+template <int kBits>
+constexpr float kPlainRatio = kBits == 2   ? 0.021f
+                              : kBits == 3 ? 0.0257f
+                              : kBits == 4 ? 0.0158f
+                                           : 0.0161f;
 
 // What makes the levels unsigned, as maddubs and dpbusd want them.
 template <int kBits>
-constexpr int32_t kShift = kBits == 2 ? 30 : 35;
+constexpr int32_t kShift = -kLevels<kBits>[0];
 
-// Bytes of 8 rows of 32 columns: two units of low bits, for q3 a third one of high bits.
+// Bits of a code that lie together, and units of them; a bit above them is in a unit of its own.
+template <int kBits>
+constexpr int kCodebookLow = kBits / 2 * 2;
+
+// Bytes of 8 rows of 32 columns.
 template <int kBits>
 constexpr int64_t kChunkBytes = 32 * kBits;
 
@@ -33,8 +51,9 @@ inline float codebook_scale(uint8_t s) { return std::bit_cast<float>((s + kScale
 // The code of column c, below 32, of a chunk; unit: the row's 4 bytes of its first unit.
 template <int kBits>
 int codebook_code(const uint8_t* unit, int64_t c) {
-    const int low = unit[c / 16 * 32 + c % 4] >> (c % 16 / 4 * 2) & 3;
-    return kBits == 2 ? low : low | (unit[64 + c % 4] >> (c / 4) & 1) << 2;
+    constexpr int kLow = kCodebookLow<kBits>, kCols = 32 / kLow;
+    const int low = unit[c / kCols * 32 + c % 4] >> (c % kCols / 4 * kLow) & ((1 << kLow) - 1);
+    return kBits == kLow ? low : low | (unit[32 * kLow + c % 4] >> (c / 4) & 1) << kLow;
 }
 
 void register_codebook_scalar(LinearKernels& table);

@@ -37,6 +37,8 @@ void dot(const uint8_t* bytes, int64_t group, const Rows& rows, int64_t first, i
 void register_codebook_scalar(LinearKernels& table) {
     table.dot_q2 = dot<2>;
     table.dot_q3 = dot<3>;
+    table.dot_q4n = dot<4>;
+    table.dot_q5 = dot<5>;
 }
 
 }  // namespace flashmoe

@@ -23,6 +23,8 @@ struct CodecKernels {
     EncodeGroup encode_mxfp4;
     EncodeGroup encode_q2;
     EncodeGroup encode_q3;
+    EncodeGroup encode_q4n;
+    EncodeGroup encode_q5;
 
     EncodeGroup encode(Format format) const {
         switch (format) {
@@ -34,6 +36,10 @@ struct CodecKernels {
                 return encode_q2;
             case Format::q3:
                 return encode_q3;
+            case Format::q4n:
+                return encode_q4n;
+            case Format::q5:
+                return encode_q5;
             default:
                 return encode_mxfp4;
         }

@@ -68,6 +68,10 @@ auto group_decoder(Format format) {
             return decode_codebook<2>;
         case Format::q3:
             return decode_codebook<3>;
+        case Format::q4n:
+            return decode_codebook<4>;
+        case Format::q5:
+            return decode_codebook<5>;
         default:
             return decode_mxfp4;
     }

@@ -28,6 +28,8 @@ uint32_t largest_encodable(Format format) {
             return 0x7E800000;  // 2^126: max - min must be finite
         case Format::q2:
         case Format::q3:
+        case Format::q4n:
+        case Format::q5:
             return 0x43000000;  // 128: the scale byte ends at 15
         default:
             break;  // block formats are copied

@@ -14,10 +14,10 @@ constexpr int64_t kMaxGroup = 128;
 
 // Interleaved formats, then the block formats in the order of their table.
 #define FLASHMOE_NAME(name, cols, bytes) name,
-enum class Format { bf16, q8, q4, mxfp4, q2, q3, FLASHMOE_BLOCK_FORMATS(FLASHMOE_NAME) };
+enum class Format { bf16, q8, q4, mxfp4, q2, q3, q4n, q5, FLASHMOE_BLOCK_FORMATS(FLASHMOE_NAME) };
 #undef FLASHMOE_NAME
 
-constexpr int kInterleavedFormats = 6;
+constexpr int kInterleavedFormats = 8;
 
 constexpr int block_index(Format format) { return static_cast<int>(format) - kInterleavedFormats; }
 constexpr bool is_block_format(Format format) { return block_index(format) >= 0; }
@@ -46,6 +46,7 @@ struct MatrixView {
     // Of the formats with groups.
     int64_t code_bits() const {
         if (format == Format::q8) return 8;
+        if (format == Format::q5) return 5;
         return format == Format::q2 ? 2 : format == Format::q3 ? 3 : 4;
     }
     int64_t block_bytes() const { return kBlockRows * row_bytes(cols); }

@@ -98,19 +98,21 @@ int codebook_nearest(float x) {
 
 template <int kBits>
 void encode_codebook(const float* w, int64_t group, uint8_t* bytes, uint8_t* tail) {
-    const float ratio = kBits == 2 ? 0.021f : 0.0257f;
-    *tail = codebook_byte(std::bit_cast<float>(largest(w, group)) * ratio);
+    constexpr int kLow = kCodebookLow<kBits>, kCols = 32 / kLow;
+    *tail = codebook_byte(std::bit_cast<float>(largest(w, group)) * kPlainRatio<kBits>);
     const float scale = codebook_scale(*tail);
     for (int64_t c = 0; c < group; ++c) {
         uint8_t* chunk = bytes + c / 32 * kChunkBytes<kBits>;
         const int64_t at = c % 32;
-        uint8_t& low = chunk[at / 16 * 32 + c % 4];
-        if (at % 16 < 4) low = 0;
-        if (kBits == 3 && at < 4) chunk[64 + at] = 0;
+        if (at == 0)
+            for (int64_t u = 0; u < kBits; ++u) std::memset(chunk + 32 * u, 0, 4);
+        uint8_t& low = chunk[at / kCols * 32 + c % 4];
         const int code = codebook_nearest<kBits>(w[c] / scale);
-        low = static_cast<uint8_t>(low | (code & 3) << (at % 16 / 4 * 2));
-        if (kBits == 3)
-            chunk[64 + c % 4] = static_cast<uint8_t>(chunk[64 + c % 4] | (code >> 2) << (at / 4));
+        low = static_cast<uint8_t>(low | (code & ((1 << kLow) - 1)) << (at % kCols / 4 * kLow));
+        if constexpr (kBits > kLow) {
+            uint8_t& high = chunk[32 * kLow + c % 4];
+            high = static_cast<uint8_t>(high | (code >> kLow) << (at / 4));
+        }
     }
 }
 
@@ -125,6 +127,8 @@ void register_codec_scalar(CodecKernels& table) {
     table.encode_mxfp4 = encode_mxfp4;
     table.encode_q2 = encode_codebook<2>;
     table.encode_q3 = encode_codebook<3>;
+    table.encode_q4n = encode_codebook<4>;
+    table.encode_q5 = encode_codebook<5>;
 }
 
 }  // namespace flashmoe

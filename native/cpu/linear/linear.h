@@ -37,6 +37,8 @@ struct LinearKernels {
     Dot dot_mxfp4;  // see cpu/mxfp4
     Dot dot_q2;     // see cpu/codebook
     Dot dot_q3;
+    Dot dot_q4n;
+    Dot dot_q5;
     // out[cols] = the weights of one stored row of a block format.
     using DecodeRow = void (*)(const uint8_t* row, int64_t cols, float* out);
     struct Block {
@@ -52,6 +54,8 @@ struct LinearKernels {
     Dot pair_mxfp4 = nullptr;
     Dot pair_q2 = nullptr;
     Dot pair_q3 = nullptr;
+    Dot pair_q4n = nullptr;
+    Dot pair_q5 = nullptr;
     // From that many tokens on the pair kernels are faster on rows without an index; 0: they are
     // not.
     int64_t run_tokens = 0;
@@ -75,6 +79,10 @@ struct LinearKernels {
                 return dot_q2;
             case Format::q3:
                 return dot_q3;
+            case Format::q4n:
+                return dot_q4n;
+            case Format::q5:
+                return dot_q5;
             default:
                 return blocks[block_index(format)].dot;
         }
@@ -93,6 +101,10 @@ struct LinearKernels {
                 return pair_q2;
             case Format::q3:
                 return pair_q3;
+            case Format::q4n:
+                return pair_q4n;
+            case Format::q5:
+                return pair_q5;
             default:
                 return nullptr;
         }

@@ -22,21 +22,20 @@ def pack(
     experts: Annotated[
         str,
         typer.Option(
-            help="Format of experts: q4, q3, q2, q8, bf16, mxfp4; auto: as is, else q4; same."
+            help="Format of experts: q5, q4n, q4, q3, q2, q8, bf16, mxfp4; auto: as is, else "
+            "q4; same."
         ),
     ] = "auto",
     dense: Annotated[
         str,
         typer.Option(help="Format of all else, likewise; auto: as quantised, else q8."),
     ] = "auto",
-    group: Annotated[
-        int, typer.Option(help="Weights per scale of q8, q4, q3, q2: 32, 64 or 128.")
-    ] = 64,
+    group: Annotated[int, typer.Option(help="Weights per scale of q8 to q2: 32, 64 or 128.")] = 64,
     experts_down: Annotated[
         str | None, typer.Option(help="Format of the experts' down matrices, where another.")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="File of `flashmoe calibrate`: rounds q2, q3, q4 better.")
+        Path | None, typer.Option(help="File of `flashmoe calibrate`: rounds q2 to q5 better.")
     ] = None,
     experts_bits: Annotated[
         float | None,

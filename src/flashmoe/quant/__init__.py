@@ -45,7 +45,7 @@ class Codec(Protocol):
 
 
 ENCODED: dict[str, Codec] = {
-    codec.NAME: codec for codec in (bf16, q8, q4, mxfp4, codebook.Q2, codebook.Q3)
+    codec.NAME: codec for codec in (bf16, q8, q4, mxfp4, *codebook.BOOKS.values())
 }
 """Formats that any weights can be converted to; docs/format.md lists them and the others."""
 BLOCK_FORMATS = (

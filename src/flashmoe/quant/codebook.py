@@ -1,10 +1,14 @@
-"""q2, q3: codes of 2 or 3 bits into a fixed table of levels, an 8-bit scale per row and group.
+"""q2, q3, q4n, q5: codes of 2 to 5 bits into a fixed table of levels, an 8-bit scale per row and
+group.
 
 w = level[code] * scale. The levels are, as small integers, the quantiser of least square error for
-normal weights (Max, 1960). Scale byte s: 5 bits of exponent and 3 of mantissa,
-(1 + s % 8 / 8) * 2^(s // 8 - 28). A group of G columns of a block: per 32 columns two units of 8
-rows x 4 bytes, for q3 three, then 8 scale bytes. Byte j of unit u holds, in bits 2k and 2k + 1, the
-low bits of column 16 u + 4 k + j; byte j of the third unit, in bit k, the high bit of 4 k + j.
+normal weights (Max, 1960), for q4n and q5 of
+weights over a scale searched for each 64. Scale byte s: 5 bits of exponent and 3 of mantissa,
+(1 + s % 8 / 8) * 2^(s // 8 - 28). A group of G columns of a block: per 32 columns as many
+units of 8 rows x 4 bytes as a code has bits, then 8 scale bytes. q2, q3: byte j of units 0 and 1
+holds, in bits 2k and 2k + 1, the low bits of column 16 u + 4 k + j. q4n, q5: byte j of units 0 to 3
+holds, in its low and high nibble, the low bits of columns 8 u + j and 8 u + 4 + j. q3, q5: byte j
+of the last unit holds, in bit k, the high bit of column 4 k + j.
 """
 
 from __future__ import annotations
@@ -31,6 +35,11 @@ class Codebook:
     integers: tuple[int, ...]
     ratio: float
     GROUPS: tuple[int, ...] = (32, 64, 128)
+
+    @property
+    def low_bits(self) -> int:
+        """Bits of a code that lie together; the one above them, if any, is in the last unit."""
+        return self.bits & ~1
 
     @property
     def levels(self) -> Floats:
@@ -62,12 +71,10 @@ class Codebook:
         rows: a multiple of 8."""
         rows, groups, group = code.shape
         parts = code.reshape(rows, groups, group // CHUNK, 8, 4)
-        low = _pack_bits(parts & np.uint8(3), 2, 4)
-        units = (
-            low
-            if self.bits == 2
-            else np.concatenate([low, _pack_bits(parts >> np.uint8(2), 1, 8)], 3)
-        )
+        width = self.low_bits
+        units = _pack_bits(parts & np.uint8((1 << width) - 1), width, 8 // width)
+        if self.bits > width:
+            units = np.concatenate([units, _pack_bits(parts >> np.uint8(width), 1, 8)], 3)
         blocks = rows // layout.ROWS
         packed = layout.interleave(units.reshape(rows, -1)).reshape(blocks, groups, -1)
         tail = scale.reshape(blocks, layout.ROWS, groups).transpose(0, 2, 1)
@@ -79,9 +86,10 @@ class Codebook:
         parts = data.reshape(blocks, groups, -1)
         units = parts[..., : -layout.ROWS].reshape(blocks, -1, layout.ROWS, layout.UNIT)
         chunks = layout.deinterleave(units).reshape(-1, groups, group // CHUNK, self.bits, 4)
-        code = _unpack_bits(chunks[..., :2, :], 2, 4)
-        if self.bits == 3:
-            code |= _unpack_bits(chunks[..., 2:, :], 1, 8) << np.uint8(2)
+        width = self.low_bits
+        code = _unpack_bits(chunks[..., :width, :], width, 8 // width)
+        if self.bits > width:
+            code |= _unpack_bits(chunks[..., width:, :], 1, 8) << np.uint8(width)
         scale = scales(parts[..., -layout.ROWS :]).transpose(0, 2, 1).reshape(-1, groups, 1)
         value = self.levels[code.reshape(-1, groups, group)] * scale
         return np.ascontiguousarray(value.reshape(-1, cols)[:rows])
@@ -116,3 +124,12 @@ def _unpack_bits(units: Bytes, width: int, count: int) -> Bytes:
 
 Q2 = Codebook("q2", 2, (-30, -9, 9, 30), 0.021)
 Q3 = Codebook("q3", 3, (-35, -22, -12, -4, 4, 12, 22, 35), 0.0257)
+
+
+def _symmetric(name: str, bits: int, upper: tuple[int, ...], ratio: float) -> Codebook:
+    return Codebook(name, bits, (*(-level for level in reversed(upper)), *upper), ratio)
+
+
+Q4N = _symmetric("q4n", 4, (3, 9, 15, 21, 28, 36, 46, 60), 0.0158)
+Q5 = _symmetric("q5", 5, (2, 5, 8, 11, 15, 18, 21, 25, 28, 32, 36, 40, 44, 49, 55, 62), 0.0161)
+BOOKS = {book.NAME: book for book in (Q2, Q3, Q4N, Q5)}

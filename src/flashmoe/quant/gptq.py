@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmoe.quant import Format, layout, q4
-from flashmoe.quant.codebook import Q2, Q3, Codebook, scale_bytes, scales
+from flashmoe.quant.codebook import BOOKS, Codebook, scale_bytes, scales
 from flashmoe.quant.layout import Bytes, Floats
 
 Doubles = NDArray[np.float64]
@@ -23,7 +23,7 @@ Doubles = NDArray[np.float64]
 # Shares of a group's largest magnitude (codebooks) or range (q4) that the search tries.
 _CODEBOOK_SHARES = np.linspace(0.3, 1.0, 15)
 _RANGE_SHARES = np.linspace(0.7, 1.0, 13)
-CALIBRATED = ("q2", "q3", "q4")
+CALIBRATED = ("q4", *BOOKS)
 """Formats that `encode` knows."""
 
 
@@ -34,7 +34,7 @@ def encode(w: Floats, hessian: Doubles, fmt: Format, damping: float = 0.01) -> B
         hessian: [cols, cols], the mean of x x^T over inputs x; of any rank.
         damping: share of the mean of its diagonal that is added to the diagonal.
     """
-    grid: _Grid = _Affine() if fmt.name == q4.NAME else _Levels({"q2": Q2, "q3": Q3}[fmt.name])
+    grid: _Grid = _Affine() if fmt.name == q4.NAME else _Levels(BOOKS[fmt.name])
     upper = _upper_of_inverse(hessian, damping)
     rest = w.astype(np.float64)
     codes = np.empty(w.shape, np.uint8)

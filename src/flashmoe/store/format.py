@@ -19,7 +19,7 @@ from flashmoe.quant import ENCODED, Format
 
 NAME = "flashmoe"
 # What a pack is written as is the lowest version that can say what it holds: see Manifest.version.
-VERSIONS = (1, 2, 3, 4, 5)
+VERSIONS = (1, 2, 3, 4, 5, 6)
 MANIFEST = "flashmoe.json"
 RESIDENT = "resident.safetensors"
 EXPERTS_TENSOR = "experts"
@@ -193,19 +193,28 @@ class Manifest:
 
     @property
     def version(self) -> int:
-        """The lowest that says it all: 5 where layers differ; 4 for q2, q3 and calibrated experts;
-        3 for block formats; 2 for experts beyond a plain SwiGLU, and for mxfp4; else 1."""
+        """The lowest that says it all: 6 for q4n and q5; 5 where layers differ; 4 for q2, q3 and
+        calibrated experts; 3 for block formats; 2 for experts beyond a plain SwiGLU, and for mxfp4;
+        else 1."""
+        names = self._format_names()
+        if names & {"q4n", "q5"}:
+            return 6
         if self.mixed:
             return 5
         plain = self.experts.activation == "swiglu" and not self.experts.bias
-        formats = [self.experts_format, self.dense_format, self.experts.gate_up, self.experts.down]
-        formats += [one.format for one in self.tensors.values() if isinstance(one, Matrix)]
-        names = {one.name for one in formats}
         if self.calibration or names & {"q2", "q3"}:
             return 4
         if not names <= ENCODED.keys():
             return 3
         return 1 if plain and "mxfp4" not in names else 2
+
+    def _format_names(self) -> set[str]:
+        """Of all formats that the manifest names."""
+        owned = [layer.formats for layer in self.layers if layer.formats]
+        formats = [self.experts_format, self.dense_format, self.experts.gate_up, self.experts.down]
+        formats += [one for formats_ in owned for one in (formats_.gate_up, formats_.down)]
+        formats += [one.format for one in self.tensors.values() if isinstance(one, Matrix)]
+        return {one.name for one in formats}
 
     @property
     def mixed(self) -> bool:
