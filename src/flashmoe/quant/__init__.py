@@ -45,7 +45,11 @@ class Codec(Protocol):
 
 
 ENCODED: dict[str, Codec] = {
-    codec.NAME: codec for codec in (bf16, q8, q4, mxfp4, *codebook.BOOKS.values())
+    bf16.NAME: bf16,
+    q8.NAME: q8,
+    q4.NAME: q4,
+    mxfp4.NAME: mxfp4,
+    **{book.NAME: book for book in codebook.BOOKS.values()},
 }
 """Formats that any weights can be converted to; docs/format.md lists them and the others."""
 BLOCK_FORMATS = (
