@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import random
-import shlex
 import signal
 import subprocess
 import sys
@@ -164,7 +163,7 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if options.record:
         row = Measurement("serve_load", result, demo_model_path(), options=vars(options)).row()
-        append(row | {"command": shlex.join(["python", *sys.argv])}, RESULTS)
+        append(row, RESULTS)
     bad = {kind for kind in result["found"] if kind not in ("right", "left", "refused")}
     if bad or not result["alive"] or result["left_running"] or result["rss_growth"] > 0.05:
         sys.exit(f"not as it should be: {bad or result}")

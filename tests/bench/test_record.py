@@ -12,7 +12,15 @@ import pytest
 
 import flashmoe
 from flashmoe.bench.machine import machine_facts
-from flashmoe.bench.record import Measurement, append, checkout, commit, model_facts, results_file
+from flashmoe.bench.record import (
+    Measurement,
+    append,
+    checkout,
+    command_line,
+    commit,
+    model_facts,
+    results_file,
+)
 from flashmoe.errors import StorageError
 from flashmoe.store.packed import PackedModel
 
@@ -50,6 +58,21 @@ def test_a_row_says_everything(tiny_pack: Path, monkeypatch: pytest.MonkeyPatch)
     assert (row["model"]["family"], row["model"]["moe_layers"]) == ("qwen3_moe", 2)
     assert row["flashmoe"] == flashmoe.__version__
     assert json.loads(json.dumps(row)) == row
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("bench/turns.py", "python bench/turns.py A --tokens 3"),
+        ("src/flashmoe/__main__.py", "flashmoe A --tokens 3"),
+        ("../turns.py", "flashmoe A --tokens 3"),
+    ],
+)
+def test_scripts_of_a_checkout_are_named(
+    source: Path, monkeypatch: pytest.MonkeyPatch, program: str, command: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(source / program), "A", "--tokens", "3"])
+    assert command_line() == command
 
 
 def test_lines_are_appended(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Measurement:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(),
             "flashmoe": flashmoe.__version__,
-            "command": shlex.join(["flashmoe", *sys.argv[1:]]),
+            "command": command_line(),
             "machine": machine_facts(self.data),
             "model": self.model,
             "limits": {"ram": self.ram, "cgroup_bytes": cgroup_limit()},
@@ -56,6 +56,15 @@ class Measurement:
             "options": self.options,
             "figures": self.figures,
         }
+
+
+def command_line() -> str:
+    """The running command as one types it at the top of a checkout."""
+    program, start = Path(sys.argv[0]).resolve(), ["flashmoe"]
+    folder = checkout(program)
+    if folder and program.suffix == ".py" and program.name != "__main__.py":
+        start = ["python", str(program.relative_to(folder))]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 def model_facts(pack: StoredModel) -> dict[str, Any]:
