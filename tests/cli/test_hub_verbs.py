@@ -108,7 +108,7 @@ def test_pull_elsewhere(hub: StandIn, tmp_path: Path) -> None:
         (("just-a-name",), "OWNER/NAME", 2),
         ((REPO, "--pack", "--files", "*"), "--files: does not go with --pack", 2),
         ((REPO, "--name", "../up"), "not a model's name", 2),
-        ((REPO, "--experts", "q5", "--pack"), "--experts", 2),
+        ((REPO, "--experts", "q7", "--pack"), "--experts", 2),
         ((REPO, "--connections", 0), "connections", 2),
     ],
 )

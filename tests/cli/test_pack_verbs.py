@@ -51,7 +51,7 @@ def test_pack_usage_errors_exit_with_2(tmp_path: Path, source: Path, pack: Path)
     cases = {
         "destination already exists": (source, pack),
         "is not a checkpoint directory": (tmp_path / "absent", tmp_path / "p"),
-        "--experts: unknown weight format": (source, tmp_path / "p", "--experts", "q5"),
+        "--experts: unknown weight format": (source, tmp_path / "p", "--experts", "q7"),
         "does not fit": (source, tmp_path / "p", "--group", "128"),
     }
     for message, arguments in cases.items():

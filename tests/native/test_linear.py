@@ -217,7 +217,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("q5", 64, 8, 64, 1), "unknown format 'q5'"),
+            (("q7", 64, 8, 64, 1), "unknown format 'q7'"),
             (("q4", 16, 8, 64, 1), "q4 group: expected 32, 64 or 128, got 16"),
             (("bf16", 64, 8, 64, 1), "bf16 group: expected 0, got 64"),
             (("q4", 64, 0, 64, 1), "rows: expected 1 or more, below 2\\^31, got 0"),

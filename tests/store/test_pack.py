@@ -291,7 +291,7 @@ def test_group_that_does_not_fit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("q5", "q8", 64), "--experts"), (("q4", "x", 64), "--dense"), (("q4", "q8", 48), "group")],
+    [(("q7", "q8", 64), "--experts"), (("q4", "x", 64), "--dense"), (("q4", "q8", 48), "group")],
 )
 def test_bad_options(arguments: tuple[str, str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
