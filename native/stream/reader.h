@@ -65,8 +65,8 @@ struct ReaderStats {
 // See docs/experiments/prefetch.md for how these were found.
 constexpr size_t kDemandPiece = 8 << 20;
 constexpr size_t kGuessPiece = 512 << 10;
-constexpr int kGuessDepth = 4;
-constexpr int kGuessBelow = 1;
+constexpr int kGuessDepth = 8;
+constexpr int kGuessBelow = 2;
 
 struct ReaderOptions {
     int threads;

@@ -409,7 +409,7 @@ class Arena:
 class Reader:
     """Threads that read blocks of files into given memory."""
 
-    def __init__(self, threads: int, verify: bool = True, demand_piece: int = 8388608, guess_piece: int = 524288, guess_depth: int = 4, guess_below: int = 1) -> None:
+    def __init__(self, threads: int, verify: bool = True, demand_piece: int = 8388608, guess_piece: int = 524288, guess_depth: int = 8, guess_below: int = 2) -> None:
         """
         Reads are cut into pieces of so many bytes. Guesses: at most guess_depth pieces at a time, while fewer than guess_below pieces of demands are being read.
         """
